@@ -1,0 +1,5 @@
+"""Baselines: the same interface and output as DIA."""
+
+from dia_lightning.baselines.zero_shot import ZeroShotModule
+
+__all__ = ["ZeroShotModule"]

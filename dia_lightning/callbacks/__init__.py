@@ -1,0 +1,7 @@
+"""Lightning callbacks."""
+
+from dia_lightning.callbacks.export import Export
+from dia_lightning.callbacks.samples import UnguidedSamples
+from dia_lightning.callbacks.writer import PredictionWriter
+
+__all__ = ["Export", "PredictionWriter", "UnguidedSamples"]

@@ -1,0 +1,38 @@
+"""h_φ(z_t, t): the value of a noised text."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dia_lightning.diffusion.denoiser import NetworkSize, Trunk
+from dia_lightning.diffusion.schedule import Schedule
+
+
+class CriticNetwork(nn.Module):
+    """The denoiser's trunk with mean pooling and one output.
+
+    The output is standardised, (value − mean) / scale, with the rewards' mean and scale as buffers: `standardised` is what
+    the loss sees, `forward` the value in the units of the reward (or, for `soft`, of log E[exp(λ r)]).
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, dim: int, schedule: Schedule, size: NetworkSize) -> None:
+        super().__init__()
+        self.schedule, self.size = schedule, size
+        self.trunk = Trunk(dim, size)
+        self.head = nn.Sequential(nn.Linear(size.width, size.width), nn.SiLU(), nn.Linear(size.width, 1))
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("scale", torch.ones(()))
+
+    def standardised(self, z: Tensor, t: Tensor) -> Tensor:
+        """z (B, T, d), t (B, T) → (B,) float32."""
+        hidden = self.trunk(z, t, self.schedule.alpha(t), None)
+        out: Tensor = self.head(hidden.mean(1))
+        return out[:, 0].float()
+
+    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+        """z (B, T, d), t (B, T) → (B,) float32, in the reward's units."""
+        return self.mean + self.scale * self.standardised(z, t)

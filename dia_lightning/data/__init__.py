@@ -1,0 +1,7 @@
+"""LightningDataModules."""
+
+from dia_lightning.data.prompts import PromptData
+from dia_lightning.data.samples import ModelSamples
+from dia_lightning.data.text import HubText, TextFiles
+
+__all__ = ["HubText", "ModelSamples", "PromptData", "TextFiles"]

@@ -1,0 +1,141 @@
+"""Texts drawn from p_θ itself: what denoiser and critic are trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dia_lightning.data.base import TokenData, TokenRows
+from dia_lightning.data.prompts import prompt_rows, read_prompts
+from dia_lightning.lm import BaseLM
+from dia_lightning.resources import UserError
+
+
+class ModelSamples(TokenData):
+    """Samples of p_θ, drawn once and kept on disk.
+
+    Rows come in shards; each shard is drawn from (seed, shard) alone and moved into place whole. A run that was stopped
+    goes on with the first missing shard, and more texts later only add shards. The folder's name is a hash of everything
+    that determines the rows.
+
+    Args:
+        base_lm: hub id or folder of p_θ.
+        n_texts: training rows; `n_val` more are held out.
+        max_length: longest row in tokens, prompt and end token included; a text that has not ended by then is cut.
+        batch_size: rows a step and process.
+        prompts: file with prompts (`.txt`, `.jsonl`), drawn at random for each row; nothing = no prompts.
+        temperature: of p_θ's next-token distribution; 1 = p_θ.
+        cache: folder of the caches.
+        shard_size: rows a shard, which is also the batch in which they are drawn.
+        seed: of the samples, and of the order of batches.
+    """
+
+    def __init__(
+        self,
+        base_lm: str = "checkpoints/tiny/lm",
+        n_texts: int = 16384,
+        n_val: int = 512,
+        max_length: int = 40,
+        batch_size: int = 64,
+        prompts: str | None = None,
+        temperature: float = 1.0,
+        cache: str = "runs/samples",
+        shard_size: int = 512,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(max_length, batch_size, seed)
+        for option, value in (("n_texts", n_texts), ("n_val", n_val), ("shard_size", shard_size)):
+            if value < 1:
+                raise UserError(f"--data.init_args.{option}: {value} given, at least 1 allowed")
+        if temperature <= 0:
+            raise UserError(f"--data.init_args.temperature: {temperature} given, must be above 0")
+        self.base_lm, self.n_texts, self.n_val = base_lm, n_texts, n_val
+        self.prompts, self.temperature, self.shard_size = prompts, temperature, shard_size
+        self.cache = Path(cache)
+        self._lm: BaseLM | None = None
+
+    @property
+    def lm(self) -> BaseLM:
+        self._lm = self._lm or BaseLM.load(self.base_lm)
+        return self._lm
+
+    @property
+    def folder(self) -> Path:
+        """The cache folder of these settings."""
+        key = {
+            "weights": _fingerprint(self.lm),
+            "prompts": read_prompts(self.prompts) if self.prompts else None,
+            "max_length": self.max_length,
+            "temperature": self.temperature,
+            "shard_size": self.shard_size,
+            "seed": self.seed,
+        }
+        return self.cache / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+
+    def shard_path(self, folder: Path, shard: int) -> Path:
+        return folder / f"shard-{shard:05d}.safetensors"
+
+    @property
+    def n_shards(self) -> int:
+        return -(-(self.n_texts + self.n_val) // self.shard_size)
+
+    def prepare_data(self) -> None:
+        folder = self.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        missing = [i for i in range(self.n_shards) if not self.shard_path(folder, i).exists()]
+        if missing:
+            self._draw_missing(folder, missing)
+
+    def _draw_missing(self, folder: Path, missing: list[int]) -> None:
+        from rich.progress import track
+        from safetensors.torch import save_file
+
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        self.lm.to(device)
+        for shard in track(missing, description=f"Sampling from {self.base_lm}"):
+            path = self.shard_path(folder, shard)
+            partial = path.with_suffix(f".tmp{os.getpid()}")
+            save_file(self.draw(shard, device), partial)
+            partial.replace(path)
+
+    def draw(self, shard: int, device: torch.device) -> dict[str, Tensor]:
+        """Rows of one shard: `tokens` (N, T) int32 and `prompt_length` (N,) int32."""
+        generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + shard)
+        prompts = read_prompts(self.prompts) if self.prompts else [""]
+        chosen = torch.randint(len(prompts), (self.shard_size,), generator=generator, device=device).tolist()
+        tokens, mask = prompt_rows(self.lm, [prompts[i] for i in chosen], self.max_length)
+        drawn = self.lm.generate(tokens.to(device), mask.to(device), generator, self.temperature)
+        return {"tokens": drawn.int().cpu(), "prompt_length": mask.sum(1).int()}
+
+    def setup(self, stage: str) -> None:
+        from safetensors.torch import load_file
+
+        folder = self.folder
+        shards = [load_file(self.shard_path(folder, i)) for i in range(self.n_shards)]
+        tokens = torch.cat([s["tokens"] for s in shards]).long()
+        prompt_length = torch.cat([s["prompt_length"] for s in shards]).long()
+        end = self.lm.end_id
+        self.val_rows = TokenRows(tokens[: self.n_val], end, prompt_length[: self.n_val])
+        rest = slice(self.n_val, self.n_val + self.n_texts)
+        self.train_rows = TokenRows(tokens[rest], end, prompt_length[rest])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"samples": self.folder.name}
+
+
+def _fingerprint(lm: BaseLM) -> str:
+    """A hash of all weights and of the tokenizer."""
+    tokenizer = json.loads(lm.tokenizer.backend_tokenizer.to_str())
+    # Left behind by the last call of the tokenizer, not part of what it is.
+    tokenizer.pop("truncation"), tokenizer.pop("padding")
+    digest = hashlib.sha256(json.dumps(tokenizer, sort_keys=True).encode())
+    for name, weight in sorted(lm.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,176 @@
+"""Corpora: text files and hub data sets, with the same output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dia_lightning.data.base import TokenData, TokenRows
+from dia_lightning.resources import UserError, find_path, require_path
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def read_texts(path: str | Path, column: str, option: str = "--data.init_args.path") -> list[str]:
+    """Texts of a `.txt` (one a line), `.jsonl` or `.csv` file; `column` names the field of the last two.
+
+    Raises:
+        UserError: if the file is missing, of another kind, has no such column or holds no text.
+    """
+    import datasets
+
+    file = require_path(path, option)
+    kinds = {".txt": "text", ".jsonl": "json", ".csv": "csv"}
+    if file.suffix not in kinds:
+        raise UserError(f"{option}: {path} given, allowed are files ending in {', '.join(kinds)}")
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(kinds[file.suffix], data_files=str(file), split="train")
+    except Exception as error:
+        raise UserError(f"{option}: cannot read {path} ({str(error).splitlines()[0][:160]})") from error
+    field = "text" if file.suffix == ".txt" else column
+    if field not in rows.column_names:
+        raise UserError(f"{option}: {path} has no column {field!r}, it has {', '.join(rows.column_names)}")
+    texts = [str(text).strip() for text in rows[field] if text is not None and str(text).strip()]
+    if not texts:
+        raise UserError(f"{option}: {path} holds no text")
+    return texts
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
+    """A byte-level BPE tokenizer in GPT-2's style with one special token, `<|endoftext|>`, for start, end and padding."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size, min_frequency=2, special_tokens=[END_OF_TEXT], show_progress=False)
+    special = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END_OF_TEXT)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **special)
+
+
+def encode_rows(tokenizer: Any, texts: list[str], max_length: int) -> TokenRows:
+    """Token rows of `texts`; a text longer than `max_length` keeps its first tokens and gets no end token."""
+    end_id = tokenizer.eos_token_id
+    ids = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
+    rows = torch.full((len(ids), max_length), end_id, dtype=torch.int64)
+    for row, token_ids in zip(rows, ids, strict=True):
+        row[: len(token_ids)] = torch.tensor(token_ids)
+    return TokenRows(rows, end_id)
+
+
+class _Corpus(TokenData):
+    """A corpus tokenized with a given tokenizer, or with one trained on it."""
+
+    def __init__(
+        self, tokenizer: str, train_vocab_size: int, max_length: int, batch_size: int, val_fraction: float, seed: int
+    ) -> None:
+        super().__init__(max_length, batch_size, seed)
+        if not 0 < val_fraction < 1:
+            raise UserError(f"--data.init_args.val_fraction: {val_fraction} given, allowed is 0 < fraction < 1")
+        self.tokenizer_path, self.train_vocab_size, self.val_fraction = tokenizer, train_vocab_size, val_fraction
+        self.tokenizer: Any = None
+
+    def train_and_val_texts(self) -> tuple[list[str], list[str]]:
+        raise NotImplementedError
+
+    def split(self, texts: list[str]) -> tuple[list[str], list[str]]:
+        """A seeded random split; repeated texts are kept once, so that none stands on both sides."""
+        unique = list(dict.fromkeys(texts))
+        order = torch.randperm(len(unique), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        n_val = max(1, round(self.val_fraction * len(unique)))
+        return [unique[i] for i in order[n_val:]], [unique[i] for i in order[:n_val]]
+
+    def prepare_data(self) -> None:
+        if self.train_vocab_size and find_path(self.tokenizer_path) is None:
+            train_tokenizer(self.train_and_val_texts()[0], self.train_vocab_size).save_pretrained(self.tokenizer_path)
+
+    def setup(self, stage: str) -> None:
+        from transformers import AutoTokenizer
+
+        folder = require_path(self.tokenizer_path, "--data.init_args.tokenizer")
+        self.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        train, val = self.train_and_val_texts()
+        self.train_rows = encode_rows(self.tokenizer, train, self.max_length)
+        self.val_rows = encode_rows(self.tokenizer, val, self.max_length)
+
+
+class TextFiles(_Corpus):
+    """Texts of a file: `.txt` (one a line), `.jsonl` or `.csv`.
+
+    Args:
+        path: the file with the training texts.
+        column: field of a `.jsonl` or `.csv` file that holds the text.
+        val_path: a file with held-out texts; without one, `val_fraction` of `path` is held out.
+        tokenizer: folder of a tokenizer in transformers' format.
+        train_vocab_size: where that folder does not exist, train a byte-level BPE of this size there; 0 = never.
+        max_length: longest row in tokens, end token included; longer texts are cut.
+        batch_size: rows a step and process.
+        val_fraction: part held out where no `val_path` is given.
+        seed: of the split and the order of batches.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        column: str = "text",
+        val_path: str | None = None,
+        tokenizer: str = "checkpoints/tiny/lm",
+        train_vocab_size: int = 0,
+        max_length: int = 64,
+        batch_size: int = 64,
+        val_fraction: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(tokenizer, train_vocab_size, max_length, batch_size, val_fraction, seed)
+        self.path, self.column, self.val_path = path, column, val_path
+
+    def train_and_val_texts(self) -> tuple[list[str], list[str]]:
+        texts = read_texts(self.path, self.column)
+        if self.val_path is None:
+            return self.split(texts)
+        return list(dict.fromkeys(texts)), read_texts(self.val_path, self.column, "--data.init_args.val_path")
+
+
+class HubText(_Corpus):
+    """The first `n_texts` texts of a `datasets` data set, streamed, so that a large corpus is not downloaded whole.
+
+    Args:
+        dataset: name on the hub, for example `Skylion007/openwebtext`. config: its configuration, where it has several.
+        split: which part. column: the field that holds the text. n_texts: how many to take.
+        tokenizer, train_vocab_size, max_length, batch_size, val_fraction, seed: as for `TextFiles`.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        config: str | None = None,
+        split: str = "train",
+        column: str = "text",
+        n_texts: int = 100_000,
+        tokenizer: str = "gpt2",
+        train_vocab_size: int = 0,
+        max_length: int = 64,
+        batch_size: int = 64,
+        val_fraction: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(tokenizer, train_vocab_size, max_length, batch_size, val_fraction, seed)
+        self.dataset, self.config, self.hub_split, self.column, self.n_texts = dataset, config, split, column, n_texts
+
+    def train_and_val_texts(self) -> tuple[list[str], list[str]]:
+        return self.split(list(islice(self._stream(), self.n_texts)))
+
+    def _stream(self) -> Iterator[str]:
+        import datasets
+
+        try:
+            for row in datasets.load_dataset(self.dataset, self.config, split=self.hub_split, streaming=True):
+                if text := str(row[self.column]).strip():
+                    yield text
+        except Exception as error:
+            reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+            raise UserError(f"--data.init_args.dataset: cannot stream {self.dataset!r} ({reason})") from error

@@ -1,0 +1,67 @@
+"""Trained networks on disk: a folder with `config.json` and `model.safetensors`, or a Lightning `.ckpt`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dia_lightning.resources import UserError, require_path
+
+_SCHEMA = 1
+
+
+def save_network(network: nn.Module, settings: dict[str, Any], folder: Path) -> None:
+    """Write `network` to `folder`, float32, both files moved into place whole."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    save_file({k: v.detach().float().contiguous().cpu() for k, v in network.state_dict().items()}, f"{weights}.tmp")
+    Path(f"{weights}.tmp").replace(weights)
+    Path(f"{config}.tmp").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    Path(f"{config}.tmp").replace(config)
+
+
+def read_network(path: str, kind: str, option: str, embedding: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Settings and weights of the `kind` of network at `path`; from a `.ckpt` the averaged (EMA) weights where it has them.
+
+    Raises:
+        UserError: if it is missing, damaged, of another kind or schema, or was trained on another embedding table.
+    """
+    found = require_path(path, option)
+    try:
+        settings, weights = _read_folder(found) if found.is_dir() else _read_ckpt(found)
+    except UserError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise UserError(f"{option}: {path} is no checkpoint of a {kind}, or it is damaged ({reason})") from error
+    if settings.get("kind") != kind:
+        raise UserError(f"{option}: {path} holds a {settings.get('kind', 'foreign model')}, a {kind} is needed")
+    if settings.get("schema") != _SCHEMA:
+        raise UserError(f"{option}: {path} has schema {settings.get('schema')}, this version reads {_SCHEMA}")
+    if settings["embedding"] != embedding:
+        raise UserError(
+            f"{option}: {path} was trained on the embeddings of another base model ({settings['base_lm']}); "
+            "give that one as base_lm, or train for yours"
+        )
+    return settings, weights
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors.torch import load_file
+
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")), load_file(folder / "model.safetensors")
+
+
+def _read_ckpt(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    if "dia" not in checkpoint:
+        raise UserError(f"{file} was not written by this package")
+    prefix = "network."
+    state = checkpoint["state_dict"].items()
+    return checkpoint["dia"], {k.removeprefix(prefix): v for k, v in state if k.startswith(prefix)}

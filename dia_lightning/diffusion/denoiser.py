@@ -1,0 +1,203 @@
+"""The network of denoiser and critic: a transformer over noised embeddings with one noise time per token."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dia_lightning.diffusion.schedule import Schedule
+from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.resources import UserError
+
+
+@dataclass
+class NetworkSize:
+    """Size of a transformer: `width`, `layers`, `heads`, longest text `max_length` in tokens, kind of positions."""
+
+    width: int = 128
+    layers: int = 6
+    heads: int = 4
+    max_length: int = 40
+    rotary: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width % (2 * self.heads):
+            raise UserError(f"--model.init_args.width: {self.width} given, must be a multiple of 2 × heads ({self.heads})")
+
+    def as_dict(self) -> dict[str, int | bool]:
+        return asdict(self)
+
+
+def _rotate(x: Tensor) -> Tensor:
+    """Rotary positions (Su et al., arXiv:2104.09864): x (B, H, T, D)."""
+    half = x.shape[-1] // 2
+    rate = 10_000.0 ** (-torch.arange(half, device=x.device) / half)
+    angle = torch.arange(x.shape[2], device=x.device)[:, None] * rate
+    a, b = x[..., :half], x[..., half:]
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+class Block(nn.Module):
+    """GPT-2's block with attention in both directions, its norms shifted, scaled and gated by the noise time (AdaLN)."""
+
+    def __init__(self, size: NetworkSize) -> None:
+        super().__init__()
+        width = size.width
+        self.heads, self.rotary = size.heads, size.rotary
+        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        # AdaLN-single (PixArt-α, arXiv:2310.00426): one projection of the time for all blocks plus this table.
+        self.table = nn.Parameter(torch.zeros(6, width))
+        for layer in (self.qkv, self.out, self.up, self.down):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        for layer in (self.out, self.down):
+            nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * size.layers))
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """x (B, T, width), modulation (B, T, 6, width) → (B, T, width)."""
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (modulation + self.table).unbind(2)
+        q, k, v = self.qkv(self.norm_1(x) * (1 + scale_1) + shift_1).chunk(3, -1)
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
+        if self.rotary:
+            q, k = _rotate(q), _rotate(k)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + (1 + gate_1) * self.out(attended)
+        hidden = F.gelu(self.up(self.norm_2(x) * (1 + scale_2) + shift_2), approximate="tanh")
+        return x + (1 + gate_2) * self.down(hidden)
+
+
+class Trunk(nn.Module):
+    """Embeds noised tokens and their times and runs the blocks: the part that denoiser and critic have in common.
+
+    A start position is put before the text, as p_θ has it. Inputs are α z, which fades with the noise, and the previous
+    ẑ_0 (self-conditioning, Chen et al., arXiv:2208.04202).
+    """
+
+    def __init__(self, dim: int, size: NetworkSize) -> None:
+        super().__init__()
+        self.size = size
+        self.z_in = nn.Linear(dim, size.width)
+        self.z0_in = nn.Linear(dim, size.width, bias=False)
+        self.start = nn.Parameter(torch.zeros(size.width))
+        self.positions = nn.Parameter(torch.zeros(size.max_length + 1, size.width))
+        self.time = nn.Sequential(nn.Linear(128, size.width), nn.SiLU(), nn.Linear(size.width, 6 * size.width))
+        self.blocks = nn.ModuleList(Block(size) for _ in range(size.layers))
+        self.norm = nn.LayerNorm(size.width)
+        nn.init.normal_(self.z_in.weight, std=dim**-0.5)
+        nn.init.zeros_(self.z_in.bias)
+        nn.init.zeros_(self.z0_in.weight)
+        nn.init.normal_(self.positions, std=0.02)
+        nn.init.zeros_(self.time[2].weight)
+        nn.init.zeros_(self.time[2].bias)
+
+    def forward(self, z: Tensor, t: Tensor, alpha: Tensor, z0_prev: Tensor | None) -> Tensor:
+        """z (B, T, d), t and alpha (B, T), z0_prev (B, T, d) → (B, T + 1, width), the start position first."""
+        if z.shape[1] > self.size.max_length:
+            raise ValueError(f"text of {z.shape[1]} tokens, this network was built for {self.size.max_length}")
+        x = self.z_in(alpha[..., None] * z)
+        if z0_prev is not None:
+            x = x + self.z0_in(z0_prev)
+        x = torch.cat([self.start.expand(len(x), 1, -1).to(x.dtype), x], 1)
+        if not self.size.rotary:
+            x = x + self.positions[: x.shape[1]]
+        modulation = self.time(_time_features(F.pad(t, (1, 0)))).unflatten(-1, (6, -1))
+        for block in self.blocks:
+            x = block(x, modulation)
+        normed: Tensor = self.norm(x)
+        return normed
+
+    @torch.no_grad()
+    def init_from_lm(self, model: nn.Module, bos_id: int) -> None:
+        """Copy a GPT-2-architecture model's blocks, norms and positions; attention becomes bidirectional.
+
+        Raises:
+            UserError: if the model is of another architecture or size.
+        """
+        gpt = getattr(model, "transformer", None)
+        config = model.config
+        if gpt is None or not hasattr(gpt, "wte") or not hasattr(gpt, "wpe"):
+            raise UserError(f"--model.init_args.init_from_lm: needs GPT-2's architecture, base_lm is a {type(model).__name__}")
+        want = (config.n_embd, config.n_head, True)
+        if (self.size.width, self.size.heads, self.size.layers <= config.n_layer) != want or self.size.rotary:
+            raise UserError(
+                "--model.init_args.init_from_lm: width and heads must be those of base_lm "
+                f"({config.n_embd}, {config.n_head}), layers at most {config.n_layer}, rotary false"
+            )
+        table, n = gpt.wte.weight.float(), self.size.max_length + 1
+        self.z_in.weight.copy_(torch.eye(table.shape[1]) * table.norm(dim=1).mean() / table.shape[1] ** 0.5)
+        self.start.copy_(table[bos_id])
+        self.positions.copy_(gpt.wpe.weight[:n])
+        self.norm.load_state_dict(gpt.ln_f.state_dict())
+        for block, source in zip(self.blocks, gpt.h, strict=False):
+            pairs = [(block.qkv, source.attn.c_attn), (block.out, source.attn.c_proj)]
+            for linear, conv in [*pairs, (block.up, source.mlp.c_fc), (block.down, source.mlp.c_proj)]:
+                linear.weight.copy_(conv.weight.T)
+                linear.bias.copy_(conv.bias)
+            block.norm_1.load_state_dict(source.ln_1.state_dict())
+            block.norm_2.load_state_dict(source.ln_2.state_dict())
+
+
+def _time_features(t: Tensor) -> Tensor:
+    """(B, T) → (B, T, 128): cosines and sines of 1000 t (DiT's embedding of the time)."""
+    rate = torch.exp(-math.log(10_000.0) * torch.arange(64, device=t.device) / 64)
+    angle = 1000.0 * t[..., None] * rate
+    return torch.cat([angle.cos(), angle.sin()], -1)
+
+
+class DenoiserNetwork(nn.Module):
+    """ε_ψ by way of logits over the vocabulary (see science.md, "Denoiser").
+
+    logits_i = head(hidden_i) + (α/σ²) ⟨z_i, E⟩. The second term is the exact log-likelihood of z_i for each token (all
+    rows have one norm), so the network learns only what the other positions say about token i:
+    p(x_i | z) ∝ N(z_i; α E(x_i), σ²) p(x_i | z_{−i}).
+
+    Args:
+        embedding, schedule: E and the noise; frozen.
+        size: of the transformer.
+        tied_head: read out by ⟨W hidden, E⟩ instead of by a matrix of its own (V × width more parameters).
+    """
+
+    def __init__(self, embedding: TokenEmbedding, schedule: Schedule, size: NetworkSize, tied_head: bool = False) -> None:
+        super().__init__()
+        self.embedding, self.schedule, self.size, self.tied_head = embedding, schedule, size, tied_head
+        self.trunk = Trunk(embedding.dim, size)
+        self.head = nn.Linear(size.width, embedding.dim if tied_head else embedding.vocab_size)
+        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def hidden(self, z: Tensor, t: Tensor, z0_prev: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What `readout` needs: hidden (B, T, width) and query (B, T, d) = (α/σ²) z.
+
+        The state before a position reads it out, as in p_θ, so that p_θ's own weights are a sensible start (the shift
+        of DiffuGPT, Gong et al., arXiv:2410.17891).
+        """
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        hidden = self.trunk(z, t, alpha, z0_prev)[:, :-1]
+        return hidden, (alpha / sigma.square().clamp_min(1e-2))[..., None] * z
+
+    def readout(self, hidden: Tensor, query: Tensor) -> Tensor:
+        """Logits (…, V) float32 from rows of `hidden` and `query`."""
+        weight = self.embedding.weight
+        out = self.head(hidden)
+        if self.tied_head:
+            return ((out + query) @ weight.T).float()
+        return out.float() + (query @ weight.T).float()
+
+    def forward(self, z: Tensor, t: Tensor, z0_prev: Tensor | None = None) -> Tensor:
+        """z (B, T, d), t (B, T), z0_prev (B, T, d) or None → logits (B, T, V) float32."""
+        return self.readout(*self.hidden(z, t, z0_prev))
+
+    @torch.no_grad()
+    def init_from_lm(self, model: nn.Module, bos_id: int) -> None:
+        """Start from p_θ's own weights, its output embedding included (needs `tied_head: false`)."""
+        if self.tied_head:
+            raise UserError("--model.init_args.init_from_lm: needs tied_head: false")
+        self.trunk.init_from_lm(model, bos_id)
+        self.head.weight.copy_(model.get_output_embeddings().weight)  # type: ignore[operator]

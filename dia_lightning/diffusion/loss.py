@@ -1,0 +1,130 @@
+"""What the denoiser is trained on: noised rows, the three losses, and the running loss that bends the noise times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from dia_lightning.diffusion.denoiser import DenoiserNetwork
+from dia_lightning.diffusion.schedule import Schedule, staggered
+from dia_lightning.embedding import TokenEmbedding
+
+# Share of training rows: all positions at one time, a clean prefix, clean random positions, times rising to the right.
+_MIXTURE = (0.25, 0.15, 0.15, 0.45)
+_LOGITS_PER_CHUNK = 1 << 25
+
+
+class Noised(NamedTuple):
+    """Rows at their noise times: z (B, T, d), t (B, T), and `noised` (B, T) bool, False where a position was left clean."""
+
+    z: Tensor
+    t: Tensor
+    noised: Tensor
+
+
+def draw_times(n_rows: int, length: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
+    """(B, T) noise times for training, rows drawn from the mixture that makes one network serve every use.
+
+    Levels are stratified over the batch (low discrepancy, Kingma et al., arXiv:2107.00630, App. I.1); 0 means clean.
+    """
+    device = schedule.knots.device
+    strata = torch.arange(n_rows, device=device) + torch.rand(1, generator=generator, device=device)
+    u = (strata / n_rows)[torch.randperm(n_rows, generator=generator, device=device)]
+    kind = torch.rand(n_rows, generator=generator, device=device)
+    share = torch.rand(n_rows, generator=generator, device=device)[:, None]
+    place = torch.arange(length, device=device) / length
+    scatter = torch.rand(n_rows, length, generator=generator, device=device)
+    one, prefix, subset = (kind >= sum(_MIXTURE[:i]) for i in range(1, 4))
+    clean = torch.where(prefix[:, None], scatter < share, place < share) & (one & ~subset)[:, None]
+    # Staggers from 1 to T, log-uniform: from a broad front to token by token.
+    stagger = torch.exp(share[:, 0] * torch.log(torch.tensor(float(length), device=device)))
+    levels = torch.where(subset[:, None], staggered(u, length, stagger), u[:, None].expand(-1, length))
+    return torch.where(clean, 0.0, schedule.warp(levels))
+
+
+def noise(
+    tokens: Tensor, times: Tensor, ends: Tensor, embedding: TokenEmbedding, schedule: Schedule, eps: Tensor
+) -> Noised:
+    """z = α E(x) + σ ε at (B, T) `times`.
+
+    `ends` (B, T) bool marks end tokens after a text's own; in the first half of the rows they are left clean, so that the
+    network learns both: texts whose length is known, and texts that decide where they end.
+    """
+    known = torch.arange(len(tokens), device=tokens.device)[:, None] % 2 == 0
+    t = torch.where(ends & known, 0.0, times)
+    alpha, sigma = schedule.alpha(t)[..., None], schedule.sigma(t)[..., None]
+    noised = t > 0
+    z0 = embedding(tokens)
+    return Noised(torch.where(noised[..., None], alpha * z0 + sigma * eps, z0), t, noised)
+
+
+def cross_entropy(network: DenoiserNetwork, hidden: Tensor, query: Tensor, targets: Tensor) -> Tensor:
+    """−log softmax(logits)[target] in nats, one value a row of `hidden` (N, width) and `query` (N, d).
+
+    Logits are made in chunks of at most 2²⁵ numbers (128 MiB of float32) and made again in the backward pass, so that
+    memory does not grow with N × V.
+    """
+    rows = max(1, _LOGITS_PER_CHUNK // network.embedding.vocab_size)
+    if len(targets) <= rows:
+        return F.cross_entropy(network.readout(hidden, query), targets, reduction="none")
+
+    def chunk(h: Tensor, q: Tensor, x: Tensor) -> Tensor:
+        return F.cross_entropy(network.readout(h, q), x, reduction="none")
+
+    parts = zip(hidden.split(rows), query.split(rows), targets.split(rows), strict=True)
+    return torch.cat([checkpoint(chunk, h, q, x, use_reentrant=False) for h, q, x in parts])
+
+
+def expected_embedding(network: DenoiserNetwork, hidden: Tensor, query: Tensor) -> Tensor:
+    """ẑ_0 (N, d) for rows of `hidden` and `query`, in the same chunks."""
+    rows = max(1, _LOGITS_PER_CHUNK // network.embedding.vocab_size)
+    parts = zip(hidden.split(rows), query.split(rows), strict=True)
+    return torch.cat([network.embedding.expected(network.readout(h, q)) for h, q in parts])
+
+
+def _regression(weigh: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+    def loss(network: DenoiserNetwork, hidden: Tensor, query: Tensor, targets: Tensor, t: Tensor) -> Tensor:
+        error = (expected_embedding(network, hidden, query) - network.embedding(targets)).square().mean(-1)
+        return weigh(network.schedule.alpha(t), network.schedule.sigma(t)) * error
+
+    return loss
+
+
+def _ce(network: DenoiserNetwork, hidden: Tensor, query: Tensor, targets: Tensor, t: Tensor) -> Tensor:
+    return cross_entropy(network, hidden, query, targets)
+
+
+# ‖ε − ε_ψ‖² = (α/σ)² ‖z_0 − ẑ_0‖², as ε and ẑ_0 say the same; both are means over the d coordinates.
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "ce": _ce,
+    "eps": _regression(lambda alpha, sigma: (alpha / sigma).square()),
+    "x0": _regression(lambda alpha, sigma: alpha.new_ones(())),
+}
+
+
+def warp_knots(t: Tensor, loss: Tensor, n_knots: int, floor: float = 0.2) -> Tensor:
+    """Knots t(u) that give each stretch of t as much of u as the loss rises over it.
+
+    Args:
+        t: (K,) bin centres in [0, 1], rising. loss: (K,) running loss in each bin.
+        n_knots: number of pieces. floor: share of u that is spread evenly over t.
+
+    Returns:
+        (n_knots + 1,) strictly rising from 0 to 1.
+    """
+    rising = torch.cummax(loss, 0).values
+    edges = torch.cat([t.new_zeros(1), (t[1:] + t[:-1]) / 2, t.new_ones(1)])
+    # Loss at the edges: nothing is lost at t = 0.
+    at_edges = torch.cat([t.new_zeros(1), (rising[1:] + rising[:-1]) / 2, rising[-1:]])
+    cdf = (1 - floor) * at_edges / at_edges[-1].clamp_min(1e-6) + floor * edges
+    u = torch.linspace(0, 1, n_knots + 1, device=t.device)
+    cell = (torch.searchsorted(cdf, u, right=True) - 1).clamp(0, len(edges) - 2)
+    share = ((u - cdf[cell]) / (cdf[cell + 1] - cdf[cell])).clamp(0, 1)
+    knots = edges[cell] + share * (edges[cell + 1] - edges[cell])
+    knots[0], knots[-1] = 0.0, 1.0
+    return knots

@@ -1,0 +1,184 @@
+"""DenoiserModule: trains the diffusion model over p_θ's token embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from dia_lightning.diffusion.checkpoint import read_network, save_network
+from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
+from dia_lightning.diffusion.loss import LOSSES, Noised, draw_times, expected_embedding, noise, warp_knots
+from dia_lightning.diffusion.schedule import make_schedule
+from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.lm import BaseLM
+from dia_lightning.optim import adamw_warmup_cosine
+from dia_lightning.resources import UserError
+from dia_lightning.types import text_mask
+
+_BINS = 100  # of t, for the running loss
+N_BANDS = 5
+
+
+class NoisedRowsModule(L.LightningModule):
+    """What denoiser and critic share: p_θ's embedding, the noise of a step, optimiser and export.
+
+    The noise of step k is drawn for the rows of all processes from (seed, k) and each takes its own, so that W processes
+    compute what one does with W times the batch size, and a continued run what an uninterrupted one does.
+    """
+
+    def __init__(
+        self, base_lm: str, schedule: str, denoiser: str | None,
+        max_length: int, lr: float, weight_decay: float, warmup_steps: int, seed: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.base_lm_name, self.max_length, self.seed = base_lm, max_length, seed
+        self.lr, self.weight_decay, self.warmup_steps = lr, weight_decay, warmup_steps
+        self.lm = BaseLM.load(base_lm)
+        self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer))
+        self.schedule_name, self.schedule = schedule, make_schedule(schedule)
+        if denoiser is not None:
+            settings, weights = read_network(denoiser, "denoiser", "--model.init_args.denoiser", self.embedding.fingerprint())
+            self.schedule_name, self.schedule = settings["schedule"], make_schedule(settings["schedule"])
+            self.schedule.set_warp(weights["schedule.knots"])
+        self.network: Any
+
+    def noised(self, batch: dict[str, Tensor], stream: int) -> Noised:
+        """The batch at training noise; `stream` numbers the draw (the step in training)."""
+        tokens, prompt_mask = batch["tokens"], batch["prompt_mask"]
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + stream)
+        n_rows = len(tokens) * world
+        times = draw_times(n_rows, self.max_length, self.schedule, generator)[rank::world, : tokens.shape[1]]
+        shape = (n_rows, self.max_length, self.embedding.dim)
+        eps = torch.randn(shape, generator=generator, device=self.device)[rank::world, : tokens.shape[1]]
+        ends = ~text_mask(tokens, prompt_mask, self.lm.end_id)
+        return noise(tokens, torch.where(prompt_mask, 0.0, times), ends, self.embedding, self.schedule, eps)
+
+    def band_means(self, values: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums and counts of `values` in five bands of the warped time u; (N,) each."""
+        band = (self.schedule.unwarp(t) * N_BANDS).long().clamp(0, N_BANDS - 1)
+        zeros = torch.zeros(N_BANDS, device=values.device)
+        return zeros.index_add(0, band, values.float()), zeros.index_add(0, band, torch.ones_like(values).float())
+
+    def configure_optimizers(self) -> Any:
+        total = int(self.trainer.estimated_stepping_batches)
+        return adamw_warmup_cosine(self.network.named_parameters(), self.lr, self.weight_decay, self.warmup_steps, total)
+
+    def settings(self) -> dict[str, Any]:
+        """What loading needs to build the network again; JSON values only."""
+        return {
+            "schema": 1,
+            "base_lm": self.base_lm_name,
+            "embedding": self.embedding.fingerprint(),
+            "schedule": self.schedule_name,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["dia"] = self.settings()
+
+    def export(self, folder: Path) -> None:
+        """Write `model.safetensors` and `config.json`, as `read_network` reads them."""
+        save_network(self.network, self.settings(), folder)
+
+
+class DenoiserModule(NoisedRowsModule):
+    """Learns to denoise p_θ's samples (see science.md, "Denoiser").
+
+    Args:
+        base_lm: hub id or folder of p_θ, whose embeddings are noised.
+        schedule: `cosine`, `sqrt` or `linear`; bent by time warping while training goes on.
+        loss: `ce` (cross-entropy), `eps` (‖ε − ε_ψ‖²) or `x0` (‖z_0 − ẑ_0‖²), on noised positions only.
+        width, layers, heads, rotary: the transformer; with `init_from_lm` width and heads are those of base_lm.
+        max_length: longest text in tokens, end token included.
+        tied_head: read out by the frozen embedding table instead of by a trained one.
+        init_from_lm: start from p_θ's own blocks, attention made bidirectional.
+        time_warp: steps between two updates of the warp; 0 = never.
+        lr, weight_decay, warmup_steps: AdamW with warm-up and cosine decay to the end of training.
+        seed: of the noise.
+    """
+
+    loss_in_bin: Tensor
+
+    def __init__(
+        self,
+        base_lm: str = "checkpoints/tiny/lm",
+        schedule: str = "cosine",
+        loss: str = "ce",
+        width: int = 128,
+        layers: int = 6,
+        heads: int = 4,
+        rotary: bool = False,
+        max_length: int = 40,
+        tied_head: bool = False,
+        init_from_lm: bool = True,
+        time_warp: int = 100,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        warmup_steps: int = 200,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(base_lm, schedule, None, max_length, lr, weight_decay, warmup_steps, seed)
+        if loss not in LOSSES:
+            raise UserError(f"--model.init_args.loss: {loss!r} given, allowed are {', '.join(LOSSES)}")
+        self.loss_name, self.time_warp = loss, time_warp
+        size = NetworkSize(width, layers, heads, max_length, rotary)
+        self.network = DenoiserNetwork(self.embedding, self.schedule, size, tied_head)
+        if init_from_lm:
+            self.network.init_from_lm(self.lm.model, self.lm.bos_id)
+        self.register_buffer("loss_in_bin", torch.full((_BINS,), -1.0))
+
+    def losses(self, tokens: Tensor, noised: Noised, self_condition: bool) -> tuple[Tensor, Tensor]:
+        """Loss at every noised position (N,) and its time (N,); the fixed shape (B·T) comes first, so nothing waits."""
+        z0_prev = None
+        if self_condition:
+            with torch.no_grad():
+                hidden, query = self.network.hidden(noised.z, noised.t)
+                flat = expected_embedding(self.network, hidden.flatten(0, 1), query.flatten(0, 1))
+            z0_prev = flat.unflatten(0, tokens.shape)
+        hidden, query = self.network.hidden(noised.z, noised.t, z0_prev)
+        keep = noised.noised
+        t = noised.t[keep]
+        return LOSSES[self.loss_name](self.network, hidden[keep], query[keep], tokens[keep], t), t
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        step = self.trainer.global_step
+        noised = self.noised(batch, step)
+        values, t = self.losses(batch["tokens"], noised, self_condition=step % 2 == 1)
+        # Mean over the positions of all processes, so that the gradient is that of one process with the whole batch.
+        count = self.trainer.strategy.reduce(values.new_tensor(float(len(values))), reduce_op="mean")
+        loss = values.sum() / count
+        self._note_loss(values.detach(), t)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        return loss
+
+    def _note_loss(self, values: Tensor, t: Tensor) -> None:
+        """Running mean of the loss per bin of t; every `time_warp` steps the warp follows it."""
+        bins = (t * _BINS).long().clamp(0, _BINS - 1)
+        statistics = torch.zeros(2, _BINS, device=values.device)
+        statistics[0].index_add_(0, bins, values.float())
+        statistics[1].index_add_(0, bins, torch.ones_like(values).float())
+        total, count = self.trainer.strategy.reduce(statistics, reduce_op="sum")
+        mean = total / count.clamp_min(1)
+        fresh = torch.where(self.loss_in_bin < 0, mean, self.loss_in_bin.lerp(mean, 0.02))
+        self.loss_in_bin.copy_(torch.where(count > 0, fresh, self.loss_in_bin))
+        step = self.trainer.global_step
+        if self.time_warp and step and step % self.time_warp == 0:
+            seen = self.loss_in_bin >= 0
+            centres = (torch.arange(_BINS, device=t.device) + 0.5) / _BINS
+            self.schedule.set_warp(warp_knots(centres[seen], self.loss_in_bin[seen], len(self.schedule.knots) - 1))
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        values, t = self.losses(batch["tokens"], self.noised(batch, -1 - batch_idx), self_condition=True)
+        totals, counts = self.band_means(values, t)
+        for band in range(N_BANDS):
+            name = f"val/loss_u_{band / N_BANDS:.1f}_{(band + 1) / N_BANDS:.1f}"
+            self.log(name, totals[band] / counts[band].clamp_min(1), sync_dist=True)
+        self.log("val/loss", values.mean(), prog_bar=True, sync_dist=True)
+
+    def settings(self) -> dict[str, Any]:
+        size, tied = self.network.size.as_dict(), self.network.tied_head
+        return {**super().settings(), "kind": "denoiser", "size": size, "tied_head": tied}

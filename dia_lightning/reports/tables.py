@@ -1,0 +1,47 @@
+"""Results as a person reads them on a screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dia_lightning.types import Generations
+
+_ROWS = [
+    ("reward", "reward, mean", "{:.3f}"),
+    ("reward_std", "reward, std over texts", "{:.3f}"),
+    ("perplexity", "perplexity under p_θ", "{:.2f}"),
+    ("log_p_per_token", "log p_θ per token (nats)", "{:.3f}"),
+    ("distinct_2", "distinct-2", "{:.3f}"),
+    ("self_bleu", "self-BLEU (0 – 100, low = diverse)", "{:.1f}"),
+    ("latency_s_per_100_tokens", "seconds per 100 tokens", "{:.3f}"),
+    ("n", "texts", "{:d}"),
+]
+
+
+def print_results(
+    metrics: list[dict[str, Any]], runs: list[list[Generations]], folder: Path, n_shown: int, n_resumed: int, n_batches: int
+) -> None:
+    """A table with one column a method (base first), a few texts of each, and where the files are."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    order = sorted(range(len(metrics)), key=lambda i: metrics[i]["method"] != "zero_shot")
+    table = Table("", *(_title(metrics[i]["method"]) for i in order))
+    for key, label, form in _ROWS:
+        table.add_row(label, *(form.format(metrics[i][key]) for i in order))
+    console.print(table)
+    for i in order:
+        console.print(Text(f"{_title(metrics[i]['method'])}:", style="bold"))
+        first = runs[i][0]
+        for prompt, text, reward in list(zip(first.prompts, first.texts, first.reward.tolist(), strict=True))[:n_shown]:
+            console.print(Text(f"  {reward:+.2f}  {f'[{prompt}] ' if prompt else ''}{text}"))
+    if n_resumed:
+        console.print(f"{n_resumed} of {n_batches} batches were there from an earlier run with the same settings.")
+    console.print(f"Wrote {folder / 'predictions.jsonl'} and {folder / 'metrics.json'}", soft_wrap=True)
+
+
+def _title(method: str) -> str:
+    return "base model (zero_shot)" if method == "zero_shot" else method

@@ -1,0 +1,76 @@
+"""SamplerModule: what DIA and every baseline have in common, so that their figures can be compared."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from dia_lightning.lm import BaseLM
+from dia_lightning.rewards import CachedReward, call_reward
+from dia_lightning.types import Generations, Prompts, Reward, text_mask
+
+
+class SamplerModule(L.LightningModule):
+    """`predict_step` draws texts with `draw`, scores them under p_θ and the reward, and times the drawing.
+
+    Every constructor argument is kept under its own name (the run's hash is made of them). All randomness of a batch comes
+    from (seed, batch index), so that neither the number of processes nor a restart changes a text.
+    """
+
+    method = ""
+
+    def __init__(self, base_lm: str, reward: Reward, compare_base: bool, seed: int) -> None:
+        super().__init__()
+        self.base_lm, self.reward, self.compare_base, self.seed = base_lm, reward, compare_base, seed
+        self.lm = BaseLM.load(base_lm)
+        self._cached = CachedReward(reward)
+
+    def draw(self, batch: Prompts, generator: torch.Generator) -> tuple[Tensor, dict[str, int]]:
+        """Tokens (B, T) in canonical form and the number of calls of each network (each call serves the whole batch)."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        self.lm.to(self.device)
+
+    def predict_step(self, batch: Prompts, batch_idx: int = 0) -> list[Generations]:
+        """The method's texts, and with `compare_base` as many samples of p_θ for the same prompts."""
+        generations = [self._generate(batch, self.draw, self.method, 0)]
+        if self.compare_base:
+            generations.append(self._generate(batch, self.draw_base, "zero_shot", 1))
+        return generations
+
+    test_step = predict_step
+
+    def draw_base(self, batch: Prompts, generator: torch.Generator) -> tuple[Tensor, dict[str, int]]:
+        """Samples of p_θ itself."""
+        tokens = self.lm.generate(batch.tokens, batch.prompt_mask, generator)
+        return tokens, {"base_lm": tokens.shape[1]}
+
+    def transfer_batch_to_device(self, batch: Prompts, device: torch.device, dataloader_idx: int) -> Prompts:
+        return replace(batch, tokens=batch.tokens.to(device), prompt_mask=batch.prompt_mask.to(device))
+
+    def _generate(self, batch: Prompts, draw: object, method: str, stream: int) -> Generations:
+        generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + 2 * batch.index + stream)
+        start = self._now()
+        tokens, nfe = draw(batch, generator)  # type: ignore[operator]
+        latency_s = self._now() - start
+        keep = text_mask(tokens, batch.prompt_mask, self.lm.end_id) & ~batch.prompt_mask
+        texts = [text.strip() for text in self.lm.decode(tokens, batch.prompt_mask)]
+        full = [f"{prompt} {text}".strip() for prompt, text in zip(batch.prompts, texts, strict=True)]
+        reward = call_reward(self._cached, full)
+        parts = getattr(self.reward, "parts", None)
+        return Generations(
+            index=batch.index, ids=batch.ids, prompts=batch.prompts, texts=texts, tokens=tokens.cpu(),
+            log_p=self.lm.log_prob(tokens, batch.prompt_mask).cpu(), n_tokens=keep.sum(1).cpu(),
+            rewards=parts(full) if parts else {self.reward.name: reward}, reward=reward,
+            method=method, seed=self.seed, latency_s=latency_s, nfe=nfe,
+        )  # fmt: skip
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()

@@ -1,0 +1,87 @@
+"""Values that flow between the parts, and the protocols that a user's own parts obey."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+class Tokens(NamedTuple):
+    """A batch of token sequences.
+
+    tokens: (B, T) int64. The text ends at the first end token that is not part of the prompt; every later position
+        holds the end token too, so that a row says by itself how long it is.
+    prompt_mask: (B, T) bool, True at positions that belong to the prompt and are never changed.
+    """
+
+    tokens: Tensor
+    prompt_mask: Tensor
+
+
+def text_mask(tokens: Tensor, prompt_mask: Tensor, end_id: int) -> Tensor:
+    """(B, T) bool, True up to and including the first end token outside the prompt: what counts as text."""
+    ended = (tokens == end_id) & ~prompt_mask
+    return (ended.cumsum(1) - ended.long()) == 0
+
+
+def fill_after_end(tokens: Tensor, prompt_mask: Tensor, end_id: int) -> Tensor:
+    """(B, T) tokens with everything after the first end token set to the end token (the canonical form of a text)."""
+    return torch.where(text_mask(tokens, prompt_mask, end_id), tokens, end_id)
+
+
+@dataclass
+class Prompts:
+    """One batch of work for a sampler.
+
+    index: number of the batch in the whole run; with the seed it determines every random draw.
+    ids: number of each text in the whole run.
+    prompts: the prompt of each text ("" where there is none).
+    tokens: (B, T) int64 with the prompt at the left and end tokens after it; prompt_mask: (B, T) bool.
+    """
+
+    index: int
+    ids: list[int]
+    prompts: list[str]
+    tokens: Tensor
+    prompt_mask: Tensor
+
+
+@dataclass
+class Generations:
+    """What a method returns from `predict_step`, one entry a text.
+
+    tokens (B, T) int64 in canonical form; texts, without the prompt; log_p (B,) nats of the text and its end token under
+    p_θ given the prompt; n_tokens (B,) int64 of the same; latency_s, seconds for the whole batch; nfe, network calls by kind.
+    """
+
+    index: int
+    ids: list[int]
+    prompts: list[str]
+    texts: list[str]
+    tokens: Tensor
+    log_p: Tensor
+    n_tokens: Tensor
+    rewards: dict[str, Tensor]
+    reward: Tensor
+    method: str
+    seed: int
+    latency_s: float
+    nfe: dict[str, int] = field(default_factory=dict)
+    accept_rate: Tensor | None = None
+
+
+class Denoiser(Protocol):
+    """A network over noised embeddings: z (B, T, d), t (B, T) in [0, 1], one time per token → logits (B, T, V)."""
+
+    def __call__(self, z: Tensor, t: Tensor, z0_prev: Tensor | None = None) -> Tensor: ...
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """r: a batch of texts → (B,) float32, finite, larger is better. `name` labels it in every output."""
+
+    name: str
+
+    def __call__(self, texts: Sequence[str]) -> Tensor: ...
