@@ -10,12 +10,17 @@ import warnings
 from typing import Any, NoReturn
 
 import lightning as L
+from jsonargparse._actions import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from dia_lightning.resources import UserError, require_path
 
 _DEFAULT_PREDICT = "configs/dia_tiny.yaml"
 _CONFIG_OPTIONS = ("--config", "-c")
+_IGNORED = (
+    "num_workers", r"isinstance\(treespec", "litlogger", "logging interval", "args parameter is intended",
+    "Precision bf16-mixed is not",
+)  # fmt: skip
 
 
 class _Parser(LightningArgumentParser):
@@ -41,7 +46,7 @@ class DiaCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         kwargs.setdefault("dump_header", [f"lightning.pytorch=={L.__version__}"])
         parser = _Parser(**kwargs)
-        parser.add_argument("-c", "--config", action=_config_action(), help="YAML file of the run; may be given several times.")
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file of the run; may be given several times.")
         return parser
 
     def _parse_ckpt_path(self) -> None:
@@ -58,12 +63,6 @@ _HELP = {
     "test": "evaluate a sampler on prompts",
     "predict": "sample texts; with no argument, aligned texts from the shipped kit",
 }
-
-
-def _config_action() -> Any:
-    from jsonargparse import ActionConfigFile
-
-    return ActionConfigFile
 
 
 def prepare_arguments(arguments: list[str]) -> list[str]:
@@ -90,7 +89,8 @@ def _quiet() -> None:
     """Keep what a user can act on: no advertising tips, no progress bars for loading a few weights."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    warnings.filterwarnings("ignore", message=".*(num_workers|isinstance\\(treespec|model summary|litlogger|logging interval).*")
+    for message in _IGNORED:
+        warnings.filterwarnings("ignore", message=f".*{message}.*")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.setup"):
         logging.getLogger(name).addFilter(lambda record: "Tip:" not in record.getMessage())
 

@@ -15,7 +15,8 @@ from dia_lightning.types import Denoiser
 
 class Prediction(NamedTuple):
     """What a solver asks for at (z, t): z0 (B, T, d), the (guided) estimate of the clean embeddings, and the network's own
-    estimate `z0_network`, which the next call is conditioned on; logits (B, T, V) of the (guided) token distribution."""
+    estimate `z0_network`, which the next call is conditioned on; logits (B, T, V) of the (guided) token distribution.
+    """
 
     z0: Tensor
     z0_network: Tensor

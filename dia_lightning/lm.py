@@ -81,7 +81,9 @@ class BaseLM:
             UserError: if the folder is missing or incomplete, or the hub cannot be reached within 30 s.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         folder = _resolve(base_lm)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -122,7 +124,7 @@ class BaseLM:
         return texts
 
     def log_prob(self, tokens: Tensor, prompt_mask: Tensor | None = None) -> Tensor:
-        """log p_θ(x | c) in nats, (B,) float64: the text and its end token, given the prompt.
+        """Log p_θ(x | c) in nats, (B,) float64: the text and its end token, given the prompt.
 
         Rows without an end token are scored as the beginning of a text.
         """
@@ -261,11 +263,12 @@ class LMModule(L.LightningModule):
             raise UserError(
                 f"--model.init_args.vocab_size: {self.model.config.vocab_size}, but the tokenizer has {len(tokenizer)}"
             )
-        self.model.config.bos_token_id = self.model.config.eos_token_id = tokenizer.eos_token_id
+        self.end_id: int = tokenizer.eos_token_id
+        self.model.config.bos_token_id = self.model.config.eos_token_id = self.end_id
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Summed negative log-likelihood in nats of text and end tokens, and their number."""
-        end_id = self.model.config.eos_token_id
+        end_id = self.end_id
         tokens, keep = batch["tokens"], text_mask(batch["tokens"], batch["prompt_mask"], end_id)
         logits = self.model(F.pad(tokens[:, :-1], (1, 0), value=end_id)).logits
         targets = torch.where(keep, tokens, -100)

@@ -1,8 +1,9 @@
 """Values that flow between the parts, and the protocols that a user's own parts obey."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -78,10 +79,16 @@ class Denoiser(Protocol):
     def __call__(self, z: Tensor, t: Tensor, z0_prev: Tensor | None = None) -> Tensor: ...
 
 
-@runtime_checkable
-class Reward(Protocol):
-    """r: a batch of texts → (B,) float32, finite, larger is better. `name` labels it in every output."""
+class Reward(ABC):
+    """r: a batch of texts → (B,) float32, finite, larger is better. `name` labels it in every output.
+
+    Your own is a subclass, named by `class_path` in a YAML file; `rewards.check_reward` tries its laws. A subclass sets
+    `deterministic = False` where two calls may differ.
+    """
 
     name: str
+    deterministic: bool = True
 
-    def __call__(self, texts: Sequence[str]) -> Tensor: ...
+    @abstractmethod
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """(B,) float32 for B texts."""

@@ -41,7 +41,5 @@ class ZeroShotModule(SamplerModule):
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
 
     def draw(self, batch: Prompts, generator: torch.Generator) -> tuple[Tensor, dict[str, int]]:
-        tokens = self.lm.generate(
-            batch.tokens, batch.prompt_mask, generator, self.temperature, self.top_k, self.top_p
-        )
+        tokens = self.lm.generate(batch.tokens, batch.prompt_mask, generator, self.temperature, self.top_k, self.top_p)
         return tokens, {"base_lm": tokens.shape[1]}

@@ -46,6 +46,6 @@ class UnguidedSamples(L.Callback):
         log_p = lm.token_log_probs(tokens)
         pl_module.log("val/log_p_per_token", log_p.sum() / (log_p != 0).sum(), prog_bar=True, sync_dist=True, batch_size=1)
         writer = getattr(trainer.logger, "experiment", None)
-        if hasattr(writer, "add_text"):
+        if writer is not None and hasattr(writer, "add_text"):
             texts = lm.decode(tokens, work.prompt_mask)[:8]
             writer.add_text("val/samples", "\n\n".join(texts), trainer.global_step)

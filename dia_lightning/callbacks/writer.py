@@ -122,6 +122,7 @@ class PredictionWriter(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
+        outputs = outputs["generations"] if isinstance(outputs, dict) else outputs
         text = json.dumps([_to_json(generations) for generations in outputs])
         write_atomically(self._parts / f"{outputs[0].index:06d}.json", text)
 

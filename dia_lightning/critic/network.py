@@ -28,11 +28,11 @@ class CriticNetwork(nn.Module):
         self.register_buffer("scale", torch.ones(()))
 
     def standardised(self, z: Tensor, t: Tensor) -> Tensor:
-        """z (B, T, d), t (B, T) → (B,) float32."""
+        """Z (B, T, d), t (B, T) → (B,) float32."""
         hidden = self.trunk(z, t, self.schedule.alpha(t), None)
         out: Tensor = self.head(hidden.mean(1))
         return out[:, 0].float()
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
-        """z (B, T, d), t (B, T) → (B,) float32, in the reward's units."""
+        """Z (B, T, d), t (B, T) → (B,) float32, in the reward's units."""
         return self.mean + self.scale * self.standardised(z, t)

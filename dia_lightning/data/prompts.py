@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,15 +115,16 @@ class PromptData(L.LightningDataModule):
         model = self.trainer.lightning_module if self.trainer else None
         lm = getattr(model, "lm", None) or BaseLM.load(self.base_lm)
         if self.max_length > lm.max_length:
-            raise UserError(
-                f"--data.init_args.max_length: {self.max_length} given, {lm.name} allows at most {lm.max_length}"
-            )
+            raise UserError(f"--data.init_args.max_length: {self.max_length} given, {lm.name} allows at most {lm.max_length}")
         prompts = [""] if self.prompts is None else self.prompts
         prompts = read_prompts(prompts) if isinstance(prompts, str) else prompts
         if not prompts:
             raise UserError("--data.init_args.prompts: an empty list given; leave the option out to sample without")
         self.batches = _Batches(lm, [p for p in prompts for _ in range(self.n_texts)], self.batch_size, self.max_length)
         self.batches[0]  # a prompt that is too long is an error now, not after hours
+
+    def transfer_batch_to_device(self, batch: Prompts, device: torch.device, dataloader_idx: int) -> Prompts:
+        return replace(batch, tokens=batch.tokens.to(device), prompt_mask=batch.prompt_mask.to(device))
 
     @property
     def n_batches(self) -> int:

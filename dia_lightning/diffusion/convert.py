@@ -14,7 +14,7 @@ def z0_from_eps(z: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def score_from_z0(z: Tensor, z0: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """s = −ε / σ = (α ẑ_0 − z) / σ² (Tweedie)."""
+    """S = −ε / σ = (α ẑ_0 − z) / σ² (Tweedie)."""
     return (alpha * z0 - z) / sigma.square()
 
 

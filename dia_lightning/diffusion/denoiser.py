@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +62,7 @@ class Block(nn.Module):
             nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * size.layers))
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        """x (B, T, width), modulation (B, T, 6, width) → (B, T, width)."""
+        """X (B, T, width), modulation (B, T, 6, width) → (B, T, width)."""
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (modulation + self.table).unbind(2)
         q, k, v = self.qkv(self.norm_1(x) * (1 + scale_1) + shift_1).chunk(3, -1)
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
@@ -87,18 +88,19 @@ class Trunk(nn.Module):
         self.z0_in = nn.Linear(dim, size.width, bias=False)
         self.start = nn.Parameter(torch.zeros(size.width))
         self.positions = nn.Parameter(torch.zeros(size.max_length + 1, size.width))
-        self.time = nn.Sequential(nn.Linear(128, size.width), nn.SiLU(), nn.Linear(size.width, 6 * size.width))
+        modulate = nn.Linear(size.width, 6 * size.width)
+        self.time = nn.Sequential(nn.Linear(128, size.width), nn.SiLU(), modulate)
         self.blocks = nn.ModuleList(Block(size) for _ in range(size.layers))
         self.norm = nn.LayerNorm(size.width)
         nn.init.normal_(self.z_in.weight, std=dim**-0.5)
         nn.init.zeros_(self.z_in.bias)
         nn.init.zeros_(self.z0_in.weight)
         nn.init.normal_(self.positions, std=0.02)
-        nn.init.zeros_(self.time[2].weight)
-        nn.init.zeros_(self.time[2].bias)
+        nn.init.zeros_(modulate.weight)
+        nn.init.zeros_(modulate.bias)
 
     def forward(self, z: Tensor, t: Tensor, alpha: Tensor, z0_prev: Tensor | None) -> Tensor:
-        """z (B, T, d), t and alpha (B, T), z0_prev (B, T, d) → (B, T + 1, width), the start position first."""
+        """Z (B, T, d), t and alpha (B, T), z0_prev (B, T, d) → (B, T + 1, width), the start position first."""
         if z.shape[1] > self.size.max_length:
             raise ValueError(f"text of {z.shape[1]} tokens, this network was built for {self.size.max_length}")
         x = self.z_in(alpha[..., None] * z)
@@ -114,7 +116,7 @@ class Trunk(nn.Module):
         return normed
 
     @torch.no_grad()
-    def init_from_lm(self, model: nn.Module, bos_id: int) -> None:
+    def init_from_lm(self, model: Any, bos_id: int) -> None:
         """Copy a GPT-2-architecture model's blocks, norms and positions; attention becomes bidirectional.
 
         Raises:
@@ -135,7 +137,8 @@ class Trunk(nn.Module):
         self.start.copy_(table[bos_id])
         self.positions.copy_(gpt.wpe.weight[:n])
         self.norm.load_state_dict(gpt.ln_f.state_dict())
-        for block, source in zip(self.blocks, gpt.h, strict=False):
+        blocks: Any = self.blocks
+        for block, source in zip(blocks, gpt.h, strict=False):
             pairs = [(block.qkv, source.attn.c_attn), (block.out, source.attn.c_proj)]
             for linear, conv in [*pairs, (block.up, source.mlp.c_fc), (block.down, source.mlp.c_proj)]:
                 linear.weight.copy_(conv.weight.T)
@@ -191,11 +194,11 @@ class DenoiserNetwork(nn.Module):
         return out.float() + (query @ weight.T).float()
 
     def forward(self, z: Tensor, t: Tensor, z0_prev: Tensor | None = None) -> Tensor:
-        """z (B, T, d), t (B, T), z0_prev (B, T, d) or None → logits (B, T, V) float32."""
+        """Z (B, T, d), t (B, T), z0_prev (B, T, d) or None → logits (B, T, V) float32."""
         return self.readout(*self.hidden(z, t, z0_prev))
 
     @torch.no_grad()
-    def init_from_lm(self, model: nn.Module, bos_id: int) -> None:
+    def init_from_lm(self, model: Any, bos_id: int) -> None:
         """Start from p_θ's own weights, its output embedding included (needs `tied_head: false`)."""
         if self.tied_head:
             raise UserError("--model.init_args.init_from_lm: needs tied_head: false")

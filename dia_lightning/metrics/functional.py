@@ -98,10 +98,8 @@ def self_bleu(texts: Sequence[str], max_order: int = 4) -> float:
     return float(_sentence_bleu(correct, total, lengths, _closest_other_length(lengths)).mean())
 
 
-def _sentence_bleu(
-    correct: NDArray[Any], total: NDArray[Any], length: _Ints, reference_length: _Ints
-) -> NDArray[np.float64]:
-    """sacrebleu's `compute_bleu` with smoothing `exp` and effective order, for all texts: correct, total (order, N)."""
+def _sentence_bleu(correct: NDArray[Any], total: NDArray[Any], length: _Ints, reference_length: _Ints) -> NDArray[np.float64]:
+    """Sacrebleu's `compute_bleu` with smoothing `exp` and effective order, for all texts: correct, total (order, N)."""
     halvings = np.cumsum((correct == 0) & (total > 0), axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         precision = np.where(correct > 0, correct, 0.5**halvings) / total

@@ -6,5 +6,12 @@ from dia_lightning.rewards.keyword import Keyword, Regex
 from dia_lightning.rewards.sentiment import VaderSentiment
 
 __all__ = [
-    "CachedReward", "Keyword", "Regex", "RewardError", "VaderSentiment", "WeightedSum", "call_reward", "check_reward",
-]  # fmt: skip
+    "CachedReward",
+    "Keyword",
+    "Regex",
+    "RewardError",
+    "VaderSentiment",
+    "WeightedSum",
+    "call_reward",
+    "check_reward",
+]

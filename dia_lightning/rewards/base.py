@@ -1,8 +1,9 @@
-"""How a reward is called, cached and checked; the protocol itself is `dia_lightning.types.Reward`."""
+"""How a reward is called, cached and checked; the class to subclass is `dia_lightning.types.Reward`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -12,28 +13,37 @@ from dia_lightning.types import Reward
 
 
 class RewardError(UserError):
-    """A reward broke its protocol: which law, and on which text."""
+    """A reward broke one of its laws; the message names the reward, the law and the first text that shows it."""
 
 
 def call_reward(reward: Reward, texts: Sequence[str]) -> Tensor:
-    """`reward(texts)`, (B,) float32, after a look at its type, shape and values.
+    """`reward(texts)`, (B,) float32 on the CPU, after a look at its type, device, shape and values.
+
+    The reward gets a list of its own. What it raises itself is passed on.
 
     Raises:
-        RewardError: if it is no float32 tensor of shape (B,) or holds a value that is not finite.
+        RewardError: if one of the laws 'texts unchanged', 'float32 tensor', 'one value a text', 'on the CPU' and 'finite'
+            is broken.
     """
-    values = reward(texts)
-    if not isinstance(values, Tensor) or values.dtype != torch.float32 or values.shape != (len(texts),):
-        got = f"{values.dtype} of shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise RewardError(f"reward {reward.name!r}: must return float32 of shape ({len(texts)},), returned {got}")
-    finite = torch.isfinite(values)
-    if not bool(finite.all()):
-        worst = int((~finite).nonzero()[0, 0])
-        raise RewardError(f"reward {reward.name!r}: {values[worst].item()} is not finite, on the text {texts[worst]!r:.100}")
+    given = list(texts)
+    values = reward(given)
+    _require_unchanged(reward, texts, given)
+    if not isinstance(values, Tensor) or values.dtype != torch.float32:
+        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise _broken(reward, "float32 tensor", _batch(texts), f"returned {got}")
+    if values.shape != (len(texts),):
+        raise _broken(
+            reward, "one value a text", _batch(texts), f"returned shape {tuple(values.shape)}, needed ({len(texts)},)"
+        )
+    if values.device.type != "cpu":
+        raise _broken(reward, "on the CPU", _batch(texts), f"returned a tensor on {values.device}")
+    for i in (~torch.isfinite(values)).nonzero()[:1, 0].tolist():
+        raise _broken(reward, "finite", _text(texts[i]), f"returned {values[i].item()}")
     return values
 
 
-class CachedReward:
-    """Asks `reward` for each text once in a run."""
+class CachedReward(Reward):
+    """Asks `reward` for each text once in a run; `check_reward` belongs on `reward` itself, since a cache hides faults."""
 
     def __init__(self, reward: Reward) -> None:
         self.reward, self.name = reward, reward.name
@@ -46,31 +56,73 @@ class CachedReward:
         return torch.tensor([self._known[text] for text in texts], dtype=torch.float32)
 
 
-_TEXTS = ("The food was lovely.", "The food was terrible!", "", "Cheap Italian food near the river.", "ΩMEGA, 1 + 1 = 2")
+_TEXTS = ("The food was lovely.", "The food was terrible!", "Cheap Italian food near the river.", "ΩMEGA, 1 + 1 = 2")
 
 
 def check_reward(reward: Reward, texts: Sequence[str] = _TEXTS) -> None:
     """Run `reward` through the laws that samplers rely on; returns if all hold.
 
-    The laws: (B,) float32 and finite; an empty batch gives shape (0,); the list is not changed; the same twice; a batch
-    is its texts one by one (to 1e-5), so that order and company do not matter. A reward with `deterministic = False` is
-    excused from the last two.
+    The laws: those of `call_reward`; 'empty string' and 'empty batch' (shape (0,)) are accepted; 'deterministic', the same
+    twice; 'any order' of the batch; 'batch = one by one'. Equal means to 1e-5, relative where |r| > 1. A reward with
+    `deterministic = False` is excused from the last three.
+
+    Args:
+        reward: what to check.
+        texts: at least two different ones that are not empty, better some of each kind that the reward tells apart.
 
     Raises:
         RewardError: naming the law and the first text that breaks it.
+        ValueError: if there are too few texts to tell.
     """
-    given = list(texts)
-    values = call_reward(reward, given)
-    if given != list(texts):
-        raise RewardError(f"reward {reward.name!r}: changed the list of texts it was given")
-    call_reward(reward, [])
-    if not getattr(reward, "deterministic", True):
-        return
+    if not isinstance(reward, Reward) or not isinstance(getattr(reward, "name", None), str):
+        raise RewardError(f"{type(reward).__name__}: must be a subclass of dia_lightning.types.Reward that sets `name`")
+    texts = [text for text in texts if text]
+    if len(set(texts)) < 2:
+        raise ValueError(f"check_reward: at least two different texts that are not empty are needed, got {texts}")
+    call_reward(reward, texts)
+    _require_accepted(reward, [""], "empty string")
+    _require_accepted(reward, [], "empty batch")
+    if reward.deterministic:
+        _check_equalities(reward, [*texts, "", texts[0]])
+
+
+def _check_equalities(reward: Reward, texts: list[str]) -> None:
+    """The laws that compare two calls, from the weakest to the strongest, so that the message names the fault itself."""
+    values = call_reward(reward, texts)
+    _require_equal(reward, "deterministic", texts, values, call_reward(reward, texts))
+    _require_equal(reward, "any order", texts, values, call_reward(reward, texts[::-1]).flip(0))
     singles = torch.cat([call_reward(reward, [text]) for text in texts])
-    for law, other in (("the same twice", call_reward(reward, list(texts))), ("batch = one by one", singles)):
-        wrong = ((values - other).abs() > 1e-5).nonzero()
-        if len(wrong):
-            i = int(wrong[0, 0])
-            raise RewardError(
-                f"reward {reward.name!r}: not {law}: {values[i].item():g} and {other[i].item():g} on {texts[i]!r:.100}"
-            )
+    _require_equal(reward, "batch = one by one", texts, values, singles)
+
+
+def _require_equal(reward: Reward, law: str, texts: list[str], values: Tensor, other: Tensor) -> None:
+    wrong = (values - other).abs() > 1e-5 * values.abs().clamp_min(1)
+    for i in wrong.nonzero()[:1, 0].tolist():
+        raise _broken(reward, law, _text(texts[i]), f"{values[i].item():g} and {other[i].item():g}")
+
+
+def _require_accepted(reward: Reward, texts: list[str], law: str) -> None:
+    try:
+        call_reward(reward, texts)
+    except Exception as error:
+        raise _broken(reward, law, _batch(texts), f"{type(error).__name__}: {error}") from error
+
+
+def _require_unchanged(reward: Reward, texts: Sequence[str], given: list[str]) -> None:
+    for before, after in zip_longest(texts, given):
+        if before != after:
+            where = _text(after if before is None else before)
+            raise _broken(reward, "texts unchanged", where, "the list that it was given has changed here")
+
+
+def _broken(reward: Reward, law: str, where: str, found: str) -> RewardError:
+    name = getattr(reward, "name", type(reward).__name__)
+    return RewardError(f"reward {name!r} breaks the law {law!r} on {where}: {found}")
+
+
+def _text(text: str) -> str:
+    return f"the text {text!r:.100}"
+
+
+def _batch(texts: Sequence[str]) -> str:
+    return f"a batch of {len(texts)} that begins with {_text(texts[0])}" if len(texts) else "the empty batch"

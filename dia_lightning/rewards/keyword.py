@@ -9,42 +9,59 @@ import torch
 from torch import Tensor
 
 from dia_lightning.resources import UserError
+from dia_lightning.types import Reward
+
+_OPTION = "--model.init_args.reward.init_args"
 
 
-class Keyword:
+class Keyword(Reward):
     """The share of `words` that occur in the text as whole words, case ignored, in [0, 1].
 
     Args:
-        words: what to look for; a word may be a phrase.
+        words: what to look for; a word may be a phrase, with any white space between its parts.
         name: label in outputs.
+
+    Raises:
+        UserError: if `words` is empty or holds an empty word.
     """
 
     def __init__(self, words: list[str], name: str = "keyword") -> None:
         if not words or not all(word.strip() for word in words):
-            raise UserError(f"--model.init_args.reward.init_args.words: {words} given, at least one word is needed, none empty")
+            raise UserError(f"{_OPTION}.words: {words} given, allowed: one word or more, none empty")
         self.words, self.name = words, name
-        self._patterns = [re.compile(rf"(?<!\w){re.escape(word.strip())}(?!\w)", re.IGNORECASE) for word in words]
+        self._patterns = [_whole_word(word) for word in words]
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         found = [sum(p.search(text) is not None for p in self._patterns) / len(self._patterns) for text in texts]
         return torch.tensor(found, dtype=torch.float32)
 
 
-class Regex:
+def _whole_word(word: str) -> re.Pattern[str]:
+    # Not \b: a word may begin or end with a sign, as "C++" does, and \b would then ask for a letter beside it.
+    inner = r"\s+".join(re.escape(part) for part in word.split())
+    return re.compile(rf"(?<!\w){inner}(?!\w)", re.IGNORECASE)
+
+
+class Regex(Reward):
     """1 where `pattern` matches anywhere in the text, else 0.
 
     Args:
         pattern: a regular expression in Python's syntax.
         name: label in outputs.
         ignore_case: match without regard to case.
+
+    Raises:
+        UserError: if `pattern` is no regular expression.
     """
 
     def __init__(self, pattern: str, name: str = "regex", ignore_case: bool = True) -> None:
         self.pattern, self.name, self.ignore_case = pattern, name, ignore_case
         try:
             self._compiled = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
-        except re.error as error:
-            raise UserError(f"--model.init_args.reward.init_args.pattern: {pattern!r} is no regular expression ({error})") from error
+        except (re.error, OverflowError, RecursionError) as error:
+            raise UserError(
+                f"{_OPTION}.pattern: {pattern!r:.100} given, allowed: a regular expression in Python's syntax ({error})"
+            ) from error
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         return torch.tensor([self._compiled.search(text) is not None for text in texts], dtype=torch.float32)

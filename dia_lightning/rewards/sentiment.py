@@ -7,9 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dia_lightning.types import Reward
 
-class VaderSentiment:
-    """VADER's compound score in [−1, 1], larger = more positive (Hutto and Gilbert, ICWSM 2014; package vaderSentiment).
+
+class VaderSentiment(Reward):
+    """VADER's compound score in [−1, 1], larger = more positive.
+
+    Source: Hutto and Gilbert, ICWSM 2014; package vaderSentiment.
 
     Args:
         name: label in outputs.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from typing import Any
 
 import lightning as L
 import torch
@@ -43,15 +43,14 @@ class SamplerModule(L.LightningModule):
             generations.append(self._generate(batch, self.draw_base, "zero_shot", 1))
         return generations
 
-    test_step = predict_step
+    def test_step(self, batch: Prompts, batch_idx: int = 0) -> Any:
+        """The same; the figures are made by `PredictionWriter`."""
+        return {"generations": self.predict_step(batch, batch_idx)}
 
     def draw_base(self, batch: Prompts, generator: torch.Generator) -> tuple[Tensor, dict[str, int]]:
         """Samples of p_θ itself."""
         tokens = self.lm.generate(batch.tokens, batch.prompt_mask, generator)
         return tokens, {"base_lm": tokens.shape[1]}
-
-    def transfer_batch_to_device(self, batch: Prompts, device: torch.device, dataloader_idx: int) -> Prompts:
-        return replace(batch, tokens=batch.tokens.to(device), prompt_mask=batch.prompt_mask.to(device))
 
     def _generate(self, batch: Prompts, draw: object, method: str, stream: int) -> Generations:
         generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + 2 * batch.index + stream)

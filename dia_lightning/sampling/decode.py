@@ -18,7 +18,7 @@ from dia_lightning.types import Prompts, fill_after_end
 def starting_point(
     batch: Prompts, embedding: TokenEmbedding, schedule: Schedule, steps: int, stagger: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """z (B, T, d), pure noise but for the prompts, and times (steps + 1, B, T), 0 at the prompts."""
+    """Z (B, T, d), pure noise but for the prompts, and times (steps + 1, B, T), 0 at the prompts."""
     clean = embedding(batch.tokens)
     noise = torch.randn(clean.shape, generator=generator, device=clean.device)
     grid = time_grid(schedule, steps, batch.tokens.shape[1], stagger)

@@ -8,6 +8,7 @@ that has just become clean by an embedding of its own choice (for text: of a tok
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -22,9 +23,7 @@ def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
-def posterior_step(
-    z: Tensor, z0: Tensor, schedule: Schedule, t: Tensor, s: Tensor, generator: torch.Generator
-) -> Tensor:
+def posterior_step(z: Tensor, z0: Tensor, schedule: Schedule, t: Tensor, s: Tensor, generator: torch.Generator) -> Tensor:
     """z_s ~ q(z_s | z_t, z_0 = ẑ_0), the DDPM posterior (Ho et al., arXiv:2006.11239, eq. 6 – 7), per position.
 
     t, s (B, T) with s ≤ t; where t = 0 the position keeps its value.
@@ -51,7 +50,7 @@ def ancestral(
 ) -> Tensor:  # fmt: skip
     """DDPM ancestral sampling (Ho et al., arXiv:2006.11239, Algorithm 2): one posterior step per level. Returns z at t = 0."""
     z0_prev = None
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         t, s = t.expand(z.shape[:2]), s.expand(z.shape[:2])
         prediction = predict(z, t, z0_prev)
         z0_prev = prediction.z0_network
@@ -61,7 +60,7 @@ def ancestral(
 
 
 def langevin_step(z: Tensor, z0: Tensor, alpha: Tensor, sigma: Tensor, eta: float, generator: torch.Generator) -> Tensor:
-    """z ← z + η σ² s_π + σ √(2 η) ζ, the corrector of science.md; σ² s_π = α ẑ_0 − z, so nothing is divided by σ."""
+    """Z ← z + η σ² s_π + σ √(2 η) ζ, the corrector of science.md; σ² s_π = α ẑ_0 − z, so nothing is divided by σ."""
     return z + eta * (alpha * z0 - z) + sigma * (2 * eta) ** 0.5 * _normal(z, generator)
 
 
@@ -70,9 +69,10 @@ def dia(
     commit: Commit | None = None, corrector_steps: int = 1, eta: float = 0.1,
 ) -> Tensor:  # fmt: skip
     """Predictor–corrector (Song et al., arXiv:2011.13456, Algorithm 3): a posterior step to level s, then `corrector_steps`
-    Langevin steps of size `eta` at that level. Returns z at t = 0."""
+    Langevin steps of size `eta` at that level. Returns z at t = 0.
+    """
     z0_prev = None
-    for t, s in zip(times[:-1], times[1:], strict=True):
+    for t, s in pairwise(times):
         t, s = t.expand(z.shape[:2]), s.expand(z.shape[:2])
         prediction = predict(z, t, z0_prev)
         z0_prev = prediction.z0_network

@@ -1,0 +1,44 @@
+# Both set-up targets make .venv themselves; the second time they do nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format typecheck ablations doctor clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed  ## aligned text from the shipped kit, beside the base model's (no network, no GPU)
+	$(BIN)/python -m dia_lightning predict
+
+test: $(VENV)/.installed  ## the whole test suite
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed  ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed  ## ruff: lint and format, changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed  ## ruff: mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(VENV)/.installed  ## mypy --strict on the package
+	$(BIN)/mypy
+
+ablations:  ## the ablation grid and its report (not yet)
+	@echo "ablations: not yet; they come with the baselines" >&2; exit 2
+
+doctor: $(VENV)/.installed  ## who owns the script `lightning`, and which versions are installed
+	$(BIN)/python -m dia_lightning.doctor
+
+clean:  ## remove the environment and everything that runs wrote
+	rm -rf $(VENV) runs

@@ -1,0 +1,220 @@
+"""`check_reward` on rewards that each break one law; `call_reward`; the cache against the reward that it wraps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dia_lightning.resources import UserError
+from dia_lightning.rewards import CachedReward, RewardError, call_reward, check_reward
+from dia_lightning.types import Reward
+
+FIRST, SECOND = "A first text.", "Another, SECOND text."
+TEXTS = (FIRST, SECOND, "Short.")
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+class FromFunction(Reward):
+    """A reward out of any function, which may be wrong; counts what it was asked."""
+
+    def __init__(self, function: Callable[[list[str]], object], deterministic: bool = True) -> None:
+        self.function, self.name, self.deterministic = function, "mine", deterministic
+        self.asked: list[list[str]] = []
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        self.asked.append(list(texts))
+        return self.function(texts)  # type: ignore[arg-type, return-value]
+
+
+def lengths(texts: Sequence[str]) -> Tensor:
+    return torch.tensor([len(text) for text in texts], dtype=torch.float32)
+
+
+def nan_where(text: str) -> Callable[[list[str]], Tensor]:
+    return lambda texts: torch.tensor([float("nan") if t == text else 0.0 for t in texts])
+
+
+def infinite_where(text: str) -> Callable[[list[str]], Tensor]:
+    return lambda texts: torch.tensor([float("-inf") if t == text else 0.0 for t in texts])
+
+
+def lower_in_place(texts: list[str]) -> Tensor:
+    texts[:] = [text.lower() if text != FIRST else text for text in texts]
+    return lengths(texts)
+
+
+def append_in_place(texts: list[str]) -> Tensor:
+    values = lengths(texts)
+    texts.append("appended")
+    return values
+
+
+def sort_in_place(texts: list[str]) -> Tensor:
+    texts.sort(reverse=True)
+    return lengths(texts)
+
+
+def centred(texts: list[str]) -> Tensor:
+    return lengths(texts) - lengths(texts).mean() if texts else torch.zeros(0)
+
+
+def padded(texts: list[str]) -> Tensor:
+    """Depends on the longest text of the batch, as a network without an attention mask does."""
+    return lengths(texts) / max((len(text) for text in texts), default=1) if any(texts) else torch.zeros(len(texts))
+
+
+class Drifting:
+    """The same batch gets another value at every call."""
+
+    calls = 0
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        self.calls += 1
+        return lengths(texts) + self.calls
+
+
+def distinct(texts: list[str]) -> Tensor:
+    return lengths(sorted(set(texts)))
+
+
+BROKEN = {
+    "float64": (lambda texts: lengths(texts).double(), "float32 tensor", FIRST),
+    "integer": (lambda texts: lengths(texts).long(), "float32 tensor", FIRST),
+    "list": (lambda texts: [0.0 for _ in texts], "float32 tensor", FIRST),
+    "nothing": (lambda texts: None, "float32 tensor", FIRST),
+    "column": (lambda texts: lengths(texts)[:, None], "one value a text", FIRST),
+    "scalar": (lambda texts: lengths(texts).sum(), "one value a text", FIRST),
+    "duplicates merged": (distinct, "one value a text", FIRST),
+    "other device": (lambda texts: lengths(texts).to("meta"), "on the CPU", FIRST),
+    "nan": (nan_where(SECOND), "finite", SECOND),
+    "infinite": (infinite_where(SECOND), "finite", SECOND),
+    "changes texts": (lower_in_place, "texts unchanged", SECOND),
+    "appends a text": (append_in_place, "texts unchanged", "appended"),
+    "sorts the texts": (sort_in_place, "texts unchanged", FIRST),
+    "first character": (lambda texts: torch.tensor([float(ord(t[0])) for t in texts]), "empty string", ""),
+    "mean word length": (lambda texts: lengths(texts) / torch.tensor([float(len(t.split())) for t in texts]),
+                         "empty string", ""),
+    "stacks": (lambda texts: torch.stack([torch.tensor(float(len(t))) for t in texts]), "empty batch", None),
+    "at least one": (lambda texts: lengths(texts or [""]), "empty batch", None),
+    "random": (lambda texts: torch.rand(len(texts), generator=GENERATOR), "deterministic", FIRST),
+    "drifting": (Drifting(), "deterministic", FIRST),
+    "position": (lambda texts: torch.arange(len(texts), dtype=torch.float32), "any order", FIRST),
+    "centred": (centred, "batch = one by one", FIRST),
+    "padded": (padded, "batch = one by one", FIRST),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_reward_is_named_with_its_law_and_the_first_text(case: str) -> None:
+    function, law, text = BROKEN[case]
+    with pytest.raises(RewardError) as caught:
+        check_reward(FromFunction(function), TEXTS)
+    message = str(caught.value)
+    assert message.startswith(f"reward 'mine' breaks the law {law!r} on ")
+    assert (f"the text {text!r}:" if text is not None else "the empty batch:") in message
+    assert "\n" not in message
+
+
+def test_a_reward_that_obeys_passes_with_the_default_texts_and_with_ones_own() -> None:
+    check_reward(FromFunction(lengths))
+    check_reward(FromFunction(lengths), TEXTS)
+
+
+def test_the_check_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    check_reward(FromFunction(lengths))
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("function", [lambda texts: torch.rand(len(texts), generator=GENERATOR), Drifting(), centred])
+def test_deterministic_false_excuses_from_the_laws_that_compare_calls(function: Callable[[list[str]], Tensor]) -> None:
+    check_reward(FromFunction(function, deterministic=False), TEXTS)
+
+
+@pytest.mark.parametrize("case", [c for c, (_, law, _) in BROKEN.items() if law in ("finite", "empty batch")])
+def test_deterministic_false_excuses_from_no_other_law(case: str) -> None:
+    function, law, _ = BROKEN[case]
+    with pytest.raises(RewardError, match=f"the law '{law}'"):
+        check_reward(FromFunction(function, deterministic=False), TEXTS)
+
+
+@pytest.mark.parametrize(("scale", "error", "passes"), [(1.0, 5e-6, True), (1.0, 5e-5, False), (1e4, 5e-2, True)])
+def test_the_tolerance_is_1e_5_and_relative_for_large_values(scale: float, error: float, passes: bool) -> None:
+    reward = FromFunction(lambda texts: torch.full((len(texts),), scale + error * (len(texts) > 1)))
+    if passes:
+        check_reward(reward, TEXTS)
+    else:
+        with pytest.raises(RewardError, match="batch = one by one"):
+            check_reward(reward, TEXTS)
+
+
+@pytest.mark.parametrize("texts", [[], [""], [FIRST], [FIRST, FIRST, ""]])
+def test_too_few_texts_to_tell_are_refused(texts: list[str]) -> None:
+    with pytest.raises(ValueError, match="two different texts"):
+        check_reward(FromFunction(lengths), texts)
+
+
+def test_what_is_no_reward_is_refused() -> None:
+    class Nameless(Reward):
+        def __call__(self, texts: Sequence[str]) -> Tensor:
+            return lengths(texts)
+
+    with pytest.raises(RewardError, match=r"Nameless: must be a subclass .* sets `name`"):
+        check_reward(Nameless())
+    with pytest.raises(RewardError, match="function: must be a subclass"):
+        check_reward(lengths)  # type: ignore[arg-type]
+
+
+def test_an_error_of_the_rewards_own_on_ordinary_texts_is_passed_on() -> None:
+    def offline(texts: list[str]) -> Tensor:
+        raise ConnectionError("no answer")
+
+    with pytest.raises(ConnectionError, match="no answer"):
+        check_reward(FromFunction(offline))
+    with pytest.raises(ConnectionError, match="no answer"):
+        call_reward(FromFunction(offline), TEXTS)
+
+
+def test_call_reward_returns_the_values_and_leaves_the_texts_alone() -> None:
+    texts = list(TEXTS)
+    torch.testing.assert_close(call_reward(FromFunction(lengths), texts), torch.tensor([13.0, 21.0, 6.0]), rtol=0, atol=0)
+    with pytest.raises(RewardError, match="texts unchanged"):
+        call_reward(FromFunction(lower_in_place), texts)
+    assert texts == list(TEXTS)
+
+
+def test_a_reward_error_is_a_users_error_and_cuts_a_long_text() -> None:
+    long = "x" * 10_000
+    with pytest.raises(UserError, match="the law 'finite' on the text 'xxx") as caught:
+        call_reward(FromFunction(nan_where(long)), [FIRST, long])
+    assert len(str(caught.value)) < 200
+
+
+@given(st.lists(st.lists(st.sampled_from(["", "a", "bb", "ccc", "dddd"]), max_size=6), max_size=5))
+def test_the_cache_equals_its_reward_and_asks_for_each_text_once(batches: list[list[str]]) -> None:
+    inner = FromFunction(lengths)
+    cached = CachedReward(inner)
+    for batch in batches:
+        torch.testing.assert_close(cached(batch), lengths(batch), rtol=0, atol=0)
+    asked = [text for call in inner.asked for text in call]
+    assert sorted(asked) == sorted({text for batch in batches for text in batch})
+    assert [] not in inner.asked
+
+
+def test_the_cache_keeps_the_name_the_exact_value_and_the_laws() -> None:
+    third = CachedReward(FromFunction(lambda texts: torch.full((len(texts),), 1 / 3)))
+    assert third.name == "mine"
+    assert third([FIRST])[0].item() == torch.tensor(1 / 3).item()
+    check_reward(CachedReward(FromFunction(lengths)))
+
+
+def test_the_cache_remembers_nothing_of_a_call_that_failed() -> None:
+    cached = CachedReward(FromFunction(nan_where(SECOND)))
+    for _ in range(2):
+        with pytest.raises(RewardError, match="'finite'"):
+            cached([FIRST, SECOND])
+    assert cached([FIRST]).tolist() == [0.0]
