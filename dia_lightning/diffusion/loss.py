@@ -48,7 +48,7 @@ def draw_times(n_rows: int, length: int, schedule: Schedule, generator: torch.Ge
 
 
 def noise(tokens: Tensor, times: Tensor, ends: Tensor, embedding: TokenEmbedding, schedule: Schedule, eps: Tensor) -> Noised:
-    """Z = α E(x) + σ ε at (B, T) `times`.
+    """Noise rows: z = α E(x) + σ ε at (B, T) `times`.
 
     `ends` (B, T) bool marks end tokens after a text's own; in the first half of the rows they are left clean, so that the
     network learns both: texts whose length is known, and texts that decide where they end.

@@ -1,0 +1,40 @@
+"""A base model small enough for tests, in transformers' format, and the shipped kit's parts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dia_lightning.data.text import train_tokenizer
+from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.lm import BaseLM
+
+CORPUS = [f"the {a} food is {b} near the {c}." for a in ("good", "bad", "cheap") for b in ("great", "poor") for c in ("river", "pub")]
+
+
+@pytest.fixture(scope="session")
+def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialised GPT-2 of width 16 with a tokenizer of 280 tokens."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("base") / "lm"
+    tokenizer = train_tokenizer(CORPUS, 280)
+    torch.manual_seed(0)
+    end = tokenizer.eos_token_id
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=32, initializer_range=0.3,
+        bos_token_id=end, eos_token_id=end,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lm(lm_folder: Path) -> BaseLM:
+    return BaseLM.load(str(lm_folder))
+
+
+@pytest.fixture(scope="session")
+def embedding(lm: BaseLM) -> TokenEmbedding:
+    return TokenEmbedding(lm.embedding_table(), len(lm.tokenizer))

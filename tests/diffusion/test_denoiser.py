@@ -1,0 +1,136 @@
+"""The network against p_θ itself, the exact likelihood term, and the losses against plain arithmetic."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
+from dia_lightning.diffusion.loss import LOSSES, cross_entropy, draw_times, noise
+from dia_lightning.diffusion.schedule import make_schedule
+from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.lm import BaseLM
+from dia_lightning.resources import UserError
+
+
+def network(embedding: TokenEmbedding, **size: int | bool) -> DenoiserNetwork:
+    torch.manual_seed(0)
+    made = DenoiserNetwork(embedding, make_schedule("cosine"), NetworkSize(**{"width": 16, "layers": 2, "heads": 2, "max_length": 8, **size}))
+    return made.eval()
+
+
+def test_init_from_lm_is_p_theta_when_attention_is_causal(lm: BaseLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With rows of one norm, clean input and a causal mask put back, the hidden states are the base model's own."""
+    from copy import deepcopy
+
+    model = deepcopy(lm.model)
+    table = model.transformer.wte.weight
+    table.copy_(table / table.norm(dim=1, keepdim=True) * 3)
+    embedding = TokenEmbedding(table)
+    net = network(embedding)
+    net.init_from_lm(model, lm.bos_id)
+    tokens = torch.randint(1, lm.vocab_size, (3, 8), generator=torch.Generator().manual_seed(0))
+    want = model(F.pad(tokens[:, :-1], (1, 0), value=lm.bos_id)).logits
+    sdpa = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: sdpa(q, k, v, is_causal=True))
+    hidden, query = net.hidden(embedding(tokens), torch.zeros(3, 8))
+    torch.testing.assert_close(net.head(hidden), want, atol=1e-4, rtol=1e-4)
+    assert bool((net.readout(hidden, query).argmax(-1) == tokens).all())  # what is clean is read off
+
+
+def test_init_from_lm_says_what_fits(lm: BaseLM, embedding: TokenEmbedding) -> None:
+    with pytest.raises(UserError, match=r"init_from_lm.*\(16, 2\)"):
+        network(embedding, heads=4).init_from_lm(lm.model, lm.bos_id)
+    with pytest.raises(UserError, match="multiple of 2"):
+        NetworkSize(width=18, heads=4)
+
+
+def test_attention_looks_both_ways(embedding: TokenEmbedding) -> None:
+    net = network(embedding)
+    z, t = torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(0)), torch.full((1, 8), 0.9)
+    other = z.clone()
+    other[0, -1] += 1
+    assert not torch.allclose(net(z, t)[0, 0], net(other, t)[0, 0])
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_positions_are_told_apart(embedding: TokenEmbedding, rotary: bool) -> None:
+    net = network(embedding, rotary=rotary)
+    z = torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(0))
+    t = torch.full((1, 8), 0.9)
+    hidden, _ = net.hidden(z, t)
+    swapped, _ = net.hidden(z[:, [0, 2, 1, 3, 4, 5, 6, 7]], t)
+    assert not torch.allclose(hidden[0, 0], swapped[0, 0], atol=1e-6)
+
+
+def test_likelihood_term_is_the_exact_posterior_under_a_flat_prior(embedding: TokenEmbedding) -> None:
+    """With a head that says nothing, softmax(logits) is p(x | z) for a uniform token, at every σ ≥ 0.1."""
+    net = network(embedding)
+    torch.nn.init.zeros_(net.head.weight)
+    t = torch.tensor([[0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0]])
+    z = torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(0)) * 2
+    alpha, sigma = net.schedule.alpha(t), net.schedule.sigma(t)
+    distance = (z[:, :, None] - alpha[..., None, None] * embedding.weight).square().sum(-1)
+    want = torch.softmax(-distance / (2 * sigma[..., None] ** 2), -1)
+    torch.testing.assert_close(net(z, t).softmax(-1), want, atol=1e-5, rtol=1e-4)
+
+
+def test_chunked_cross_entropy_equals_the_plain_one_with_gradients(embedding: TokenEmbedding, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network(embedding)
+    generator = torch.Generator().manual_seed(0)
+    hidden, query = torch.randn(37, 16, generator=generator), torch.randn(37, 16, generator=generator)
+    targets = torch.randint(0, embedding.vocab_size, (37,), generator=generator)
+    results = []
+    for limit in (1 << 25, 5 * embedding.vocab_size):
+        monkeypatch.setattr("dia_lightning.diffusion.loss._LOGITS_PER_CHUNK", limit)
+        leaf = hidden.clone().requires_grad_()
+        loss = cross_entropy(net, leaf, query, targets)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        results.append((loss, gradient))
+    torch.testing.assert_close(results[0], results[1])
+    want = -(net.readout(hidden, query).log_softmax(-1)[torch.arange(37), targets])
+    torch.testing.assert_close(results[0][0], want)
+
+
+def test_losses_by_hand(embedding: TokenEmbedding) -> None:
+    """eps and x0 from their definitions: ‖ε − ε_ψ‖² and ‖z_0 − ẑ_0‖², means over coordinates."""
+    net = network(embedding)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, embedding.vocab_size, (2, 8), generator=generator)
+    t, eps = torch.full((2, 8), 0.6), torch.randn(2, 8, 16, generator=generator)
+    noised = noise(tokens, t, torch.zeros(2, 8, dtype=torch.bool), embedding, net.schedule, eps)
+    hidden, query = net.hidden(noised.z, noised.t)
+    z0 = embedding.expected(net.readout(hidden, query))
+    alpha, sigma = net.schedule.alpha(t)[..., None], net.schedule.sigma(t)[..., None]
+    eps_net = (noised.z - alpha * z0) / sigma
+    flat = (hidden.flatten(0, 1), query.flatten(0, 1), tokens.flatten(), t.flatten())
+    torch.testing.assert_close(LOSSES["eps"](net, *flat), (eps - eps_net).square().mean(-1).flatten(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(LOSSES["x0"](net, *flat), (embedding(tokens) - z0).square().mean(-1).flatten())
+
+
+def test_noise_leaves_clean_what_is_clean(embedding: TokenEmbedding) -> None:
+    tokens = torch.randint(0, embedding.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0))
+    t = torch.full((2, 8), 0.7)
+    t[:, 0] = 0
+    ends = torch.zeros(2, 8, dtype=torch.bool)
+    ends[:, -2:] = True
+    noised = noise(tokens, t, ends, embedding, make_schedule("cosine"), torch.ones(2, 8, 16))
+    assert noised.noised.tolist() == [[False] + [True] * 5 + [False] * 2, [False] + [True] * 7]
+    assert torch.equal(noised.z[~noised.noised], embedding(tokens)[~noised.noised])
+    schedule = make_schedule("cosine")
+    want = schedule.alpha(t[0, 1]) * embedding(tokens)[0, 1] + schedule.sigma(t[0, 1])
+    torch.testing.assert_close(noised.z[0, 1], want)
+
+
+def test_training_times_cover_every_use() -> None:
+    """Rows with one time, with a clean prefix, with clean positions anywhere, with times rising to the right."""
+    times = draw_times(4000, 12, make_schedule("cosine"), torch.Generator().manual_seed(0))
+    assert times.shape == (4000, 12)
+    assert bool(((times >= 0) & (times <= 1)).all())
+    one = (times == times[:, :1]).all(1).float().mean()
+    moving = times > 0
+    rising = ((times.diff(dim=1) >= 0).all(1) & ~(times == times[:, :1]).all(1)).float().mean()
+    holes = ((moving.float().diff(dim=1) < 0).any(1)).float().mean()
+    # Shares 0.25, 0.45 + 0.15 (a clean prefix rises too), 0.15, at 7 standard errors of 4,000 rows and small overlaps.
+    assert 0.2 < one < 0.35
+    assert 0.45 < rising < 0.68
+    assert 0.08 < holes < 0.2

@@ -1,0 +1,39 @@
+"""Data flows in one direction: a file imports only from its left."""
+
+import ast
+from pathlib import Path
+
+import dia_lightning
+
+ORDER = [
+    "resources", "optim", "types", "lm", "rewards", "target", "data", "embedding", "diffusion", "critic", "guidance",
+    "sampling", "baselines", "metrics", "reports", "callbacks", "doctor", "cli", "__main__",
+]  # fmt: skip
+PACKAGE = Path(dia_lightning.__file__).parent
+
+
+def part_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def test_imports_point_left() -> None:
+    wrong = []
+    for file in PACKAGE.rglob("*.py"):
+        own = file.relative_to(PACKAGE).with_suffix("").parts[0]
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                if name.startswith("dia_lightning.") and own != "__init__" and ORDER.index(part_of(name)) > ORDER.index(own):
+                    wrong.append(f"{file.name} imports {name}")
+    assert not wrong
+
+
+def test_files_and_functions_stay_small() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        source = file.read_text(encoding="utf-8")
+        assert source.count("\n") <= 320, file
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno is not None
+                assert node.end_lineno - node.lineno < 60, f"{file.name}: {node.name}"

@@ -1,0 +1,125 @@
+"""p_θ against transformers' own loss and generation, and against enumeration."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dia_lightning.lm import BaseLM, draw_categorical
+from dia_lightning.resources import UserError
+from dia_lightning.types import fill_after_end, text_mask
+
+
+def rows(lm: BaseLM, n: int = 5, length: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random rows in canonical form; prompts of 0, 1, 2, … tokens."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(1, lm.vocab_size, (n, length), generator=generator)
+    tokens[0, 4], tokens[1, 7] = lm.end_id, lm.end_id
+    prompt_mask = torch.arange(length) < torch.arange(n)[:, None]
+    return fill_after_end(tokens, prompt_mask, lm.end_id), prompt_mask
+
+
+def test_log_prob_is_transformers_own_loss(lm: BaseLM) -> None:
+    tokens, prompt_mask = rows(lm)
+    got = lm.log_prob(tokens, prompt_mask)
+    for row, mask, value in zip(tokens, prompt_mask, got, strict=True):
+        length = int(text_mask(row[None], mask[None], lm.end_id).sum())
+        ids = torch.cat([torch.tensor([lm.bos_id]), row[:length]])[None]
+        labels = ids.clone()
+        labels[0, 1:][mask[:length]] = -100
+        n = int((labels[0, 1:] != -100).sum())
+        assert abs(float(-lm.model(ids, labels=labels).loss) * n - float(value)) < 1e-4
+
+
+def test_padding_and_company_do_not_matter(lm: BaseLM) -> None:
+    tokens, prompt_mask = rows(lm)
+    longer = torch.nn.functional.pad(tokens, (0, 5), value=lm.end_id)
+    mask = torch.nn.functional.pad(prompt_mask, (0, 5), value=False)
+    ended = text_mask(tokens, prompt_mask, lm.end_id).sum(1) < tokens.shape[1]
+    torch.testing.assert_close(lm.log_prob(longer, mask)[ended], lm.log_prob(tokens, prompt_mask)[ended])
+    singles = torch.cat([lm.log_prob(t[None], m[None]) for t, m in zip(tokens, prompt_mask, strict=True)])
+    torch.testing.assert_close(singles, lm.log_prob(tokens, prompt_mask))
+
+
+def test_chunks_give_the_same(lm: BaseLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, prompt_mask = rows(lm)
+    whole = lm.log_prob(tokens, prompt_mask)
+    monkeypatch.setattr("dia_lightning.lm._LOGITS_PER_CHUNK", 1)
+    torch.testing.assert_close(lm.log_prob(tokens, prompt_mask), whole)
+    monkeypatch.setattr(lm, "_head_is_linear", False)
+    torch.testing.assert_close(lm.log_prob(tokens, prompt_mask), whole)
+
+
+def test_greedy_is_transformers_greedy(lm: BaseLM) -> None:
+    tokens, prompt_mask = rows(lm, 4, 8)
+    got = lm.generate(tokens, prompt_mask, torch.Generator().manual_seed(0), top_k=1)
+    for row, mask, out in zip(tokens, prompt_mask, got, strict=True):
+        start = torch.cat([torch.tensor([lm.bos_id]), row[mask]])[None]
+        want = lm.model.generate(start, attention_mask=torch.ones_like(start), do_sample=False, max_length=9, pad_token_id=lm.end_id)
+        want = torch.nn.functional.pad(want[0, 1:], (0, 9 - want.shape[1]), value=lm.end_id)
+        assert out.tolist() == want.tolist()
+
+
+def test_generate_draws_from_p(lm: BaseLM) -> None:
+    """First tokens of 20,000 draws against p_θ; χ² at false-alarm rate 10⁻³ (Wilson–Hilferty), seed fixed."""
+    n = 20_000
+    tokens = torch.full((n, 1), lm.end_id)
+    drawn = lm.generate(tokens, torch.zeros_like(tokens, dtype=torch.bool), torch.Generator().manual_seed(0))
+    want = lm.log_prob(torch.arange(lm.vocab_size)[:, None]).exp() * n
+    got = torch.bincount(drawn[:, 0], minlength=lm.vocab_size)
+    common = want >= 5
+    chi2 = float(((got - want)[common] ** 2 / want[common]).sum()) + float((got - want)[~common].sum() ** 2 / want[~common].sum())
+    df = int(common.sum())
+    assert chi2 < df * (1 - 2 / (9 * df) + 3.09 * (2 / (9 * df)) ** 0.5) ** 3
+
+
+def test_generate_keeps_prompts_and_ends_rows(lm: BaseLM) -> None:
+    tokens, prompt_mask = rows(lm, 6, 12)
+    out = lm.generate(tokens, prompt_mask, torch.Generator().manual_seed(0))
+    assert torch.equal(out[prompt_mask], tokens[prompt_mask])
+    assert torch.equal(out, fill_after_end(out, prompt_mask, lm.end_id))
+
+
+def test_draw_categorical_never_draws_what_has_no_probability() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]]).expand(50_000, 5)
+    counts = torch.bincount(draw_categorical(logits, torch.Generator().manual_seed(0)), minlength=5)
+    assert counts[[0, 2, 4]].tolist() == [0, 0, 0]
+    # 7 standard errors: false-alarm rate 3e-12
+    assert abs(counts[3] / 50_000 - 0.7310586) < 7 * (0.731 * 0.269 / 50_000) ** 0.5
+
+
+def test_decode_leaves_out_prompt_and_end(lm: BaseLM) -> None:
+    text = "the good food is great"
+    tokens = lm.encode([text], 30)
+    prompt_mask = torch.zeros_like(tokens, dtype=torch.bool)
+    assert lm.decode(tokens, prompt_mask) == [text]
+    prompt_mask[0, :3] = True
+    assert lm.decode(tokens, prompt_mask) == [lm.tokenizer.decode(tokens[0, 3:], skip_special_tokens=True)]
+
+
+def test_a_hub_that_cannot_be_reached_is_said_within_30_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"base_lm.*no-such/model.*checkpoints/tiny/lm"):
+        BaseLM.load("no-such/model")
+    assert time.monotonic() - start < 30
+
+
+def test_folders_that_hold_no_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.json"):
+        BaseLM.load(str(tmp_path))
+    with pytest.raises(UserError, match="no such folder"):
+        BaseLM.load(str(tmp_path / "missing"))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot load"):
+        BaseLM.load(str(tmp_path))
+
+
+def test_a_pickle_is_not_loaded(lm_folder: Path, tmp_path: Path) -> None:
+    for file in lm_folder.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="cannot load"):
+        BaseLM.load(str(tmp_path))
