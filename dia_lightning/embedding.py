@@ -27,6 +27,9 @@ class TokenEmbedding(nn.Module):
         """`table` (V, d): raw embeddings; `n_tokens`: ids from here on are padding of the table."""
         super().__init__()
         table = table.detach().float()
+        # Of the raw table in bf16: scaled rows differ in their last bits from machine to machine.
+        raw = table.bfloat16().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        self._fingerprint = hashlib.sha256(raw).hexdigest()[:16]
         norm = table.norm(dim=1, keepdim=True)
         weight = table / norm.clamp_min(1e-12) * table.shape[1] ** 0.5
         _, group = torch.unique(weight, dim=0, return_inverse=True)
@@ -59,5 +62,4 @@ class TokenEmbedding(nn.Module):
 
     def fingerprint(self) -> str:
         """16 hex digits that tell this table from any other; a network trained on it refuses another."""
-        data = self.weight.cpu().contiguous().numpy().round(4).tobytes()
-        return hashlib.sha256(data).hexdigest()[:16]
+        return self._fingerprint

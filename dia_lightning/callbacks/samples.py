@@ -43,7 +43,8 @@ class UnguidedSamples(L.Callback):
         tokens = draw_texts(
             predict, work, pl_module.embedding, pl_module.schedule, lm.end_id, generator, "ancestral", self.steps, self.stagger
         )
-        log_p = lm.token_log_probs(tokens)
+        with torch.autocast(device.type, enabled=False):
+            log_p = lm.token_log_probs(tokens)
         pl_module.log("val/log_p_per_token", log_p.sum() / (log_p != 0).sum(), prog_bar=True, sync_dist=True, batch_size=1)
         writer = getattr(trainer.logger, "experiment", None)
         if writer is not None and hasattr(writer, "add_text"):

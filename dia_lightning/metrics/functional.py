@@ -1,4 +1,4 @@
-"""Metrics of generated text as pure functions."""
+"""Metrics of generated text as pure functions: `_update` turns data into statistics, `_compute` these into a figure."""
 
 from __future__ import annotations
 
@@ -21,117 +21,217 @@ def _tokenizer_13a() -> Any:
     return Tokenizer13a()
 
 
-def _check_texts(texts: Sequence[str]) -> None:
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+def check_texts(texts: Sequence[str]) -> None:
+    """Raise TypeError unless `texts` is a sequence of strings (a single string is not)."""
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise TypeError(f"texts must be a sequence of strings, got {type(texts).__name__} {str(texts)[:60]!r}")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"texts must be a sequence of strings, got {type(text).__name__} {str(text)[:60]!r} at place {i}")
 
 
-def _ngrams(tokens: _Ints, text_of: _Ints, order: int) -> list[tuple[_Ints, _Ints]]:
-    """For n = 1 … order, an integer code for each n-gram and the text it stands in."""
-    grams, code = [], tokens
+def check_order(name: str, order: int) -> None:
+    """Raise ValueError unless `order`, the length of an n-gram, is an integer from 1 on."""
+    if not isinstance(order, int) or isinstance(order, bool) or order < 1:
+        raise ValueError(f"{name} must be an integer, at least 1, got {order!r}")
+
+
+def _check_pair(**pair: Tensor) -> None:
+    (name_a, a), (name_b, b) = pair.items()
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(f"{name_a} and {name_b} must have one shape (B,), got {tuple(a.shape)} and {tuple(b.shape)}")
+
+
+def _ngram_codes(words: list[list[str]], order: int) -> list[tuple[_Ints, _Ints]]:
+    """For n = 1 … order, of each n-gram in N word lists: an integer (equal n-grams, equal integers) and its list's number.
+
+    The code of an n-gram is made from that of its first n − 1 words and its last word, renumbered so that it cannot overflow.
+    """
+    lengths = np.array([len(row) for row in words], dtype=np.int64)
+    vocabulary: dict[str, int] = {}
+    tokens = np.array([vocabulary.setdefault(word, len(vocabulary)) for row in words for word in row], dtype=np.int64)
+    text = np.repeat(np.arange(len(words)), lengths)
+    left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(tokens))
+    code, codes = tokens.copy(), []
     for n in range(1, order + 1):
+        start = np.flatnonzero(left >= n)
         if n > 1:
-            inside = text_of[: len(text_of) - n + 1] == text_of[n - 1 :]
-            start = np.flatnonzero(inside)
-            pair = np.full(len(tokens), -1, dtype=np.int64)
-            pair[start] = code[start] * (tokens.max(initial=0) + 1) + tokens[start + n - 1]
-            _, code = np.unique(pair, return_inverse=True)
-            grams.append((code[start], text_of[start]))
-        else:
-            grams.append((code, text_of))
-    return grams
+            pair = code[start] * len(vocabulary) + tokens[start + n - 1]
+            code[start] = np.unique(pair, return_inverse=True)[1]
+        codes.append((code[start], text[start]))
+    return codes
 
 
-def _matches(grams: _Ints, text_of: _Ints, n_texts: int) -> tuple[_Ints, _Ints]:
-    """For each text its n-grams that occur in another text, clipped by the largest count in one other text; and all."""
-    key, count = np.unique(grams * n_texts + text_of, return_counts=True)
-    gram, text = key // n_texts, key % n_texts
+def _clipped_matches(gram: _Ints, text: _Ints, n_texts: int) -> tuple[_Ints, _Ints]:
+    """(N,) n-grams of each text, every one counted at most as often as in some other text; and (N,) all its n-grams.
+
+    Only the largest and the second largest count of each n-gram are needed: a text that holds the largest is clipped by
+    the second largest, every other text by the largest.
+    """
+    key, count = np.unique(gram * n_texts + text, return_counts=True)
+    gram, text = np.divmod(key, n_texts)
     order = np.lexsort((-count, gram))
     gram, text, count = gram[order], text[order], count[order]
-    first = np.r_[True, gram[1:] != gram[:-1]] if len(gram) else np.zeros(0, bool)
-    group = np.cumsum(first) - 1
-    top = np.flatnonzero(first)
-    # The text with the largest count is clipped by the second largest, all others by the largest.
-    second = np.where(np.r_[first[1:], True], 0, np.r_[count[1:], 0])[top] if len(gram) else top
-    others = np.where(first, second[group], count[top][group])
-    matched = np.bincount(text, np.minimum(count, others), n_texts)
-    return matched.astype(np.int64), np.bincount(text, count, n_texts).astype(np.int64)
+    holds_largest = np.diff(gram, prepend=-1) != 0
+    largest = count[holds_largest][np.cumsum(holds_largest) - 1]
+    # The roll brings the first entry, which holds a largest count, behind the last: an n-gram ends there too.
+    second_largest = np.where(np.roll(holds_largest, -1), 0, np.roll(count, -1))
+    matched = np.minimum(count, np.where(holds_largest, second_largest, largest))
+    return tuple(np.bincount(text, values, n_texts).astype(np.int64) for values in (matched, count))  # type: ignore[return-value]
 
 
-def _closest_other_length(lengths: _Ints) -> _Ints:
-    """For each text the length, among all others, that is closest to its own; the shorter one of two equally close."""
-    ordered = np.sort(lengths)
-    place = np.searchsorted(ordered, lengths)  # where its own copy stands
-    below = ordered[np.maximum(place - 1, 0)]
-    above = ordered[np.minimum(place + 1, len(lengths) - 1)]
-    no_below, no_above = place == 0, place == len(lengths) - 1
-    take_below = ~no_below & (no_above | (lengths - below <= above - lengths))
+def _closest_other_length(length: _Ints) -> _Ints:
+    """(N,) for each text the length, among all others, that is closest to its own; the shorter one of two equally close."""
+    ordered = np.sort(length)
+    own = np.searchsorted(ordered, length)
+    below, above = ordered[np.maximum(own - 1, 0)], ordered[np.minimum(own + 1, len(length) - 1)]
+    take_below = (own > 0) & ((own == len(length) - 1) | (length - below <= above - length))
     return np.where(take_below, below, above)
 
 
-def self_bleu(texts: Sequence[str], max_order: int = 4) -> float:
-    """Self-BLEU in [0, 100]: the mean sentence BLEU of each text against all others; low = diverse.
+def _self_bleu_update(texts: Sequence[str], n_gram: int = 4) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Statistics of N ≥ 2 texts, all int64: matched and all n-grams (n_gram, N); own and closest other length (N,), words."""
+    words = [_tokenizer_13a()(text.rstrip()).split() for text in texts]
+    counts = [_clipped_matches(gram, text, len(texts)) for gram, text in _ngram_codes(words, n_gram)]
+    correct, total = (torch.from_numpy(np.stack(part)) for part in zip(*counts, strict=True))
+    length = np.array([len(row) for row in words], dtype=np.int64)
+    return correct, total, torch.from_numpy(length), torch.from_numpy(_closest_other_length(length))
 
-    Zhu et al., arXiv:1802.01886, with sacrebleu's BLEU: tokenizer 13a, exponential smoothing, effective order, closest
-    reference length. Equal to `sacrebleu.sentence_bleu(text, others, use_effective_order=True)` text by text, in
-    N log N instead of N² steps.
+
+def _sentence_bleu(correct: Tensor, total: Tensor, length: Tensor, reference_length: Tensor) -> Tensor:
+    """(N,) BLEU in [0, 100] from the statistics: sacrebleu's `BLEU.compute_bleu` with `exp` and effective order."""
+    exists = total > 0
+    halvings = ((correct == 0) & exists).cumsum(0)
+    precision = torch.where(correct > 0, correct.double(), 0.5**halvings) / total
+    log_precision = torch.where(exists, (100 * precision).log(), 0.0).sum(0) / exists.sum(0)
+    log_penalty = (1 - reference_length.double() / length).clamp(max=0)
+    return torch.where(correct.any(0), (log_precision + log_penalty).exp(), 0.0)
+
+
+def _self_bleu_compute(correct: Tensor, total: Tensor, length: Tensor, reference_length: Tensor) -> Tensor:
+    return _sentence_bleu(correct, total, length, reference_length).mean()
+
+
+def self_bleu(texts: Sequence[str], n_gram: int = 4) -> Tensor:
+    """Self-BLEU: the mean BLEU of each text with all the others as its references; low means diverse.
+
+    Zhu et al. 2018 (Texygen, arXiv:1802.01886), on sacrebleu's scale of 0 to 100 and by its definition of sentence BLEU:
+    tokenizer `13a`, smoothing `exp`, effective order, closest reference length. Equal to the mean over i of
+    `sacrebleu.sentence_bleu(texts[i], others, use_effective_order=True).score`, in N log N instead of N² steps.
 
     Args:
-        texts: N texts. max_order: longest n-gram.
+        texts: N texts.
+        n_gram: longest n-gram, at least 1.
 
     Returns:
-        The mean, or NaN for fewer than two texts.
+        A float64 scalar in [0, 100]; NaN for N < 2, where a text has no others.
 
-    >>> round(self_bleu(["the food is good", "the food is bad", "quite another text here"]), 2)
-    39.64
+    Raises:
+        TypeError: `texts` is not a sequence of strings.
+        ValueError: `n_gram` < 1.
+
+    >>> self_bleu(["the food is good", "the food is bad", "quite another text here"])
+    tensor(39.6392, dtype=torch.float64)
     """
-    _check_texts(texts)
+    check_texts(texts)
+    check_order("n_gram", n_gram)
     if len(texts) < 2:
-        return float("nan")
-    words = [_tokenizer_13a()(text.rstrip()).split() for text in texts]
-    lengths = np.array([len(w) for w in words], dtype=np.int64)
-    vocabulary: dict[str, int] = {}
-    flat = np.array([vocabulary.setdefault(w, len(vocabulary)) for row in words for w in row], dtype=np.int64)
-    text_of = np.repeat(np.arange(len(texts)), lengths)
-    statistics = [_matches(grams, where, len(texts)) for grams, where in _ngrams(flat, text_of, max_order)]
-    correct, total = (np.stack(part).astype(np.float64) for part in zip(*statistics, strict=True))
-    return float(_sentence_bleu(correct, total, lengths, _closest_other_length(lengths)).mean())
+        return torch.tensor(torch.nan, dtype=torch.float64)
+    return _self_bleu_compute(*_self_bleu_update(texts, n_gram))
 
 
-def _sentence_bleu(correct: NDArray[Any], total: NDArray[Any], length: _Ints, reference_length: _Ints) -> NDArray[np.float64]:
-    """Sacrebleu's `compute_bleu` with smoothing `exp` and effective order, for all texts: correct, total (order, N)."""
-    halvings = np.cumsum((correct == 0) & (total > 0), axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        precision = np.where(correct > 0, correct, 0.5**halvings) / total
-        log_precision = np.where(total > 0, np.log(100 * precision), 0.0).sum(0)
-        mean = log_precision / (total > 0).sum(0)
-        penalty = np.where(length < reference_length, np.exp(1 - reference_length / length), 1.0)
-    return np.where(correct.any(0), penalty * np.exp(mean), 0.0)
+def _distinct_n_update(texts: Sequence[str], n: int) -> tuple[Tensor, Tensor]:
+    """Numbers of distinct and of all n-grams: int64 scalars."""
+    gram, _ = _ngram_codes([text.split() for text in texts], n)[-1]
+    return torch.tensor(len(np.unique(gram))), torch.tensor(len(gram))
 
 
-def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Distinct n-grams over all n-grams of all texts, words split at white space (Li et al., arXiv:1510.03055).
+def _distinct_n_compute(distinct: Tensor, total: Tensor) -> Tensor:
+    return distinct.double() / total
+
+
+def distinct_n(texts: Sequence[str], n: int) -> Tensor:
+    """Distinct n-grams over all n-grams of all texts together; high means diverse.
+
+    Li et al. 2016 (arXiv:1510.03055). Words are what `text.split()` gives: case is kept, punctuation stays on its word.
+    The figure falls as texts are added, so compare it for equal numbers of texts only.
+
+    Args:
+        texts: N texts.
+        n: length of the n-grams, at least 1.
 
     Returns:
-        A number in [0, 1]; NaN where no text has n words.
+        A float64 scalar in (0, 1]; NaN where no text has n words.
+
+    Raises:
+        TypeError: `texts` is not a sequence of strings.
+        ValueError: `n` < 1.
 
     >>> distinct_n(["a b a b", "a b"], 2)
-    0.5
+    tensor(0.5000, dtype=torch.float64)
     """
-    _check_texts(texts)
-    if n < 1:
-        raise ValueError(f"n must be at least 1, got {n}")
-    rows = [text.split() for text in texts]
-    grams = [gram for row in rows for gram in zip(*(row[i:] for i in range(n)), strict=False)]
-    return len(set(grams)) / len(grams) if grams else float("nan")
+    check_texts(texts)
+    check_order("n", n)
+    return _distinct_n_compute(*_distinct_n_update(texts, n))
+
+
+def _perplexity_update(log_p: Tensor, n_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over the batch: log p in nats (float64 scalar) and tokens (int64 scalar)."""
+    _check_pair(log_p=log_p, n_tokens=n_tokens)
+    if (n_tokens < 0).any():
+        raise ValueError(f"n_tokens must not be negative, got {n_tokens.min().item()}")
+    return log_p.double().sum(), n_tokens.long().sum()
+
+
+def _perplexity_compute(log_p: Tensor, n_tokens: Tensor) -> Tensor:
+    return torch.exp(-log_p / n_tokens)
 
 
 def perplexity(log_p: Tensor, n_tokens: Tensor) -> Tensor:
-    """exp(−Σ log p / Σ n): log_p (B,) nats, n_tokens (B,) the tokens they are of, end tokens included.
+    """exp(−Σ log p / Σ n): perplexity per token of the whole corpus, not a mean over texts.
 
-    >>> perplexity(torch.tensor([-2.0, -4.0]), torch.tensor([1, 2])).item()  # exp(2)
-    7.38905609893065
+    Args:
+        log_p: (B,) log-probability of each text and its end token, nats.
+        n_tokens: (B,) number of the tokens these are of, end token included.
+
+    Returns:
+        A float64 scalar, at least 1; NaN where there are no tokens.
+
+    Raises:
+        ValueError: the shapes are not one (B,), or a number of tokens is negative.
+
+    >>> perplexity(torch.tensor([-2.0, -4.0]), torch.tensor([1, 2]))  # exp(6 / 3)
+    tensor(7.3891, dtype=torch.float64)
     """
-    if log_p.shape != n_tokens.shape:
-        raise ValueError(f"log_p and n_tokens must have one shape, got {tuple(log_p.shape)} and {tuple(n_tokens.shape)}")
-    return torch.exp(-log_p.double().sum() / n_tokens.sum())
+    return _perplexity_compute(*_perplexity_update(log_p, n_tokens))
+
+
+def _seconds_per_100_tokens_update(seconds: Tensor, n_tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums over the batches: seconds (float64 scalar) and tokens (int64 scalar)."""
+    _check_pair(seconds=seconds, n_tokens=n_tokens)
+    if not ((seconds >= 0) & seconds.isfinite()).all() or (n_tokens < 0).any():
+        raise ValueError(f"seconds and n_tokens must be finite and not negative, got {seconds.tolist()}, {n_tokens.tolist()}")
+    return seconds.double().sum(), n_tokens.long().sum()
+
+
+def _seconds_per_100_tokens_compute(seconds: Tensor, n_tokens: Tensor) -> Tensor:
+    return 100 * seconds / n_tokens
+
+
+def seconds_per_100_tokens(seconds: Tensor, n_tokens: Tensor) -> Tensor:
+    """100 Σ seconds / Σ tokens over batches; the caller leaves out those that warm up the device.
+
+    Args:
+        seconds: (K,) wall-clock seconds of each batch.
+        n_tokens: (K,) tokens of all texts in each batch, end tokens included.
+
+    Returns:
+        A float64 scalar, seconds; NaN without batches.
+
+    Raises:
+        ValueError: the shapes are not one (K,), or a value is negative or not finite.
+
+    >>> seconds_per_100_tokens(torch.tensor([1.0, 3.0]), torch.tensor([50, 150]))
+    tensor(2., dtype=torch.float64)
+    """
+    return _seconds_per_100_tokens_compute(*_seconds_per_100_tokens_update(seconds, n_tokens))

@@ -49,7 +49,8 @@ class SamplerModule(L.LightningModule):
 
     def draw_base(self, batch: Prompts, generator: torch.Generator) -> tuple[Tensor, dict[str, int]]:
         """Samples of p_θ itself."""
-        tokens = self.lm.generate(batch.tokens, batch.prompt_mask, generator)
+        with torch.autocast(self.device.type, enabled=False):
+            tokens = self.lm.generate(batch.tokens, batch.prompt_mask, generator)
         return tokens, {"base_lm": tokens.shape[1]}
 
     def _generate(self, batch: Prompts, draw: object, method: str, stream: int) -> Generations:
@@ -62,9 +63,12 @@ class SamplerModule(L.LightningModule):
         full = [f"{prompt} {text}".strip() for prompt, text in zip(batch.prompts, texts, strict=True)]
         reward = call_reward(self._cached, full)
         parts = getattr(self.reward, "parts", None)
+        # In p_θ's own precision, whatever the trainer's: these numbers are compared between runs.
+        with torch.autocast(self.device.type, enabled=False):
+            log_p = self.lm.log_prob(tokens, batch.prompt_mask)
         return Generations(
             index=batch.index, ids=batch.ids, prompts=batch.prompts, texts=texts, tokens=tokens.cpu(),
-            log_p=self.lm.log_prob(tokens, batch.prompt_mask).cpu(), n_tokens=keep.sum(1).cpu(),
+            log_p=log_p.cpu(), n_tokens=keep.sum(1).cpu(),
             rewards=parts(full) if parts else {self.reward.name: reward}, reward=reward,
             method=method, seed=self.seed, latency_s=latency_s, nfe=nfe,
         )  # fmt: skip

@@ -35,6 +35,8 @@ class GuidedSamplerModule(SamplerModule):
         steps: noise levels each text passes.
         stagger: how far left positions run ahead of right ones; 0 = all positions together (see `staggered`).
         corrector_steps: Langevin steps at each level, for `dia`. eta: their size η, relative to σ².
+        guidance_scale: factor on λ ∇h; 1 = science.md's score. A critic's gradient at one point falls far short of what
+            exchanging a token changes (on the tiny kit some fifteen times), which larger values make up for.
         guidance_cap: longest guidance gradient per token (see `guided`).
         guidance_window: noise levels u between which guidance acts, 0 = clean, 1 = noise.
         temperature: of the denoiser's token distribution; 1 = as trained.
@@ -55,7 +57,8 @@ class GuidedSamplerModule(SamplerModule):
         stagger: float = 4.0,
         corrector_steps: int = 1,
         eta: float = 0.1,
-        guidance_cap: float = 10.0,
+        guidance_scale: float = 1.0,
+        guidance_cap: float = 100.0,
         guidance_window: tuple[float, float] = (0.0, 1.0),
         temperature: float = 1.0,
         final: str = "sample",
@@ -71,10 +74,11 @@ class GuidedSamplerModule(SamplerModule):
         _check("corrector_steps", corrector_steps, corrector_steps >= 0, "0 or more")
         _check("eta", eta, 0 <= eta <= 1, "0 ≤ eta ≤ 1")
         _check("temperature", temperature, temperature > 0, "above 0")
+        _check("guidance_scale", guidance_scale, guidance_scale > 0, "above 0")
         _check("guidance_cap", guidance_cap, guidance_cap > 0, "above 0")
         self.denoiser, self.critic, self.sampler, self.lam, self.steps = denoiser, critic, sampler, lam, steps
         self.stagger, self.corrector_steps, self.eta = stagger, corrector_steps, eta
-        self.guidance_cap, self.guidance_window = guidance_cap, guidance_window
+        self.guidance_scale, self.guidance_cap, self.guidance_window = guidance_scale, guidance_cap, guidance_window
         self.temperature, self.final, self.method = temperature, final, sampler
         self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer))
         self.denoiser_network = load_denoiser(denoiser, self.embedding)
@@ -105,7 +109,7 @@ class GuidedSamplerModule(SamplerModule):
         schedule = self.denoiser_network.schedule
 
         def log_value(z: Tensor, t: Tensor) -> Tensor:
-            return self._critic_scale * critic(z, t)
+            return self._critic_scale * self.guidance_scale * critic(z, t)
 
         return guided(predict, log_value, schedule, self.embedding, self.guidance_cap, self.guidance_window)
 
