@@ -9,7 +9,9 @@ from dia_lightning.data.text import train_tokenizer
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 
-CORPUS = [f"the {a} food is {b} near the {c}." for a in ("good", "bad", "cheap") for b in ("great", "poor") for c in ("river", "pub")]
+CORPUS = [
+    f"the {a} food is {b} near the {c}." for a in ("good", "bad", "cheap") for b in ("great", "poor") for c in ("river", "pub")
+]
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,9 @@ def test_greedy_is_transformers_greedy(lm: BaseLM) -> None:
     got = lm.generate(tokens, prompt_mask, torch.Generator().manual_seed(0), top_k=1)
     for row, mask, out in zip(tokens, prompt_mask, got, strict=True):
         start = torch.cat([torch.tensor([lm.bos_id]), row[mask]])[None]
-        want = lm.model.generate(start, attention_mask=torch.ones_like(start), do_sample=False, max_length=9, pad_token_id=lm.end_id)
+        want = lm.model.generate(
+            start, attention_mask=torch.ones_like(start), do_sample=False, max_length=9, pad_token_id=lm.end_id
+        )
         want = torch.nn.functional.pad(want[0, 1:], (0, 9 - want.shape[1]), value=lm.end_id)
         assert out.tolist() == want.tolist()
 
@@ -69,7 +71,9 @@ def test_generate_draws_from_p(lm: BaseLM) -> None:
     want = lm.log_prob(torch.arange(lm.vocab_size)[:, None]).exp() * n
     got = torch.bincount(drawn[:, 0], minlength=lm.vocab_size)
     common = want >= 5
-    chi2 = float(((got - want)[common] ** 2 / want[common]).sum()) + float((got - want)[~common].sum() ** 2 / want[~common].sum())
+    chi2 = float(((got - want)[common] ** 2 / want[common]).sum()) + float(
+        (got - want)[~common].sum() ** 2 / want[~common].sum()
+    )
     df = int(common.sum())
     assert chi2 < df * (1 - 2 / (9 * df) + 3.09 * (2 / (9 * df)) ** 0.5) ** 3
 

@@ -79,7 +79,7 @@ class Sqrt(Schedule):
 
 
 class Linear(Schedule):
-    """β_t linear from 0.1 to 20: log α_t = −¼ t² (20 − 0.1) − ½ t 0.1 (Ho et al. 2020; Song et al., arXiv:2011.13456, eq. 33)."""
+    """β_t linear from 0.1 to 20: log α_t = −¼ t² (20 − 0.1) − ½ t 0.1 (Song et al., arXiv:2011.13456, eq. 33)."""
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-0.25 * t.square() * 19.9 - 0.05 * t)

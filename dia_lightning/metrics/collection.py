@@ -2,77 +2,132 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import CatMetric, Metric
+from torchmetrics.utilities.data import dim_zero_cat
 
-from dia_lightning.metrics.functional import distinct_n, perplexity, self_bleu
-from dia_lightning.types import Generations
+from dia_lightning.metrics.functional import (
+    _distinct_n_compute,
+    _distinct_n_update,
+    _perplexity_compute,
+    _perplexity_update,
+    _seconds_per_100_tokens_compute,
+    _seconds_per_100_tokens_update,
+    check_names,
+    check_order,
+    check_texts,
+    self_bleu,
+)  # fmt: skip
 
 
 class _TextMetric(Metric):
-    """Keeps texts as bytes, since only tensors travel between processes; an empty text is one separator."""
+    """Keeps the texts themselves, as UTF-8 bytes and numbers of bytes, since only tensors travel between processes."""
 
+    is_differentiable = False
     full_state_update = False
-    chunks: list[Tensor]
+    utf8: list[Tensor] | Tensor
+    n_bytes: list[Tensor] | Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("chunks", default=[], dist_reduce_fx="cat")
+        self.add_state("utf8", default=[], dist_reduce_fx="cat")
+        self.add_state("n_bytes", default=[], dist_reduce_fx="cat")
 
     def update(self, texts: Sequence[str]) -> None:
-        """Add texts; the character NUL, which ends each of them here, may not occur."""
-        data = "".join(text.replace("\0", " ") + "\0" for text in texts).encode()
-        self.chunks.append(torch.tensor(list(data), dtype=torch.uint8, device=self.device))
+        """Add texts; TypeError if they are not a sequence of strings."""
+        check_texts(texts)
+        # surrogatepass: a lone surrogate is a legal str, and the text must come back as it was.
+        self._append([text.encode("utf-8", "surrogatepass") for text in texts])
+
+    def _append(self, encoded: list[bytes]) -> None:
+        assert isinstance(self.utf8, list)
+        assert isinstance(self.n_bytes, list)
+        utf8 = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()
+        self.utf8.append(torch.from_numpy(utf8).to(self.device))
+        self.n_bytes.append(torch.tensor([len(text) for text in encoded], dtype=torch.int64, device=self.device))
+
+    def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
+        # For a process without texts torchmetrics would send an empty float32, which does not gather with bytes.
+        if isinstance(self.utf8, list) and not self.utf8:
+            self._append([])
+        super()._sync_dist(*args, **kwargs)
 
     def texts(self) -> list[str]:
-        chunks = self.chunks if isinstance(self.chunks, list) else [self.chunks]
-        data = b"".join(bytes(chunk.cpu().tolist()) for chunk in chunks)
-        return data.decode().split("\0")[:-1]
+        """The texts in the order of the processes and, in each, of the updates."""
+        if isinstance(self.utf8, list) and not self.utf8:
+            return []
+        data = dim_zero_cat(self.utf8).cpu().numpy().tobytes()
+        ends = dim_zero_cat(self.n_bytes).cumsum(0).tolist()
+        return [data[a:b].decode("utf-8", "surrogatepass") for a, b in zip([0, *ends], ends, strict=False)]
 
 
 class SelfBLEU(_TextMetric):
-    """Self-BLEU in [0, 100] of all texts seen (see `functional.self_bleu`).
+    """Self-BLEU in [0, 100] of all texts of all processes, see `functional.self_bleu`; NaN for fewer than two.
+
+    Args:
+        n_gram: longest n-gram.
+        kwargs: of `torchmetrics.Metric`.
 
     >>> metric = SelfBLEU()
-    >>> metric.update(["the food is good", "the food is bad", "quite another text here"])
-    >>> round(metric.compute().item(), 2)
-    39.64
+    >>> metric.update(["the food is good", "the food is bad"])
+    >>> metric.update(["quite another text here"])
+    >>> metric.compute()
+    tensor(39.6392, dtype=torch.float64)
     """
 
+    higher_is_better = False
+
+    def __init__(self, n_gram: int = 4, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_order("n_gram", n_gram)
+        self.n_gram = n_gram
+
     def compute(self) -> Tensor:
-        return torch.tensor(self_bleu(self.texts()), dtype=torch.float64)
+        return self_bleu(self.texts(), self.n_gram).to(self.device)
 
 
 class DistinctN(_TextMetric):
-    """Distinct n-grams over all n-grams of all texts seen (see `functional.distinct_n`).
+    """Distinct n-grams over all n-grams of all texts of all processes, see `functional.distinct_n`.
+
+    Args:
+        n: length of the n-grams.
+        kwargs: of `torchmetrics.Metric`.
 
     >>> metric = DistinctN(2)
     >>> metric.update(["a b a b", "a b"])
-    >>> metric.compute().item()
-    0.5
+    >>> metric.compute()
+    tensor(0.5000, dtype=torch.float64)
     """
+
+    higher_is_better = True
 
     def __init__(self, n: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_order("n", n)
         self.n = n
 
     def compute(self) -> Tensor:
-        return torch.tensor(distinct_n(self.texts(), self.n), dtype=torch.float64)
+        return _distinct_n_compute(*_distinct_n_update(self.texts(), self.n)).to(self.device)
 
 
 class LMPerplexity(Metric):
     """Perplexity from log-probabilities that were computed elsewhere (torchmetrics' own wants logits).
 
+    See `functional.perplexity`.
+
     >>> metric = LMPerplexity()
     >>> metric.update(torch.tensor([-2.0, -4.0]), torch.tensor([1, 2]))
-    >>> round(metric.compute().item(), 4)
-    7.3891
+    >>> metric.compute()
+    tensor(7.3891, dtype=torch.float64)
     """
 
+    is_differentiable = False
+    higher_is_better = False
     full_state_update = False
     log_p: Tensor
     n_tokens: Tensor
@@ -80,73 +135,122 @@ class LMPerplexity(Metric):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.add_state("log_p", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("n_tokens", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("n_tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, log_p: Tensor, n_tokens: Tensor) -> None:
         """log_p (B,) nats and n_tokens (B,)."""
-        self.log_p += log_p.double().sum()
-        self.n_tokens += n_tokens.sum()
+        sum_log_p, sum_n_tokens = _perplexity_update(log_p.to(self.device), n_tokens.to(self.device))
+        self.log_p += sum_log_p
+        self.n_tokens += sum_n_tokens
 
     def compute(self) -> Tensor:
-        return perplexity(self.log_p, self.n_tokens)
+        return _perplexity_compute(self.log_p, self.n_tokens)
 
 
-class GenerationMetrics:
-    """Every figure of a run from its `Generations`.
+class SecondsPer100Tokens(Metric):
+    """Seconds per 100 tokens over the warm batches, see `functional.seconds_per_100_tokens`.
 
-    `update` takes one batch; batch 0 is the warm-up and counts for the latency only where it is alone.
+    A batch that warms up the device is given with `warm=False`. It counts only where no process saw a warm one.
+
+    >>> metric = SecondsPer100Tokens()
+    >>> metric.update(9.0, 100, warm=False)
+    >>> metric.compute()
+    tensor(9., dtype=torch.float64)
+    >>> metric.update(2.0, 100)
+    >>> metric.compute()
+    tensor(2., dtype=torch.float64)
+    """
+
+    is_differentiable = False
+    higher_is_better = False
+    full_state_update = False
+    seconds: Tensor
+    n_tokens: Tensor
+    n_batches: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # Each state has two entries: cold batches, warm batches.
+        self.add_state("seconds", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("n_tokens", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("n_batches", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, seconds: float, n_tokens: int, warm: bool = True) -> None:
+        """One batch: its wall-clock seconds and the tokens of all its texts."""
+        batch = torch.tensor([seconds], dtype=torch.float64), torch.tensor([n_tokens], dtype=torch.int64)
+        sum_seconds, sum_n_tokens = _seconds_per_100_tokens_update(*batch)
+        self.seconds[int(warm)] += sum_seconds
+        self.n_tokens[int(warm)] += sum_n_tokens
+        self.n_batches[int(warm)] += 1
+
+    def compute(self) -> Tensor:
+        kind = int(self.n_batches[1] > 0)
+        return _seconds_per_100_tokens_compute(self.seconds[kind], self.n_tokens[kind])
+
+
+class MeanReward(CatMetric):
+    """Mean of the rewards of all texts of all processes (`compute`) and their standard deviation (`std`), in float64.
+
+    Keeps every value, one number a text, so that the deviation of nearly equal rewards does not cancel.
+
+    >>> metric = MeanReward()
+    >>> metric.update(torch.tensor([0.0, 2.0]))
+    >>> metric.compute(), metric.std()
+    (tensor(1., dtype=torch.float64), tensor(1.4142, dtype=torch.float64))
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        def make(kind: Callable[..., Metric], *args: Any) -> Metric:
-            return kind(*args, **kwargs)
+        super().__init__(nan_strategy="error", **kwargs)
+        self.set_dtype(torch.float64)
 
-        self.self_bleu, self.perplexity = make(SelfBLEU), make(LMPerplexity)
-        self.distinct = {n: make(DistinctN, n) for n in range(1, 5)}
-        self.rewards: dict[str, Metric] = {}
-        self.square = make(MeanMetric)
-        self._make_mean = lambda: make(MeanMetric)
-        self.n, self.nfe = 0, dict[str, int]()
-        self._seconds: dict[bool, float] = {}
-        self._tokens: dict[bool, int] = {}
+    def update(self, value: Tensor) -> None:  # type: ignore[override]
+        """Rewards (B,); ValueError where one is not finite."""
+        if value.ndim != 1 or not value.isfinite().all():
+            raise ValueError(f"rewards must be (B,) and finite, got {tuple(value.shape)} {value.detach().cpu().tolist()}")
+        super().update(value.detach().to(self.device))
 
-    def update(self, batch: Generations) -> None:
-        """Add one batch."""
-        for metric in (self.self_bleu, *self.distinct.values()):
-            metric.update(batch.texts)
-        self.perplexity.update(batch.log_p, batch.n_tokens)
-        for name, values in {"reward": batch.reward, **{f"reward_{k}": v for k, v in batch.rewards.items()}}.items():
-            self.rewards.setdefault(name, self._make_mean()).update(values)
-        self.square.update(batch.reward.double().square())
-        self.n += len(batch.texts)
-        for kind, calls in batch.nfe.items():
-            self.nfe[kind] = self.nfe.get(kind, 0) + calls * len(batch.texts)
-        warm = batch.index > 0
-        self._seconds[warm] = self._seconds.get(warm, 0.0) + batch.latency_s
-        self._tokens[warm] = self._tokens.get(warm, 0) + int(batch.n_tokens.sum())
+    def _values(self) -> Tensor:
+        value: Tensor | list[Tensor] = self.value
+        return dim_zero_cat(value) if len(value) else torch.zeros(0, dtype=torch.float64, device=self.device)
 
-    def compute(self) -> dict[str, Any]:
-        """The figures by their names in `metrics.json`; `nfe` is network calls per text, `reward_std` over texts."""
-        rewards = {name: float(metric.compute()) for name, metric in self.rewards.items()}
-        variance = max(0.0, float(self.square.compute()) - rewards["reward"] ** 2)
-        perplexity_ = float(self.perplexity.compute())
-        warm = True in self._tokens
-        return {
-            "n": self.n,
-            **rewards,
-            "reward_std": (variance * self.n / max(1, self.n - 1)) ** 0.5,
-            "perplexity": perplexity_,
-            "log_p_per_token": -float(torch.tensor(perplexity_, dtype=torch.float64).log()),
-            "self_bleu": float(self.self_bleu.compute()),
-            **{f"distinct_{n}": float(metric.compute()) for n, metric in self.distinct.items()},
-            "latency_s_per_100_tokens": 100 * self._seconds[warm] / max(1, self._tokens[warm]),
-            "nfe": {kind: calls / self.n for kind, calls in self.nfe.items()},
-        }
+    def compute(self) -> Tensor:
+        return self._values().mean()
+
+    def std(self) -> Tensor:
+        """Over texts, with Bessel's correction; NaN for fewer than two. Every process must call it, like `compute`."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute and not self._is_synced):
+            values = self._values()
+        return values.std() if len(values) > 1 else torch.tensor(torch.nan, dtype=torch.float64, device=self.device)
 
 
-def compute_metrics(batches: Iterable[Generations]) -> dict[str, Any]:
-    """All figures of `batches`, computed in this process alone."""
-    metrics = GenerationMetrics(sync_on_compute=False)
-    for batch in batches:
-        metrics.update(batch)
-    return metrics.compute()
+class NetworkCalls(Metric):
+    """Sums of network calls by kind.
+
+    Args:
+        kinds: the names of all kinds that will occur; known beforehand, so that every process holds the same state.
+        kwargs: of `torchmetrics.Metric`.
+
+    >>> metric = NetworkCalls(["denoiser", "critic"])
+    >>> metric.update({"denoiser": 16})
+    >>> metric.compute()
+    {'denoiser': 16, 'critic': 0}
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    calls: Tensor
+
+    def __init__(self, kinds: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_names("kinds", kinds)
+        self.kinds = list(kinds)
+        self.add_state("calls", torch.zeros(len(kinds), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, nfe: Mapping[str, int]) -> None:
+        """Calls by kind; ValueError for a kind that was not named at construction."""
+        if unknown := set(nfe) - set(self.kinds):
+            raise ValueError(f"nfe must have kinds among {self.kinds}, got {sorted(unknown)}")
+        self.calls += torch.tensor([nfe.get(kind, 0) for kind in self.kinds], dtype=torch.int64, device=self.device)
+
+    def compute(self) -> dict[str, int]:
+        return dict(zip(self.kinds, self.calls.tolist(), strict=True))

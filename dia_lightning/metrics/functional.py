@@ -36,6 +36,14 @@ def check_order(name: str, order: int) -> None:
         raise ValueError(f"{name} must be an integer, at least 1, got {order!r}")
 
 
+def check_names(option: str, names: Sequence[str]) -> None:
+    """Raise unless `names` is a sequence of strings (TypeError), all different (ValueError)."""
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{option} must be a sequence of names, got {names!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"{option} must be different from each other, got {list(names)}")
+
+
 def _check_pair(**pair: Tensor) -> None:
     (name_a, a), (name_b, b) = pair.items()
     if a.ndim != 1 or a.shape != b.shape:
@@ -77,7 +85,8 @@ def _clipped_matches(gram: _Ints, text: _Ints, n_texts: int) -> tuple[_Ints, _In
     # The roll brings the first entry, which holds a largest count, behind the last: an n-gram ends there too.
     second_largest = np.where(np.roll(holds_largest, -1), 0, np.roll(count, -1))
     matched = np.minimum(count, np.where(holds_largest, second_largest, largest))
-    return tuple(np.bincount(text, values, n_texts).astype(np.int64) for values in (matched, count))  # type: ignore[return-value]
+    n_matched, n_all = np.bincount(text, matched, n_texts), np.bincount(text, count, n_texts)
+    return n_matched.astype(np.int64), n_all.astype(np.int64)
 
 
 def _closest_other_length(length: _Ints) -> _Ints:

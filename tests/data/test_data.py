@@ -92,7 +92,12 @@ def test_unusable_prompts_are_named(lm_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n')
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
-    for name, message in (("empty.txt", "no prompt"), ("bad.jsonl", "line 2"), ("latin.txt", "UTF-8"), ("none.txt", "no such file")):
+    for name, message in (
+        ("empty.txt", "no prompt"),
+        ("bad.jsonl", "line 2"),
+        ("latin.txt", "UTF-8"),
+        ("none.txt", "no such file"),
+    ):
         with pytest.raises(UserError, match=message):
             read_prompts(tmp_path / name)
     data = PromptData(str(lm_folder), prompts=["the " * 30], max_length=16)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
+from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize, _attention
 from dia_lightning.diffusion.loss import LOSSES, cross_entropy, draw_times, noise
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.embedding import TokenEmbedding
@@ -14,7 +14,9 @@ from dia_lightning.resources import UserError
 
 def network(embedding: TokenEmbedding, **size: int | bool) -> DenoiserNetwork:
     torch.manual_seed(0)
-    made = DenoiserNetwork(embedding, make_schedule("cosine"), NetworkSize(**{"width": 16, "layers": 2, "heads": 2, "max_length": 8, **size}))
+    made = DenoiserNetwork(
+        embedding, make_schedule("cosine"), NetworkSize(**{"width": 16, "layers": 2, "heads": 2, "max_length": 8, **size})
+    )
     return made.eval()
 
 
@@ -42,6 +44,12 @@ def test_init_from_lm_says_what_fits(lm: BaseLM, embedding: TokenEmbedding) -> N
         network(embedding, heads=4).init_from_lm(lm.model, lm.bos_id)
     with pytest.raises(UserError, match="multiple of 2"):
         NetworkSize(width=18, heads=4)
+
+
+def test_attention_in_bf16_is_sdpa() -> None:
+    q, k, v = torch.randn(3, 2, 2, 7, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    want = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    torch.testing.assert_close(_attention(q, k, v).float(), want, atol=0.03, rtol=0.03)
 
 
 def test_attention_looks_both_ways(embedding: TokenEmbedding) -> None:
@@ -74,7 +82,9 @@ def test_likelihood_term_is_the_exact_posterior_under_a_flat_prior(embedding: To
     torch.testing.assert_close(net(z, t).softmax(-1), want, atol=1e-5, rtol=1e-4)
 
 
-def test_chunked_cross_entropy_equals_the_plain_one_with_gradients(embedding: TokenEmbedding, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunked_cross_entropy_equals_the_plain_one_with_gradients(
+    embedding: TokenEmbedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = network(embedding)
     generator = torch.Generator().manual_seed(0)
     hidden, query = torch.randn(37, 16, generator=generator), torch.randn(37, 16, generator=generator)

@@ -1,0 +1,136 @@
+"""Every figure of a run from its `Generations`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torchmetrics import MetricCollection, SumMetric
+
+from dia_lightning.metrics.collection import (
+    DistinctN,
+    LMPerplexity,
+    MeanReward,
+    NetworkCalls,
+    SecondsPer100Tokens,
+    SelfBLEU,
+)  # fmt: skip
+from dia_lightning.metrics.functional import check_names
+from dia_lightning.types import Generations
+
+
+class GenerationMetrics(nn.Module):
+    """Every figure of a run, batch by batch; `compute` gives those of all processes and must be called on each of them.
+
+    The names are taken at construction so that every process, also one that drew nothing, holds the same states. A
+    collective over NCCL needs the states on the GPU: move the object there, as any module.
+
+    Args:
+        reward_names: keys of `Generations.rewards`.
+        nfe_kinds: all kinds that `Generations.nfe` may have; a batch may lack some.
+        kwargs: of every `torchmetrics.Metric` in it, such as `sync_on_compute`.
+
+    Raises:
+        TypeError: the names are not a sequence of strings.
+        ValueError: two names are equal, or a reward is named `std`, which is another figure's key.
+    """
+
+    def __init__(self, reward_names: Sequence[str], nfe_kinds: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__()
+        check_names("reward_names", reward_names)
+        check_names("nfe_kinds", nfe_kinds)
+        if "std" in reward_names:
+            raise ValueError(f"reward_names must not have 'std', since reward_std is another figure, got {list(reward_names)}")
+        self.reward_names = list(reward_names)
+        self.n = SumMetric(nan_strategy="error", **kwargs).set_dtype(torch.float64)
+        self.reward = MeanReward(**kwargs)
+        # A list, not a dictionary of modules, whose keys may not contain a dot.
+        self.rewards = nn.ModuleList(MeanReward(**kwargs) for _ in reward_names)
+        self.perplexity = LMPerplexity(**kwargs)
+        text_metrics = {"self_bleu": SelfBLEU(**kwargs)} | {f"distinct_{n}": DistinctN(n, **kwargs) for n in range(1, 5)}
+        # One group: they share one copy of the texts.
+        self.text = MetricCollection(text_metrics, compute_groups=[list(text_metrics)])  # type: ignore[arg-type]
+        self.latency = SecondsPer100Tokens(**kwargs)
+        self.nfe = NetworkCalls(nfe_kinds, **kwargs)
+
+    def update(self, generations: Generations, warm: bool) -> None:
+        """Add one batch; `warm` is False for the first batch of a process, whose time includes compilation and caches.
+
+        Raises:
+            ValueError: the fields of the batch do not have one length, or a reward is unknown, missing or not finite.
+        """
+        batch = generations
+        self._check(batch)
+        self.nfe.update(batch.nfe)
+        self.reward.update(batch.reward)
+        for name, metric in self._by_name():
+            metric.update(batch.rewards[name])
+        self.perplexity.update(batch.log_p, batch.n_tokens)
+        self.text.update(batch.texts)
+        self.latency.update(batch.latency_s, int(batch.n_tokens.sum()), warm)
+        self.n.update(len(batch.texts))
+
+    def _by_name(self) -> list[tuple[str, MeanReward]]:
+        return [(name, cast(MeanReward, metric)) for name, metric in zip(self.reward_names, self.rewards, strict=True)]
+
+    def _check(self, batch: Generations) -> None:
+        if set(batch.rewards) != set(self.reward_names):
+            raise ValueError(f"generations.rewards must have the names {self.reward_names}, got {list(batch.rewards)}")
+        fields = {"reward": batch.reward, "log_p": batch.log_p, "n_tokens": batch.n_tokens, **batch.rewards}
+        shapes = {name: tuple(values.shape) for name, values in fields.items()}
+        if any(shape != (len(batch.texts),) for shape in shapes.values()):
+            raise ValueError(f"generations must have one value for each of its {len(batch.texts)} texts, got shapes {shapes}")
+
+    def compute(self) -> dict[str, Any]:
+        """The figures by name, of all processes.
+
+        Returns:
+            `n` texts (int); `reward` and `reward_<name>`, means over texts; `reward_std`, over texts, with Bessel's
+            correction; `perplexity` and `log_p_per_token` (nats) under p_θ; `self_bleu` in [0, 100]; `distinct_1` …
+            `distinct_4`; `latency_s_per_100_tokens` over the warm batches or, where there is none (a run of one batch),
+            over the others; `nfe_<kind>`, the network calls of all batches (int). NaN where a figure needs more texts.
+        """
+        perplexity = self.perplexity.compute()
+        return {
+            "n": int(self.n.compute()),
+            "reward": float(self.reward.compute()),
+            **{f"reward_{k}": float(metric.compute()) for k, metric in self._by_name()},
+            "reward_std": float(self.reward.std()),
+            "perplexity": float(perplexity),
+            "log_p_per_token": -float(perplexity.log()),
+            **{name: float(value) for name, value in self.text.compute().items()},
+            "latency_s_per_100_tokens": float(self.latency.compute()),
+            **{f"nfe_{kind}": calls for kind, calls in self.nfe.compute().items()},
+        }
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        for metric in (self.n, self.reward, self.perplexity, self.text, self.latency, self.nfe):
+            metric.reset()
+        for _, reward in self._by_name():
+            reward.reset()
+
+
+def compute_metrics(batches: Iterable[Generations]) -> dict[str, Any]:
+    """All figures of a run whose batches lie in this process, with the keys of `metrics.json`.
+
+    Those of `GenerationMetrics`, batch 0 being the warm-up, but with one entry `nfe`: by kind, the network calls that the
+    batch of a text took, averaged over texts.
+
+    Raises:
+        ValueError: no batches.
+    """
+    batches = list(batches)
+    if not batches:
+        raise ValueError("batches must have at least one batch, got none")
+    kinds = list(dict.fromkeys(kind for batch in batches for kind in batch.nfe))
+    metrics = GenerationMetrics(list(batches[0].rewards), kinds, sync_on_compute=False)
+    for batch in batches:
+        metrics.update(batch, warm=batch.index > 0)
+    figures = metrics.compute()
+    for kind in kinds:
+        del figures[f"nfe_{kind}"]
+    calls = {kind: sum(batch.nfe.get(kind, 0) * len(batch.texts) for batch in batches) for kind in kinds}
+    return {**figures, "nfe": {kind: total / figures["n"] for kind, total in calls.items()}}
