@@ -14,8 +14,9 @@ from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.diffusion.schedule import Schedule, staggered
 from dia_lightning.embedding import TokenEmbedding
 
-# Share of training rows: all positions at one time, a clean prefix, clean random positions, times rising to the right.
-_MIXTURE = (0.25, 0.15, 0.15, 0.45)
+# Share of training rows: all positions at one time, a clean prefix, clean random positions, a noised span between clean
+# text, times rising to the right.
+_MIXTURE = (0.15, 0.1, 0.1, 0.3, 0.35)
 _LOGITS_PER_CHUNK = 1 << 25
 
 
@@ -39,12 +40,23 @@ def draw_times(n_rows: int, length: int, schedule: Schedule, generator: torch.Ge
     share = torch.rand(n_rows, generator=generator, device=device)[:, None]
     place = torch.arange(length, device=device) / length
     scatter = torch.rand(n_rows, length, generator=generator, device=device)
-    one, prefix, subset = (kind >= sum(_MIXTURE[:i]) for i in range(1, 4))
-    clean = torch.where(prefix[:, None], scatter < share, place < share) & (one & ~subset)[:, None]
+    past_all, past_prefix, past_scattered, past_span = (kind >= sum(_MIXTURE[:i]) for i in range(1, 5))
+    clean = torch.where(past_scattered[:, None], _outside_span(share, place, scatter), scatter < share)
+    clean = torch.where(past_prefix[:, None], clean, place < share) & (past_all & ~past_span)[:, None]
+    # Half of the spans hide their tokens altogether, as the first reveal of denoise-and-accept does.
+    u = torch.where(past_scattered & ~past_span & (scatter[:, 0] < 0.5), 1.0, u)
     # Staggers from 1 to T, log-uniform: from a broad front to token by token.
     stagger = torch.exp(share[:, 0] * torch.log(torch.tensor(float(length), device=device)))
-    levels = torch.where(subset[:, None], staggered(u, length, stagger), u[:, None].expand(-1, length))
+    levels = torch.where(past_span[:, None], staggered(u, length, stagger), u[:, None].expand(-1, length))
     return torch.where(clean, 0.0, schedule.warp(levels))
+
+
+def _outside_span(share: Tensor, place: Tensor, scatter: Tensor) -> Tensor:
+    """(B, T) True outside a span of log-uniform width, and in a part of it from its left end on (revealed already)."""
+    length = place.shape[0]
+    width = torch.exp(share * torch.log(torch.tensor(float(length), device=place.device))) / length
+    begin, revealed = 0.75 * scatter[:, 1:2], (2 * scatter[:, 2:3] - 1).clamp_min(0) * width
+    return (place < begin + revealed) | (place >= begin + width)
 
 
 def noise(tokens: Tensor, times: Tensor, ends: Tensor, embedding: TokenEmbedding, schedule: Schedule, eps: Tensor) -> Noised:
