@@ -54,7 +54,9 @@ class Generations:
     """What a method returns from `predict_step`, one entry a text.
 
     tokens (B, T) int64 in canonical form; texts, without the prompt; log_p (B,) nats of the text and its end token under
-    p_θ given the prompt; n_tokens (B,) int64 of the same; latency_s, seconds for the whole batch; nfe, network calls by kind.
+    p_θ given the prompt; n_tokens (B,) int64 of the same; latency_s, seconds for the whole batch; nfe, evaluations of each
+    network per text; accept_rate (B,), share of accepted moves where the method has moves; diagnostics, further figures
+    (B,) by name.
     """
 
     index: int
@@ -71,6 +73,7 @@ class Generations:
     latency_s: float
     nfe: dict[str, int] = field(default_factory=dict)
     accept_rate: Tensor | None = None
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Denoiser(Protocol):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from dia_lightning.resources import UserError
-from dia_lightning.sampling.base import SamplerModule
+from dia_lightning.sampling.base import Drawn, SamplerModule
 from dia_lightning.types import Prompts, Reward
 
 
@@ -40,6 +39,6 @@ class ZeroShotModule(SamplerModule):
             )
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
 
-    def draw(self, batch: Prompts, generator: torch.Generator) -> tuple[Tensor, dict[str, int]]:
+    def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
         tokens = self.lm.generate(batch.tokens, batch.prompt_mask, generator, self.temperature, self.top_k, self.top_p)
-        return tokens, {"base_lm": tokens.shape[1]}
+        return Drawn(tokens, {"base_lm": tokens.shape[1]})

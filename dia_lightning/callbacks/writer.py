@@ -55,6 +55,7 @@ def records(batch: Generations) -> list[dict[str, Any]]:
             "n_tokens": int(batch.n_tokens[i]),
             "method": batch.method,
             "seed": batch.seed,
+            **({} if batch.accept_rate is None else {"accept_rate": batch.accept_rate[i].item()}),
         }
         for i in range(len(batch.texts))
     ]
@@ -64,16 +65,18 @@ def _to_json(batch: Generations) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         return value.tolist() if isinstance(value, Tensor) else value
 
-    fields = asdict(batch)
-    fields["rewards"] = {name: values.tolist() for name, values in batch.rewards.items()}
-    return {name: plain(value) for name, value in fields.items()}
+    fields = {name: plain(value) for name, value in asdict(batch).items()}
+    for group in ("rewards", "diagnostics"):
+        fields[group] = {name: plain(values) for name, values in fields[group].items()}
+    return fields
 
 
 def _from_json(fields: dict[str, Any]) -> Generations:
     for name in ("tokens", "log_p", "n_tokens", "reward", "accept_rate"):
         if fields[name] is not None:
             fields[name] = torch.tensor(fields[name], dtype=torch.float64 if name == "log_p" else None)
-    fields["rewards"] = {name: torch.tensor(values) for name, values in fields["rewards"].items()}
+    for group in ("rewards", "diagnostics"):
+        fields[group] = {name: torch.tensor(values) for name, values in fields[group].items()}
     return Generations(**fields)
 
 

@@ -117,7 +117,7 @@ def compute_metrics(batches: Iterable[Generations]) -> dict[str, Any]:
     """All figures of a run whose batches lie in this process, with the keys of `metrics.json`.
 
     Those of `GenerationMetrics`, batch 0 being the warm-up, but with one entry `nfe`: by kind, the network calls that the
-    batch of a text took, averaged over texts.
+    batch of a text took, averaged over texts, and with the means of `accept_rate` and of each of the diagnostics, if any.
 
     Raises:
         ValueError: no batches.
@@ -133,4 +133,18 @@ def compute_metrics(batches: Iterable[Generations]) -> dict[str, Any]:
     for kind in kinds:
         del figures[f"nfe_{kind}"]
     calls = {kind: sum(batch.nfe.get(kind, 0) * len(batch.texts) for batch in batches) for kind in kinds}
-    return {**figures, "nfe": {kind: total / figures["n"] for kind, total in calls.items()}}
+    return {
+        **figures,
+        "nfe": {kind: total / figures["n"] for kind, total in calls.items()},
+        **{name: float(torch.cat(values).double().mean()) for name, values in _by_name(batches).items()},
+    }
+
+
+def _by_name(batches: Sequence[Generations]) -> dict[str, list[torch.Tensor]]:
+    """The acceptance rates and diagnostics that the batches have, batch by batch."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for batch in batches:
+        rates = {} if batch.accept_rate is None else {"accept_rate": batch.accept_rate}
+        for name, values in {**rates, **batch.diagnostics}.items():
+            found.setdefault(name, []).append(values)
+    return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -11,7 +12,24 @@ from torch import Tensor
 
 from dia_lightning.lm import BaseLM
 from dia_lightning.rewards import CachedReward, call_reward
+from dia_lightning.target import full_texts
 from dia_lightning.types import Generations, Prompts, Reward, text_mask
+
+
+class Drawn(NamedTuple):
+    """What a method drew for a batch.
+
+    tokens: (B, T) int64 in canonical form. nfe: evaluations of each network per text. accept_rate: (B,) share of accepted
+    moves of a method that has them. diagnostics: further figures by name, one a text (B,).
+    """
+
+    tokens: Tensor
+    nfe: dict[str, int]
+    accept_rate: Tensor | None = None
+    diagnostics: dict[str, Tensor] | None = None
+
+
+Draw = Callable[[Prompts, torch.Generator], Drawn]
 
 
 class SamplerModule(L.LightningModule):
@@ -29,8 +47,8 @@ class SamplerModule(L.LightningModule):
         self.lm = BaseLM.load(base_lm)
         self._cached = CachedReward(reward)
 
-    def draw(self, batch: Prompts, generator: torch.Generator) -> tuple[Tensor, dict[str, int]]:
-        """Tokens (B, T) in canonical form and the number of calls of each network (each call serves the whole batch)."""
+    def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
+        """Texts for a batch of prompts, with all randomness from `generator`."""
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
@@ -47,20 +65,20 @@ class SamplerModule(L.LightningModule):
         """The same; the figures are made by `PredictionWriter`."""
         return {"generations": self.predict_step(batch, batch_idx)}
 
-    def draw_base(self, batch: Prompts, generator: torch.Generator) -> tuple[Tensor, dict[str, int]]:
+    def draw_base(self, batch: Prompts, generator: torch.Generator) -> Drawn:
         """Samples of p_θ itself."""
         with torch.autocast(self.device.type, enabled=False):
             tokens = self.lm.generate(batch.tokens, batch.prompt_mask, generator)
-        return tokens, {"base_lm": tokens.shape[1]}
+        return Drawn(tokens, {"base_lm": tokens.shape[1]})
 
-    def _generate(self, batch: Prompts, draw: object, method: str, stream: int) -> Generations:
+    def _generate(self, batch: Prompts, draw: Draw, method: str, stream: int) -> Generations:
         generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + 2 * batch.index + stream)
         start = self._now()
-        tokens, nfe = draw(batch, generator)  # type: ignore[operator]
+        drawn = draw(batch, generator)
         latency_s = self._now() - start
+        tokens = drawn.tokens
         keep = text_mask(tokens, batch.prompt_mask, self.lm.end_id) & ~batch.prompt_mask
-        texts = [text.strip() for text in self.lm.decode(tokens, batch.prompt_mask)]
-        full = [f"{prompt} {text}".strip() for prompt, text in zip(batch.prompts, texts, strict=True)]
+        texts, full = full_texts(self.lm, tokens, batch.prompt_mask, batch.prompts)
         reward = call_reward(self._cached, full)
         parts = getattr(self.reward, "parts", None)
         # In p_θ's own precision, whatever the trainer's: these numbers are compared between runs.
@@ -70,7 +88,9 @@ class SamplerModule(L.LightningModule):
             index=batch.index, ids=batch.ids, prompts=batch.prompts, texts=texts, tokens=tokens.cpu(),
             log_p=log_p.cpu(), n_tokens=keep.sum(1).cpu(),
             rewards=parts(full) if parts else {self.reward.name: reward}, reward=reward,
-            method=method, seed=self.seed, latency_s=latency_s, nfe=nfe,
+            method=method, seed=self.seed, latency_s=latency_s, nfe=drawn.nfe,
+            accept_rate=None if drawn.accept_rate is None else drawn.accept_rate.cpu(),
+            diagnostics={name: values.cpu() for name, values in (drawn.diagnostics or {}).items()},
         )  # fmt: skip
 
     def _now(self) -> float:

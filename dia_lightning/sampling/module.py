@@ -14,7 +14,7 @@ from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import Predict, guided, unguided
 from dia_lightning.resources import UserError
-from dia_lightning.sampling.base import SamplerModule
+from dia_lightning.sampling.base import Drawn, SamplerModule
 from dia_lightning.sampling.decode import draw_texts
 from dia_lightning.sampling.solvers import SOLVERS
 from dia_lightning.types import Prompts, Reward
@@ -113,7 +113,7 @@ class GuidedSamplerModule(SamplerModule):
 
         return guided(predict, log_value, schedule, self.embedding, self.guidance_cap, self.guidance_window)
 
-    def draw(self, batch: Prompts, generator: torch.Generator) -> tuple[Tensor, dict[str, int]]:
+    def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
         corrected = self.sampler == "dia"
         options: dict[str, Any] = {"corrector_steps": self.corrector_steps, "eta": self.eta} if corrected else {}
         tokens = draw_texts(
@@ -121,7 +121,7 @@ class GuidedSamplerModule(SamplerModule):
             self.sampler, self.steps, self.stagger, self.final == "sample", **options,
         )  # fmt: skip
         calls = self.steps * (1 + options.get("corrector_steps", 0))
-        return tokens, {"denoiser": calls} | ({"critic": calls} if self.critic_network is not None else {})
+        return Drawn(tokens, {"denoiser": calls} | ({"critic": calls} if self.critic_network is not None else {}))
 
 
 def load_denoiser(path: str, embedding: TokenEmbedding) -> DenoiserNetwork:

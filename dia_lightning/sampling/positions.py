@@ -1,0 +1,96 @@
+"""Which positions a move redraws, and what that choice contributes to the Metropolis–Hastings ratio."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from dia_lightning.types import text_mask
+
+
+class Choice(NamedTuple):
+    """Positions in the order in which they are revealed: place (B, K) int64 and valid (B, K) bool (False: not used)."""
+
+    place: Tensor
+    valid: Tensor
+
+
+class Positions(Protocol):
+    """A way to draw S. `log_ratio` is log P(S | x') − log P(S | x), (B,); 0 where the choice does not depend on x."""
+
+    def draw(self, tokens: Tensor, prompt_mask: Tensor, end_id: int | None, generator: torch.Generator) -> Choice: ...
+
+    def log_ratio(
+        self, choice: Choice, tokens: Tensor, proposed: Tensor, prompt_mask: Tensor, end_id: int | None
+    ) -> Tensor: ...
+
+
+def n_text(tokens: Tensor, prompt_mask: Tensor, end_id: int | None) -> Tensor:
+    """(B,) number of positions that hold the prompt and the text, its end token included."""
+    if end_id is None:
+        return torch.full((len(tokens),), tokens.shape[1], device=tokens.device)
+    return text_mask(tokens, prompt_mask, end_id).sum(1)
+
+
+class Spans:
+    """`length` neighbouring positions that touch the text (its end token included), uniformly over all such spans.
+
+    The number of spans depends on the length of the text, so the choice enters the ratio.
+
+    Args:
+        length: positions in a span. shuffle: reveal them in random order instead of from left to right.
+    """
+
+    def __init__(self, length: int = 8, shuffle: bool = False) -> None:
+        if length < 1:
+            raise ValueError(f"length must be 1 or more, got {length}")
+        self.length, self.shuffle = length, shuffle
+
+    def _bounds(self, tokens: Tensor, prompt_mask: Tensor, end_id: int | None) -> tuple[Tensor, Tensor]:
+        """First possible start (B,), which may lie before the text, and the number of possible starts (B,)."""
+        low = prompt_mask.sum(1) - self.length + 1
+        return low, n_text(tokens, prompt_mask, end_id) - low
+
+    def draw(self, tokens: Tensor, prompt_mask: Tensor, end_id: int | None, generator: torch.Generator) -> Choice:
+        low, count = self._bounds(tokens, prompt_mask, end_id)
+        u = torch.rand(len(tokens), generator=generator, device=tokens.device, dtype=torch.float64)
+        begin = low + (u * count).long().clamp_max(count - 1)
+        steps = torch.arange(self.length, device=tokens.device).expand(len(tokens), -1)
+        if self.shuffle:
+            steps = torch.rand(steps.shape, generator=generator, device=tokens.device).argsort(1)
+        index = begin[:, None] + steps
+        valid = (index >= prompt_mask.sum(1, keepdim=True)) & (index < tokens.shape[1])
+        return Choice(index.clamp(0, tokens.shape[1] - 1), valid)
+
+    def log_ratio(self, choice: Choice, tokens: Tensor, proposed: Tensor, prompt_mask: Tensor, end_id: int | None) -> Tensor:
+        _, count = self._bounds(tokens, prompt_mask, end_id)
+        _, new_count = self._bounds(proposed, prompt_mask, end_id)
+        first = torch.where(choice.valid, choice.place, tokens.shape[1]).amin(1)
+        reachable = first < n_text(proposed, prompt_mask, end_id)
+        return torch.where(reachable, count.double().log() - new_count.double().log(), -torch.inf)
+
+
+class RandomTokens:
+    """`count` positions outside the prompt, uniformly, in random order (all of them where there are fewer).
+
+    Args:
+        count: positions. With None all of them: the whole row, from left to right.
+    """
+
+    def __init__(self, count: int | None = None) -> None:
+        if count is not None and count < 1:
+            raise ValueError(f"count must be 1 or more, got {count}")
+        self.count = count
+
+    def draw(self, tokens: Tensor, prompt_mask: Tensor, end_id: int | None, generator: torch.Generator) -> Choice:
+        if self.count is None:
+            index = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        else:
+            score = torch.rand(tokens.shape, generator=generator, device=tokens.device) + 2 * prompt_mask
+            index = score.argsort(1)[:, : self.count]
+        return Choice(index, ~prompt_mask.gather(1, index))
+
+    def log_ratio(self, choice: Choice, tokens: Tensor, proposed: Tensor, prompt_mask: Tensor, end_id: int | None) -> Tensor:
+        return torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)

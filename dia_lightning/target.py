@@ -1,0 +1,112 @@
+"""π(x | c) ∝ p_θ(x | c) exp(λ r(x, c)) as a value that kernels can ask, and the laws that any target must obey."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from dia_lightning.lm import BaseLM
+from dia_lightning.rewards import call_reward
+from dia_lightning.types import Prompts, Reward
+
+
+class Terms(NamedTuple):
+    """The two parts of a log-density, (B,) float64 each: log_prob = log_base + λ reward."""
+
+    log_base: Tensor
+    reward: Tensor
+
+
+class Target(Protocol):
+    """What a kernel needs: an unnormalised log-density, tokens (B, T) int64 → (B,)."""
+
+    def log_prob(self, tokens: Tensor) -> Tensor: ...
+
+
+class TargetDensity:
+    """The target for a batch of rows, each with its prompt.
+
+    Args:
+        lm: p_θ. reward: r. lam: λ ≥ 0.
+        batch: prompts of the rows; without it rows have none.
+
+    Attributes:
+        calls: {"base_lm": …, "reward": …}, rows scored so far.
+    """
+
+    def __init__(self, lm: BaseLM, reward: Reward, lam: float, batch: Prompts | None = None) -> None:
+        self.lm, self.reward, self.lam, self.batch = lm, reward, lam, batch
+        self.calls = {"base_lm": 0, "reward": 0}
+
+    def terms(self, tokens: Tensor) -> Terms:
+        """Log p_θ(x | c) in nats and r(x, c) for (B, T) tokens in canonical form."""
+        mask = torch.zeros_like(tokens, dtype=torch.bool) if self.batch is None else self.batch.prompt_mask
+        prompts = [""] * len(tokens) if self.batch is None else self.batch.prompts
+        # In p_θ's own precision, whatever the trainer's: these numbers decide what is accepted.
+        with torch.autocast(tokens.device.type, enabled=False):
+            log_base = self.lm.log_prob(tokens, mask)
+        reward = call_reward(self.reward, full_texts(self.lm, tokens, mask, prompts)[1])
+        for name in self.calls:
+            self.calls[name] += len(tokens)
+        return Terms(log_base, reward.to(tokens.device, torch.float64))
+
+    def log_prob(self, tokens: Tensor) -> Tensor:
+        """Log p_θ(x | c) + λ r(x, c), unnormalised, (B,) float64."""
+        log_base, reward = self.terms(tokens)
+        return log_base + self.lam * reward
+
+
+def full_texts(lm: BaseLM, tokens: Tensor, prompt_mask: Tensor, prompts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The texts of (B, T) tokens without their prompts, and with them, as rewards read them."""
+    texts = [text.strip() for text in lm.decode(tokens, prompt_mask)]
+    return texts, [f"{prompt} {text}".strip() for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def terms_of(target: Target | TargetDensity, tokens: Tensor) -> Terms:
+    """The terms of any target; one that has a `log_prob` only is all `log_base`, with reward 0."""
+    if hasattr(target, "terms"):
+        return target.terms(tokens)
+    log_prob = target.log_prob(tokens).double()
+    return Terms(log_prob, torch.zeros_like(log_prob))
+
+
+class TargetError(ValueError):
+    """A target broke one of its laws; the message names the law and the first row that shows it."""
+
+
+def check_target(target: Any, tokens: Tensor, atol: float = 1e-3) -> None:
+    """Run a target through the laws that kernels rely on; returns if all hold.
+
+    The laws: 'shape', (B,) of float32 or float64; 'not NaN' and 'not +inf' (−inf is a text of probability 0);
+    'deterministic'; 'tokens unchanged'; 'batch = one by one' to `atol` (only where rows need no prompts of their own).
+
+    Args:
+        target: any object with `log_prob`. tokens: (B, T) int64, at least two different rows.
+
+    Raises:
+        TargetError: naming the law and the row.
+    """
+    given = tokens.clone()
+    values = target.log_prob(tokens)
+    if not torch.equal(tokens, given):
+        raise TargetError("law 'tokens unchanged': log_prob wrote into its argument")
+    if values.shape != (len(tokens),) or values.dtype not in (torch.float32, torch.float64):
+        raise TargetError(f"law 'shape': ({len(tokens)},) float32 or float64 needed, got {tuple(values.shape)} {values.dtype}")
+    wrong = values.isnan() | (values == torch.inf)
+    if wrong.any():
+        i = int(wrong.nonzero()[0])
+        raise TargetError(f"law 'finite or −inf': {values[i].item()} for row {i}: {tokens[i].tolist()}")
+    _require_close("deterministic", values, target.log_prob(tokens), tokens, 1e-9)
+    if getattr(target, "batch", None) is None:
+        singles = torch.cat([target.log_prob(row[None]) for row in tokens])
+        _require_close("batch = one by one", values, singles, tokens, atol)
+
+
+def _require_close(law: str, values: Tensor, other: Tensor, tokens: Tensor, atol: float) -> None:
+    wrong = (values != other) & ~((values - other).abs() <= atol)
+    if wrong.any():
+        i = int(wrong.nonzero()[0])
+        raise TargetError(f"law {law!r}: {values[i].item()} and {other[i].item()} for row {i}: {tokens[i].tolist()}")

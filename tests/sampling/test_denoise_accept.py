@@ -1,0 +1,231 @@
+"""Denoise-and-accept: its transition matrix entry by entry, detailed balance with noise, and exactness from poor beginnings."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dia_lightning.diffusion.schedule import Schedule, make_schedule
+from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.sampling.denoise_accept import DenoiseAccept, State
+from dia_lightning.sampling.positions import RandomTokens, Spans
+
+V, T, END = 3, 3, 2
+RNG = np.random.default_rng(5)
+TABLE = RNG.normal(size=(V, 4)).astype(np.float32)
+BIAS = RNG.normal(size=(T, V)).astype(np.float32)
+MIX = RNG.normal(size=(4, V)).astype(np.float32)
+E = TABLE / np.linalg.norm(TABLE, axis=1, keepdims=True) * 2.0
+
+
+class Blank(Schedule):
+    """α = 1 − t: at t = 1 nothing is left of the signal, so the noise cancels from the ratio."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+
+def proposal(z: Tensor, t: Tensor) -> Tensor:
+    """Poor on purpose: a bias for each position and a linear function of the sum over clean positions."""
+    clean = (z * (t == 0)[..., None]).sum(1, keepdim=True)
+    return torch.from_numpy(BIAS) + clean @ torch.from_numpy(MIX)
+
+
+def looking(z: Tensor, t: Tensor) -> Tensor:
+    """The same, looking at the noised position too, though not in the right proportion."""
+    return proposal(z, t) * 0.3 + 0.6 * z @ torch.from_numpy(E).T
+
+
+def canonical(row: tuple[int, ...]) -> bool:
+    return END not in row or all(x == END for x in row[row.index(END) :])
+
+
+ROWS = [row for row in itertools.product(range(V), repeat=T) if canonical(row)]
+LOG_PI = RNG.normal(size=len(ROWS)) * 1.5
+
+
+class Table:
+    """log π of the rows, any other row is a mistake of the kernel."""
+
+    def log_prob(self, tokens: Tensor) -> Tensor:
+        return torch.tensor([LOG_PI[ROWS.index(tuple(row))] for row in tokens.tolist()], dtype=torch.float64)
+
+
+def q_numpy(context: tuple[int, ...], hidden: list[int], i: int) -> np.ndarray:
+    """(V,) proposal at position i when the positions `hidden` are unknown and the others hold `context`."""
+    known = [j for j in range(T) if j not in hidden]
+    logits = BIAS[i].astype(np.float64) + sum((E[context[j]] for j in known), np.zeros(4)) @ MIX
+    p = np.exp(logits - logits.max())
+    if any(j > i and context[j] != END for j in known):
+        p[END] = 0
+    if any(j < i and context[j] == END for j in known):
+        p[:END] = 0
+    return p / p.sum()
+
+
+def matrix(spans: int, rounds: int) -> np.ndarray:
+    """P(x → y) of spans of two, in arithmetic of its own."""
+    out = np.zeros((len(ROWS), len(ROWS)))
+    length = [T if END not in row else row.index(END) + 1 for row in ROWS]
+    for a, x in enumerate(ROWS):
+        starts = range(1 - spans, length[a])
+        for begin in starts:
+            order = [i for i in range(begin, begin + spans) if 0 <= i < T]
+            # Places beyond the row count when a span is cut into rounds.
+            padded = [i if 0 <= i < T else -1 for i in range(begin, begin + spans)]
+            for b, y in enumerate(ROWS):
+                if any(x[i] != y[i] for i in range(T) if i not in order) or x == y:
+                    continue
+                forward = _by_round(x, y, padded, rounds)
+                reverse = _by_round(y, x, padded, rounds)
+                if begin >= length[b]:
+                    continue
+                ratio = math.exp(LOG_PI[b] - LOG_PI[a]) * reverse / forward
+                ratio *= len(starts) / (length[b] - 1 + spans)
+                out[a, b] += forward * min(1.0, ratio) / len(starts)
+        out[a, a] = 1 - out[a].sum()
+    return out
+
+
+def _by_round(x: tuple[int, ...], y: tuple[int, ...], padded: list[int], rounds: int) -> float:
+    per, context, total = -(-len(padded) // rounds), list(x), 1.0
+    for first in range(0, len(padded), per):
+        hidden = [i for i in padded[first:] if i >= 0]
+        now = [i for i in padded[first : first + per] if i >= 0]
+        total *= math.prod(q_numpy(tuple(context), hidden, i)[y[i]] for i in now)
+        for i in now:
+            context[i] = y[i]
+    return total
+
+
+def kernel(**options: object) -> DenoiseAccept:
+    embedding = TokenEmbedding(torch.from_numpy(TABLE))
+    given = {"positions": Spans(2), "levels": (1.0,), "rounds": 1, "end_id": END} | options
+    looks = "schedule" in given
+    return DenoiseAccept(Table(), looking if looks else proposal, embedding, given.pop("schedule", Blank()), **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("spans", "rounds"), [(1, 1), (2, 1), (2, 2), (3, 3), (3, 2)])
+def test_transition_matrix_entry_by_entry(spans: int, rounds: int) -> None:
+    """8,192 steps from each of 15 states; 7 standard errors an entry, false-alarm rate of all 225 entries below 1e-9."""
+    want, n = matrix(spans, rounds), 8192
+    pi = np.exp(LOG_PI) / np.exp(LOG_PI).sum()
+    np.testing.assert_allclose(pi @ want, pi, atol=1e-12)
+    step = kernel(positions=Spans(spans), rounds=rounds)
+    tokens = torch.tensor(ROWS).repeat_interleave(n, 0)
+    state, info = step.step(step.init(tokens), torch.Generator().manual_seed(spans * 10 + rounds))
+    code = torch.tensor([ROWS.index(tuple(row)) for row in state.tokens.tolist()])
+    got = torch.zeros(len(ROWS), len(ROWS), dtype=torch.float64)
+    got.index_put_((torch.arange(len(ROWS)).repeat_interleave(n), code), torch.ones(len(code), dtype=torch.float64), True)
+    error = np.sqrt(want * (1 - want) / n) + 1e-4
+    assert (np.abs(got.numpy() / n - want) < 7 * error).all()
+    torch.testing.assert_close(state.log_prob, Table().log_prob(state.tokens))
+    assert bool((state.tokens != tokens).any(1)[~info.accepted].logical_not().all())
+
+
+def exact_rows(n: int, seed: int) -> Tensor:
+    pi = np.exp(LOG_PI) / np.exp(LOG_PI).sum()
+    return torch.tensor(ROWS)[torch.from_numpy(np.random.default_rng(seed).choice(len(ROWS), n, p=pi))]
+
+
+def asymmetry(before: Tensor, after: Tensor) -> tuple[float, int]:
+    """χ² of the hypothesis that (x, x') and (x', x) are equally frequent, and its degrees of freedom (Bowker's test)."""
+    code = torch.tensor([[ROWS.index(tuple(row)) for row in rows.tolist()] for rows in (before, after)])
+    pairs = torch.zeros(len(ROWS), len(ROWS), dtype=torch.float64)
+    pairs.index_put_((code[0], code[1]), torch.ones(code.shape[1], dtype=torch.float64), True)
+    total = pairs + pairs.T
+    upper = (total >= 10) & torch.ones_like(total).triu(1).bool()
+    return float(((pairs - pairs.T) ** 2 / total.clamp_min(1))[upper].sum()), int(upper.sum())
+
+
+def chi2_limit(df: int, z: float = 3.09) -> float:
+    """The 99.9 % quantile of χ² (Wilson and Hilferty)."""
+    return df * (1 - 2 / (9 * df) + z * (2 / (9 * df)) ** 0.5) ** 3
+
+
+@pytest.mark.parametrize(
+    ("positions", "rounds", "levels"),
+    [(Spans(2), 1, (0.6,)), (Spans(3, shuffle=True), 3, (0.3, 0.8)), (RandomTokens(2), 2, (0.6,)), (RandomTokens(), 1, (0.5,))],
+)
+def test_detailed_balance_with_noise(positions: Spans | RandomTokens, rounds: int, levels: tuple[float, ...]) -> None:
+    """60,000 exact draws and one step: (x, x') as frequent as (x', x), false-alarm rate 1e-3 for each case."""
+    step = kernel(positions=positions, rounds=rounds, levels=levels, schedule=make_schedule("cosine"))
+    before = exact_rows(60_000, 1)
+    after, info = step.step(step.init(before), torch.Generator().manual_seed(2))
+    moved = float((after.tokens != before).any(1).float().mean())
+    assert moved > 0.05
+    assert bool(info.accepted.any())
+    chi2, df = asymmetry(before, after.tokens)
+    assert df > 8
+    assert chi2 < chi2_limit(df)
+
+
+def test_a_wrong_ratio_shows() -> None:
+    """The test above has the power to see the noise left out of the ratio."""
+
+    class Wrong(DenoiseAccept):
+        def _redraw(self, state: State, choice, z, t, old, generator):  # type: ignore[no-untyped-def]
+            new, log_q = super()._redraw(state, choice, z, t, old, generator)
+            return new, log_q * 0
+
+    step = kernel(levels=(0.5,), schedule=make_schedule("cosine"))
+    step.__class__ = Wrong
+    before = exact_rows(60_000, 1)
+    after, _ = step.step(step.init(before), torch.Generator().manual_seed(2))
+    chi2, df = asymmetry(before, after.tokens)
+    assert chi2 > 2 * chi2_limit(df)
+
+
+def test_prompts_stay_and_lengths_change() -> None:
+    rows = torch.tensor([row for row in ROWS if row[0] == 1]).repeat(200, 1)
+    mask = torch.tensor([True, False, False]).expand_as(rows)
+    step = kernel(levels=(0.9,), schedule=make_schedule("cosine"), rounds=2)
+    state = step.init(rows, mask)
+    for seed in range(5):
+        state, _ = step.step(state, torch.Generator().manual_seed(seed))
+    assert bool((state.tokens[:, 0] == 1).all())
+    assert float(((state.tokens == END) != (rows == END)).any(1).float().mean()) > 0.2
+
+
+def test_nan_and_impossible_texts_are_rejected() -> None:
+    class Broken(Table):
+        def log_prob(self, tokens: Tensor) -> Tensor:
+            out = super().log_prob(tokens)
+            out[tokens[:, 0] == 0] = torch.nan
+            out[tokens[:, 0] == END] = -torch.inf
+            return out
+
+    step = kernel(levels=(1.0,), positions=RandomTokens(), rounds=3)
+    step.target = Broken()
+    tokens = torch.tensor([[1, 1, 1]]).repeat(500, 1)
+    state = step.init(tokens)
+    for seed in range(3):
+        state, info = step.step(state, torch.Generator().manual_seed(seed))
+        assert not info.log_ratio.isnan().any()
+    assert set(state.tokens[:, 0].tolist()) == {1}
+    assert bool((state.tokens != tokens).any())
+
+
+def test_one_call_of_the_target_a_step() -> None:
+    class Counting(Table):
+        n = 0
+
+        def log_prob(self, tokens: Tensor) -> Tensor:
+            self.n += 1
+            return super().log_prob(tokens)
+
+    step, counting = kernel(rounds=2), Counting()
+    step.target = counting
+    state = step.init(torch.tensor(ROWS))
+    for seed in range(4):
+        state, _ = step.step(state, torch.Generator().manual_seed(seed))
+    assert counting.n == 5
+
+
+def test_options_are_checked() -> None:
+    for wrong in ({"rounds": 0}, {"levels": ()}, {"levels": (0.0,)}, {"levels": (1.5,)}):
+        with pytest.raises(ValueError, match="rounds must be"):
+            kernel(**wrong)
