@@ -1,98 +1,161 @@
-"""The `lightning` command (second name: `dia`): fit, validate, test and predict from a YAML file."""
+"""The `lightning` command (second name: `dia`): its help, its arguments and how it ends.
+
+Nothing heavy is imported here: help and most mistakes are answered at once; `parser.run` does the work.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import sys
-import warnings
-from typing import Any, NoReturn
+import traceback
+from pathlib import Path
+from typing import NoReturn
 
-import lightning as L
-from jsonargparse._actions import ActionConfigFile
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-
+from dia_lightning import __version__
 from dia_lightning.resources import UserError, require_path
 
 _DEFAULT_PREDICT = "configs/dia_tiny.yaml"
 _CONFIG_OPTIONS = ("--config", "-c")
-_IGNORED = (
-    "num_workers", r"isinstance\(treespec", "litlogger", "logging interval", "args parameter is intended",
-    "Precision bf16-mixed is not",
-)  # fmt: skip
+_HELP_OPTIONS = {"-h", "--help"}
 
-
-class _Parser(LightningArgumentParser):
-    """Ends a parsing error as a `UserError` of one line instead of usage text and nested Union messages."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
-        raise UserError(_one_line(message)) from (ex or sys.exc_info()[1])
-
-
-def _one_line(message: str) -> str:
-    """The part of a jsonargparse message that says what was wrong, without the failed branches of a Union."""
-    noise = re.compile(
-        r"^(Does not validate against any of the Union|Subtypes:|Errors:|Given value type:|Given value:|"
-        r"- Expected a <class 'NoneType'>|tip:|usage:)"
-    )
-    lines = [line.strip() for line in message.splitlines()]
-    return " ".join(line.removeprefix("- ") for line in lines if line and not noise.match(line))[:500]
-
-
-class DiaCLI(LightningCLI):
-    """LightningCLI whose settings come from files and the command line only, never from a checkpoint."""
-
-    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        kwargs.setdefault("dump_header", [f"lightning.pytorch=={L.__version__}"])
-        parser = _Parser(**kwargs)
-        parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file of the run; may be given several times.")
-        return parser
-
-    def _parse_ckpt_path(self) -> None:
-        """Weights come from `--ckpt_path`, settings do not: a checkpoint must not silently overrule what was asked for."""
-
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        return {name: skip for name, skip in LightningCLI.subcommands().items() if name in _HELP}
-
-
-_HELP = {
+COMMANDS = {
     "fit": "train a base model, a denoiser or a critic",
-    "validate": "measure a trained module on held-out data",
+    "validate": "measure a module in training on held-out data",
     "test": "evaluate a sampler on prompts",
-    "predict": "sample texts; with no argument, aligned texts from the shipped kit",
+    "predict": "sample texts; with no option, aligned texts from the shipped kit",
 }
+
+HELP = f"""usage: lightning COMMAND [--config FILE] [--OPTION VALUE ...]
+
+Sample text from p_theta(x) exp(lambda r(x)): a frozen language model, steered by a reward.
+
+commands:
+{chr(10).join(f"  {name:10}{text}" for name, text in COMMANDS.items())}
+
+A run is one YAML file and what you change in it:
+  lightning predict
+  lightning predict --model.lam 8 --data.prompts my_prompts.txt
+  lightning fit --config configs/ddpm_tiny.yaml --trainer.max_steps 100
+
+`lightning COMMAND --help` says more. `--version` prints the version; `--debug` shows the traceback of an error.
+`dia` and `python -m dia_lightning` are the same program.
+"""
+
+_SAMPLER_OPTIONS = """
+  --model.lam X                 lambda: 0 = the base model's denoiser, larger = more reward
+  --model.base_lm NAME          base model: folder in transformers' format, or hub id
+  --model.denoiser PATH         its denoiser: folder or .ckpt
+  --model.critic PATH           critic, trained on the reward: folder or .ckpt
+  --model.reward CLASS          for example dia_lightning.rewards.VaderSentiment
+  --model.steps N               noise levels
+  --model.seed N                of all randomness
+  --data.prompts FILE           .txt (one a line) or .jsonl (field "prompt"); none = from nothing
+  --data.n_texts N              texts for each prompt
+  --data.batch_size N           texts sampled together
+  --data.max_length N           tokens, prompt and end included
+  --trainer.callbacks.folder DIR     where predictions.jsonl and metrics.json go"""
+
+_TRAINING_OPTIONS = """
+  --model.base_lm NAME          base model: folder in transformers' format, or hub id
+  --model.lr X                  learning rate
+  --data.n_texts N              how many samples of the base model to train on
+  --data.batch_size N           rows a step and process
+  --data.max_length N           longest row in tokens
+  --trainer.max_steps N         how long
+  --trainer.devices N           how many processes
+  --trainer.default_root_dir DIR     where files go that no other option places
+  --ckpt_path FILE              weights (and in `fit` the state of the run) to go on from; never settings"""
+
+_COMMAND_HELP = """usage: lightning {command} [--config FILE] [--OPTION VALUE ...]
+
+{title}.
+
+options most used ({classes}):
+  --config FILE                 settings; {default}. May be given several times, the later file wins.{options}
+
+`--model.lam` is short for `--model.init_args.lam`; what the command line says wins over the file.
+  lightning {command} --print_config            every setting, as a YAML file
+  lightning {command} --model.help CLASS        every option of a class, for example
+                                       {example}
+  lightning {command} --help-all                every option of the trainer
+"""
+
+
+def command_help(command: str) -> str:
+    """What `lightning COMMAND --help` prints."""
+    samples = command in ("test", "predict")
+    return _COMMAND_HELP.format(
+        command=command,
+        title=COMMANDS[command].capitalize(),
+        classes="GuidedSamplerModule, PromptData" if samples else "DenoiserModule, ModelSamples",
+        default=f"by default {_DEFAULT_PREDICT}" if command == "predict" else "for example configs/ddpm_tiny.yaml"
+        if not samples else "for example configs/dia_tiny.yaml",
+        options=_SAMPLER_OPTIONS if samples else _TRAINING_OPTIONS,
+        example="dia_lightning.sampling.GuidedSamplerModule" if samples else "dia_lightning.diffusion.DenoiserModule",
+    )  # fmt: skip
+
+
+def check_config(path: Path) -> None:
+    """That `path` is a YAML file with options.
+
+    Raises:
+        UserError: naming the file, and the line where YAML breaks.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    if not path.is_file():
+        raise UserError(f"--config: {path} is a folder, a YAML file is needed")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config: cannot read {path} as UTF-8 text ({error})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"--config: {path}{where} is no YAML: {reason}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config: {path} holds {content!r:.40}, needed are options (`name: value`, one a line)")
 
 
 def prepare_arguments(arguments: list[str]) -> list[str]:
     """Find config files also among the shipped ones, and give `predict` its default when no file is named.
 
     Raises:
-        UserError: for a config file that exists nowhere.
+        UserError: for an unknown command, and for a config file that exists nowhere or is none.
     """
+    command = next((a for a in arguments if a in COMMANDS), "")
+    if not command:
+        given = f"{arguments[0]!r} given" if arguments else "none given"
+        raise UserError(f"COMMAND: {given}, allowed are {', '.join(COMMANDS)} (see `lightning --help`)")
     out, named = [], False
     rest = iter(arguments)
     for argument in rest:
         option, _, value = argument.partition("=")
         if option in _CONFIG_OPTIONS:
+            value = value or next(rest, "")
+            if not value or value.startswith("-"):
+                raise UserError("--config: no file given, for example --config configs/dia_tiny.yaml")
+            path = require_path(value, "--config")
+            check_config(path)
             named = True
-            out += [option, str(require_path(value or next(rest, ""), option))]
+            out += ["--config", str(path)]
         else:
             out.append(argument)
-    if "predict" in out[:1] and not named and not {"-h", "--help"} & set(out):
+    if arguments[0] == "predict" and not named and not _HELP_OPTIONS & set(out):
         out[1:1] = ["--config", str(require_path(_DEFAULT_PREDICT, "--config"))]
     return out
 
 
-def _quiet() -> None:
-    """Keep what a user can act on: no advertising tips, no progress bars for loading a few weights."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    for message in _IGNORED:
-        warnings.filterwarnings("ignore", message=f".*{message}.*")
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.setup"):
-        logging.getLogger(name).addFilter(lambda record: "Tip:" not in record.getMessage())
+def _help_text(arguments: list[str]) -> str | None:
+    """What to print instead of running anything."""
+    if arguments[:1] in (["-h"], ["--help"], ["help"]):
+        return HELP
+    if arguments[:1] == ["--version"]:
+        return f"dia-lightning {__version__}\n"
+    if arguments and arguments[0] in COMMANDS and _HELP_OPTIONS & set(arguments):
+        return command_help(arguments[0])
+    return None
 
 
 def _root_user_error(error: BaseException | None) -> UserError | None:
@@ -104,38 +167,43 @@ def _root_user_error(error: BaseException | None) -> UserError | None:
     return found
 
 
-def run(arguments: list[str]) -> None:
-    """Parse and run; raises instead of exiting."""
-    DiaCLI(
-        L.LightningModule,
-        L.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        trainer_defaults={"default_root_dir": "runs"},
-        parser_kwargs={"parser_mode": "omegaconf+"},
-        args=prepare_arguments(arguments),
-    )
+def _end(message: str, code: int) -> NoReturn:
+    print(" ".join(message.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+def _end_interrupted(command: str) -> NoReturn:
+    hint = "finished batches are kept, the same command goes on from there"
+    _end(f"interrupted; {'go on from its last checkpoint with --ckpt_path' if command == 'fit' else hint}", 130)
 
 
 def main() -> None:
     """Entry point of the scripts: exit code 2 and one line for a user's mistake, 1 for a bug, 130 for Ctrl-C."""
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
-    debug = "--debug" in sys.argv[1:]
-    _quiet()
+    text = _help_text(arguments)
+    if text is not None:
+        print(text, end="")
+        sys.exit(0)
+    # Before huggingface_hub and transformers are imported.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
-        run(arguments)
+        prepared = prepare_arguments(["--help" if a == "--help-all" else a for a in arguments])
+        from dia_lightning.parser import run
+
+        run(prepared)
     except KeyboardInterrupt:
-        print("interrupted; finished work is kept, the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+        _end_interrupted(arguments[0])
+    except SystemExit as end:
+        # The Trainer turns Ctrl-C into exit code 1.
+        if isinstance(end.__context__, KeyboardInterrupt):
+            _end_interrupted(arguments[0])
+        raise
     except Exception as error:
-        if debug:
-            raise
+        if "--debug" in sys.argv[1:]:
+            traceback.print_exc()
         user_error = _root_user_error(error)
         if user_error is not None:
-            print(f"error: {user_error}", file=sys.stderr)
-            sys.exit(2)
+            _end(f"error: {user_error}", 2)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        print(f"internal error: {type(error).__name__}: {reason} (run again with --debug for the traceback)", file=sys.stderr)
-        sys.exit(1)
+        _end(f"internal error: {type(error).__name__}: {reason} (run again with --debug for the traceback)", 1)

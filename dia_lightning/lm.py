@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,17 @@ def _resolve(base_lm: str) -> str:
 
 def _fetch(repo_id: str) -> str:
     """Download the model's config, tokenizer and safetensors from the hub, or say within 30 s that it cannot be done."""
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(_HUB_TIMEOUT_S))
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(_HUB_TIMEOUT_S))
-    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
     try:
-        # One small file first: an unreachable hub is known after one time-out instead of one for each file.
-        hf_hub_download(repo_id, "config.json", etag_timeout=_HUB_TIMEOUT_S)
+        # One question first, asked once: hf_hub_download tries six times, the last five with 60 s each.
+        get_hf_file_metadata(hf_hub_url(repo_id, "config.json"), timeout=_HUB_TIMEOUT_S)
         return snapshot_download(repo_id, allow_patterns=patterns)
     except Exception as error:
+        with suppress(Exception):  # fetched before, and no hub is needed
+            return snapshot_download(repo_id, allow_patterns=patterns, local_files_only=True)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"--model.init_args.base_lm: cannot fetch {repo_id!r} from the hub ({reason[:160]}); give a local folder, "

@@ -11,17 +11,21 @@ class UserError(Exception):
 
 def shipped_roots() -> list[Path]:
     """Folders that hold `configs/` and `checkpoints/`: a source tree first, then the installed wheel's data."""
-    return [root for root in (_PACKAGE.parent, _PACKAGE / "share") if (root / "configs").is_dir()]
+    # An installed package lies in site-packages, where a folder `configs` would be somebody else's.
+    roots = {_PACKAGE.parent: "pyproject.toml", _PACKAGE / "share": "configs"}
+    return [root for root, sign in roots.items() if (root / sign).exists()]
 
 
 def find_path(path: str | Path) -> Path | None:
     """The existing file or folder that `path` names: as given (relative to the current folder), else among shipped files."""
-    given = Path(path).expanduser()
-    if given.exists():
-        return given
-    if given.is_absolute():
+    if not str(path):
         return None
-    return next((root / given for root in shipped_roots() if (root / given).exists()), None)
+    try:
+        given = Path(path).expanduser()
+        candidates = [given] if given.is_absolute() else [given, *(root / given for root in shipped_roots())]
+        return next((candidate for candidate in candidates if candidate.exists()), None)
+    except (OSError, RuntimeError, ValueError):  # no name that a file can have, or `~nobody`
+        return None
 
 
 def require_path(path: str | Path, option: str) -> Path:

@@ -7,7 +7,7 @@ import dia_lightning
 
 ORDER = [
     "resources", "optim", "types", "lm", "rewards", "target", "data", "embedding", "diffusion", "critic", "guidance",
-    "sampling", "baselines", "metrics", "reports", "callbacks", "doctor", "cli", "__main__",
+    "sampling", "baselines", "metrics", "reports", "callbacks", "doctor", "explain", "parser", "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(dia_lightning.__file__).parent
 

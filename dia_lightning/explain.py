@@ -1,0 +1,148 @@
+"""A mistake in the options, said in one line: which option, what was given, what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from itertools import pairwise
+
+_KEY = re.compile(r'Parser key "([^"]+)"')
+_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
+_UNKNOWN = re.compile(r"(?:Option|Subcommand '\w+' does not accept option|Group '\w+' does not accept option) '([^']+)'")
+_REQUIRED = re.compile(r"the following arguments are required: (.+)")
+_NO_VALUE = re.compile(r"argument (\S+?)(?:/\S+)?: expected one argument")
+_UNRECOGNISED = re.compile(r"unrecognized arguments: (\S+)")
+_EXPECTED = re.compile(r"Expected an? (<class '.+?'>|typing\.\S.*?)(?:\. Got value: .*)?$", re.DOTALL)
+_NOT_IMPORTED = re.compile(r"No module named|has no attribute|not a valid import path|Expected a dot import path")
+
+
+def explain(message: str, error: BaseException | None, arguments: Sequence[str], options: Iterable[str]) -> str:
+    """One line for a parsing error of jsonargparse.
+
+    Args:
+        message: the whole message. error: its exception; the chain of causes leads from the option to what was wrong.
+        arguments: the command line. options: the names it may use, for a hint at a spelling mistake.
+    """
+    texts = _chain(error) or [message]
+    path, class_path = _locate(texts)
+    leaf = texts[-1]
+    if found := _UNRECOGNISED.search(leaf):
+        name = found[1].partition("=")[0]
+        return f"{name}: unknown option{_near(name, options)}" if name.startswith("-") else f"{name}: an option was expected"
+    if found := _NO_VALUE.search(leaf):
+        return f"{_option_without_value(found[1], arguments)}: no value given"
+    if found := _UNKNOWN.search(leaf):
+        option = _typed([*path, *found[1].split(".")], arguments)[0]
+        return f"{option}: unknown option{_near(found[1], _parameters(class_path), class_path)}"
+    if found := _REQUIRED.search(leaf):
+        return _required(path, found[1])
+    if path[-1:] == ["init_args"]:  # the class itself, none of its options
+        path.pop()
+    option, given = _typed(path, arguments)
+    if _NOT_IMPORTED.search(leaf):
+        reason = f"{_flat(leaf)}{_classes_beside(class_path)}"
+        return f"{option}: {class_path or given} given, allowed is the path of a class ({reason})"
+    if allowed := _allowed(texts):
+        given = given or (re.findall(r"(?:Got value|Given value): (.+)", "\n".join(texts)) or ["a wrong value"])[-1]
+        return f"{option}: {given} given, allowed: {allowed}"
+    reason = re.sub(r"\. Got value: .*", "", _flat(leaf))
+    return f"{option}: {given + ' given, ' if given else ''}{reason[:1].lower()}{reason[1:]}" if path else reason
+
+
+def _chain(error: BaseException | None) -> list[str]:
+    """Messages from the outermost error to its root, repeated ones once."""
+    texts: list[str] = []
+    while error is not None:
+        if (text := str(error).strip()) and text not in texts:
+            texts.append(text)
+        error = error.__cause__ or error.__context__
+    return texts
+
+
+def _locate(texts: list[str]) -> tuple[list[str], str]:
+    """The option's path, as in `--a.b.init_args.c`, and the class whose options were being read."""
+    path: list[str] = []
+    class_path = ""
+    for text in texts:
+        if found := _KEY.match(text):
+            path += found[1].split(".")
+        elif found := _CLASS.match(text):
+            path.append("init_args")
+            class_path = found[1]
+    return path, class_path
+
+
+def _bare(name: str) -> str:
+    """An option's name without what may be left out of it."""
+    return name.lstrip("-").rstrip("+").replace(".init_args", "")
+
+
+def _typed(path: list[str], arguments: Sequence[str]) -> tuple[str, str]:
+    """The option as it stands on the command line, with its value, or its full name if it is in a file."""
+    full = "--" + ".".join(path)
+    for i in reversed(range(len(arguments))):
+        name, equals, value = arguments[i].partition("=")
+        if name.startswith("--") and _bare(name) in (_bare(full), _bare(full) + ".class_path"):
+            return name, value if equals else "".join(arguments[i + 1 : i + 2])
+    files = [b for a, b in pairwise(arguments) if a == "--config"]
+    return f"{full} (in {', '.join(files)})" if files else full, ""
+
+
+def _option_without_value(option: str, arguments: Sequence[str]) -> str:
+    """The argument that `option` stands for and that no value follows; argparse names the head of a dotted option only."""
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        if argument.startswith(option) and following.startswith("--") and "=" not in argument:
+            return argument
+    return option
+
+
+def _required(path: list[str], names: str) -> str:
+    if path:
+        return f"--{'.'.join(path)}.{names}: required, not given"
+    command = names.partition(".")[0]
+    wanted = " and ".join(f"--{name.removeprefix(command + '.')}" for name in names.split(", "))
+    return f"{wanted}: required by {command}, not given; name a file with --config, for example configs/ddpm_tiny.yaml"
+
+
+def _near(name: str, known: Iterable[str], owner: str = "") -> str:
+    known = sorted(set(known))
+    if near := difflib.get_close_matches(name, known, 1, 0.6):
+        return f"; did you mean {near[0]}?"
+    return f"; allowed for {owner} are {', '.join(known)}" if owner and known else " (see `lightning COMMAND --help-all`)"
+
+
+def _parameters(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    try:
+        return list(inspect.signature(getattr(import_module(module), name)).parameters)
+    except (ImportError, AttributeError, TypeError, ValueError):
+        return []
+
+
+def _classes_beside(class_path: str) -> str:
+    """What the module that was named does hold."""
+    try:
+        names = getattr(import_module(class_path.rpartition(".")[0]), "__all__", [])
+    except (ImportError, ValueError):
+        names = []
+    return f"; it has {', '.join(names)}" if names else ""
+
+
+def _allowed(texts: list[str]) -> str:
+    """The types that would have been accepted, as a person writes them."""
+    unions = [found[1] for text in texts if (found := re.match(r"Does not validate.*?Subtypes: \[(.*?)\]\n", text, re.DOTALL))]
+    expected = _EXPECTED.search(texts[-1])
+    if not expected:
+        return ""
+    # The innermost union whose first branch is what the root error complains of.
+    allowed = unions[-1] if unions and unions[-1].startswith(expected[1]) else expected[1]
+    allowed = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", allowed)
+    return re.sub(r"typing\.Literal\[(.*?)\]", r"\1", allowed).replace("NoneType", "null")
+
+
+def _flat(text: str) -> str:
+    lines = (line.strip().removeprefix("- ") for line in text.splitlines())
+    return " ".join(line for line in lines if line)[:300]

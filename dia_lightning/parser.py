@@ -1,0 +1,199 @@
+"""DiaCLI: LightningCLI with settings from files and the command line only, and mistakes found before work begins."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+from zipfile import is_zipfile
+
+import lightning as L
+from jsonargparse import Namespace
+from jsonargparse._actions import ActionConfigFile
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from omegaconf.errors import OmegaConfBaseException
+
+from dia_lightning.explain import explain
+from dia_lightning.resources import UserError
+
+_IGNORED_WARNINGS = (
+    "num_workers", r"isinstance\(treespec", "litlogger", "logging interval", "args parameter is intended",
+    "Precision bf16-mixed is not",
+)  # fmt: skip
+# What no user can act on: advertising, and what is absent.
+_CHATTER = re.compile(
+    r"Tip:|Seed set to|TPU available|GPU available: False|Automatic Mixed Precision|Detected KeyboardInterrupt|"
+    r"val_check_interval=1\)"
+)
+# What each command needs of the module (one of these) and of the data, and a file that has it.
+_NEEDS = {
+    "fit": (("training_step",), "train_dataloader", "configs/ddpm_tiny.yaml"),
+    "validate": (("validation_step",), "val_dataloader", "configs/ddpm_tiny.yaml"),
+    "test": (("test_step",), "test_dataloader", "configs/dia_tiny.yaml"),
+    "predict": (("predict_step", "forward"), "predict_dataloader", "configs/dia_tiny.yaml"),
+}
+
+
+class _ParsingError(Exception):
+    """What jsonargparse says, before it is explained."""
+
+    def __init__(self, message: str, error: BaseException | None, parser: LightningArgumentParser) -> None:
+        super().__init__(message)
+        self.error, self.parser = error, parser
+
+
+class _Parser(LightningArgumentParser):
+    """Raises instead of printing usage text; parsers of a single class still raise what jsonargparse expects of them."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise _ParsingError(message, ex, self) from ex
+
+
+class DiaCLI(LightningCLI):
+    """LightningCLI whose settings come from files and the command line only, never from a checkpoint."""
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        kwargs.setdefault("dump_header", [f"lightning.pytorch=={L.__version__}"])
+        parser = _Parser(**kwargs)
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file of the run; may be given several times.")
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        """Weights come from `--ckpt_path`, settings do not: a checkpoint must not silently overrule what was asked for."""
+
+    def before_instantiate_classes(self) -> None:
+        """Find what would fail only after minutes of loading or sampling."""
+        config = self.config[self.subcommand]
+        steps, loader, example = _NEEDS[str(self.subcommand)]
+        for option, base, names in (("model", L.LightningModule, steps), ("data", L.LightningDataModule, (loader,))):
+            cls = _class_of(config[option])
+            if cls is not None and not any(_overrides(cls, base, name) for name in names):
+                raise UserError(
+                    f"--{option}: {cls.__name__} given, {self.subcommand} needs a class with {' or '.join(names)}; "
+                    f"see for example --config {example}"
+                )
+        _check_checkpoint(str(config.get("ckpt_path") or "best"))
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        with self._mistakes_of_the_trainer():
+            try:
+                return super().instantiate_trainer(**kwargs)
+            except ValueError as error:
+                raise UserError(f"--trainer: {error}") from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with self._mistakes_of_the_trainer():
+            super()._run_subcommand(subcommand)
+
+    @contextmanager
+    def _mistakes_of_the_trainer(self) -> Iterator[None]:
+        """Turn the Trainer's exceptions that a user can mend into `UserError`."""
+        try:
+            yield
+        except MisconfigurationException as error:
+            raise UserError(f"--trainer: {error}") from error
+        except OSError as error:
+            option = next((name for name, value in _leaves("", self.config[self.subcommand]) if _is_above(value, error)), "")
+            if not option:
+                raise
+            raise UserError(f"{option}: {error.filename}: {error.strerror}") from error
+        except RuntimeError as error:
+            path = self.config[self.subcommand].get("ckpt_path")
+            if path is None or "loading state_dict" not in str(error):
+                raise
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"--ckpt_path: {path} does not fit the model ({reason[:160]})") from error
+
+
+def _check_checkpoint(path: str) -> None:
+    if path in ("best", "last", "hpc", "registry") or "://" in path or Path(path).is_dir():
+        return
+    if not Path(path).exists():
+        raise UserError(f"--ckpt_path: no such file: {path}")
+    if not is_zipfile(path):
+        raise UserError(f"--ckpt_path: {path} is no checkpoint, or it is damaged")
+
+
+def _leaves(name: str, setting: Any) -> Iterator[tuple[str, Any]]:
+    """Every option under `setting` with its value; elements of a list have the list's name."""
+    if isinstance(setting, Namespace | dict):
+        for key, value in (setting if isinstance(setting, dict) else vars(setting)).items():
+            yield from _leaves(f"{name}.{key}" if name else f"--{key}", value)
+    elif isinstance(setting, list):
+        for value in setting:
+            yield from _leaves(name, value)
+    else:
+        yield name, setting
+
+
+def _is_above(value: Any, error: OSError) -> bool:
+    """Whether `value` is the path that `error` is about, or a folder above it."""
+    return isinstance(value, str) and bool(value) and error.filename is not None and Path(value) in (
+        Path(str(error.filename)), *Path(str(error.filename)).parents
+    )  # fmt: skip
+
+
+def _class_of(setting: Any) -> type | None:
+    """The class that a `class_path` names; None where it names something else."""
+    module, _, name = str(setting.get("class_path", "")).rpartition(".")
+    found = getattr(import_module(module), name, None) if module else None
+    return found if inspect.isclass(found) else None
+
+
+def _overrides(cls: type, base: type, name: str) -> bool:
+    return getattr(cls, name, None) is not getattr(base, name, None)
+
+
+def _quiet() -> None:
+    """Keep what a user can act on."""
+    for message in _IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", message=f".*{message}.*")
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(_is_worth_reading)
+
+
+def _is_worth_reading(record: logging.LogRecord) -> bool:
+    return _CHATTER.search(record.getMessage()) is None
+
+
+def run(arguments: list[str]) -> None:
+    """Parse and run; raises instead of exiting.
+
+    Raises:
+        UserError: for a mistake in the options, in one line.
+    """
+    _quiet()
+    try:
+        DiaCLI(
+            L.LightningModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"default_root_dir": "runs"},
+            parser_kwargs={"prog": "lightning", "parser_mode": "omegaconf+"},
+            args=arguments,
+        )
+    except _ParsingError as failed:
+        raise UserError(explain(str(failed), failed.error, arguments, _option_names(failed.parser, arguments))) from failed
+    except OmegaConfBaseException as error:
+        raise UserError(f"--config: {error}") from error
+
+
+def _option_names(parser: LightningArgumentParser, arguments: list[str]) -> list[str]:
+    """Every option of the command that was called."""
+    commands = getattr(parser, "_subcommands_action", None)
+    if commands is not None and arguments and arguments[0] in commands.choices:
+        parser = commands.choices[arguments[0]]
+    return list(parser._option_string_actions)
