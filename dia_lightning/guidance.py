@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dia_lightning.diffusion.schedule import Schedule
@@ -25,6 +26,8 @@ class Prediction(NamedTuple):
 
 # A solver's view of the model: (z, t, z0_network of the call before or None) → Prediction.
 Predict = Callable[[Tensor, Tensor, Tensor | None], Prediction]
+# What guidance climbs: (z (B, T, d), t (B, T)) → (B,), the critic's value or the reward itself, λ included.
+LogValue = Callable[[Tensor, Tensor], Tensor]
 
 
 def unguided(network: Denoiser, embedding: TokenEmbedding, temperature: float = 1.0) -> Predict:
@@ -32,20 +35,27 @@ def unguided(network: Denoiser, embedding: TokenEmbedding, temperature: float = 
 
     @torch.no_grad()
     def predict(z: Tensor, t: Tensor, z0_prev: Tensor | None) -> Prediction:
-        logits = network(z, t, z0_prev).masked_fill(~embedding.decodable, -torch.inf) / temperature
+        logits = _token_logits(network, embedding, temperature, z, t, z0_prev)
         z0 = embedding.expected(logits)
         return Prediction(z0, z0, logits)
 
     return predict
 
 
+def _token_logits(
+    network: Denoiser, embedding: TokenEmbedding, temperature: float, z: Tensor, t: Tensor, z0_prev: Tensor | None
+) -> Tensor:
+    return network(z, t, z0_prev).masked_fill(~embedding.decodable, -torch.inf) / temperature
+
+
 def guided(
     predict: Predict,
-    log_value: Callable[[Tensor, Tensor], Tensor],
+    log_value: LogValue,
     schedule: Schedule,
     embedding: TokenEmbedding,
     cap: float,
     window: tuple[float, float] = (0.0, 1.0),
+    factor: Callable[[Tensor], Tensor] | None = None,
 ) -> Predict:
     """Add the gradient of a log-value to the score: s_π = s_ψ + ∇_z log_value(z, t) (science.md, "Reverse process").
 
@@ -53,11 +63,12 @@ def guided(
     of log_value when position i turns into v is α ⟨∇_{z_i}, E(v)⟩, added to logits_{i,v}.
 
     Args:
-        predict: the denoiser. log_value: (z (B, T, d), t (B, T)) → (B,), λ times the critic's value.
+        predict: the denoiser. log_value: (z (B, T, d), t (B, T)) → (B,), λ times the critic's value, or `true_gradient`.
         cap: longest allowed gradient per token, in units that do not depend on d: ‖∇_{z_i}‖ √d ≤ cap.
         window: levels u in which guidance acts, as fractions of the way from clean (0) to noise (1).
+        factor: scale of the gradient by level, u (B, T) → (B, T), applied before the cap; 1 by default.
     """
-    scale = embedding.dim**0.5
+    root_d = embedding.dim**0.5
 
     def with_guidance(z: Tensor, t: Tensor, z0_prev: Tensor | None) -> Prediction:
         plain = predict(z, t, z0_prev)
@@ -66,7 +77,9 @@ def guided(
             (gradient,) = torch.autograd.grad(log_value(leaf, t.clone()).sum(), leaf)
         u = schedule.unwarp(t)
         active = (t > 0) & (u >= window[0]) & (u <= window[1])
-        norm = gradient.norm(dim=-1, keepdim=True) * scale
+        if factor is not None:
+            gradient = gradient * factor(u)[..., None]
+        norm = gradient.norm(dim=-1, keepdim=True) * root_d
         gradient = gradient * (cap / norm.clamp_min(cap)) * active[..., None]
         alpha, sigma = schedule.alpha(t)[..., None], schedule.sigma(t)[..., None]
         tilt = (alpha * gradient) @ embedding.weight.T
@@ -74,3 +87,66 @@ def guided(
         return Prediction(z0, plain.z0_network, plain.logits + tilt)
 
     return with_guidance
+
+
+class DifferentiableReward(Protocol):
+    """A reward that also takes, at every position, a distribution over tokens in the place of a token.
+
+    `soft(probabilities)`: (B, T, V), rows that sum to 1 → (B,), differentiable; on one-hot rows it is the reward of that
+    text. A reward model that shares the tokenizer returns its output for the inputs `probabilities @ its own table`.
+    """
+
+    def soft(self, probabilities: Tensor) -> Tensor: ...
+
+
+class SoftSum:
+    """Σ_k w_k r_k of differentiable rewards; `rewards.compose.WeightedSum` is the same for texts.
+
+    Raises:
+        ValueError: if there is no part, or not one weight a part.
+    """
+
+    def __init__(self, rewards: Sequence[DifferentiableReward], weights: Sequence[float] | None = None) -> None:
+        self.rewards = list(rewards)
+        self.weights = [1.0] * len(self.rewards) if weights is None else list(weights)
+        if not self.rewards or len(self.weights) != len(self.rewards):
+            raise ValueError(f"weights: {self.weights} given for {len(self.rewards)} rewards, needed: one each, at least one")
+
+    def soft(self, probabilities: Tensor) -> Tensor:
+        parts = [w * reward.soft(probabilities) for w, reward in zip(self.weights, self.rewards, strict=True)]
+        return torch.stack(parts).sum(0)
+
+
+def true_gradient(
+    reward: DifferentiableReward,
+    network: Denoiser,
+    embedding: TokenEmbedding,
+    lam: float,
+    straight_through: bool = False,
+    temperature: float = 1.0,
+) -> LogValue:
+    """λ r(softmax(logits(z, t))) as a log-value for `guided`: the gradient runs through the reward and the denoiser.
+
+    No critic is trained. It stands for log E[exp(λ r) | z_t] by putting the expectation inside the reward, right to first
+    order in λ for a reward that is linear in the probabilities. Positions at t = 0 enter as the tokens that they are.
+
+    Args:
+        reward: one, or a `SoftSum`.
+        network, embedding, temperature: the denoiser, as for `unguided`; asked without self-conditioning.
+        lam: λ.
+        straight_through: the reward sees the likeliest tokens, one-hot, and its gradient goes to the probabilities (Bengio
+            et al., arXiv:1308.3432): for rewards that make nothing of a mixture of tokens.
+    """
+
+    def log_value(z: Tensor, t: Tensor) -> Tensor:
+        soft = _token_logits(network, embedding, temperature, z, t, None).softmax(-1)
+        if straight_through:
+            soft = _one_hot(soft.argmax(-1), soft) + soft - soft.detach()
+        clean = _one_hot(embedding.decode(z), soft)
+        return lam * reward.soft(torch.where((t > 0)[..., None], soft, clean))
+
+    return log_value
+
+
+def _one_hot(tokens: Tensor, like: Tensor) -> Tensor:
+    return F.one_hot(tokens, like.shape[-1]).to(like.dtype)
