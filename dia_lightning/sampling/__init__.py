@@ -1,6 +1,8 @@
 """Samplers: pure functions over (predict, schedule, z, times, generator), and the module that runs them on text."""
 
+from dia_lightning.sampling.annealed import AnnealedSamplerModule
+from dia_lightning.sampling.denoise_accept import DenoiseAccept
 from dia_lightning.sampling.module import GuidedSamplerModule
 from dia_lightning.sampling.solvers import SOLVERS, ancestral, dia
 
-__all__ = ["SOLVERS", "GuidedSamplerModule", "ancestral", "dia"]
+__all__ = ["SOLVERS", "AnnealedSamplerModule", "DenoiseAccept", "GuidedSamplerModule", "ancestral", "dia"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,3 +28,19 @@ def chain_diagnostics(values: Tensor) -> dict[str, float]:
     ess = float(array_stats.ess(chains, chain_axis=0, draw_axis=1))
     rhat = float(array_stats.rhat(chains, chain_axis=0, draw_axis=1))
     return {"ess": ess, "rhat": rhat, "autocorrelation": n_steps * n_chains / ess}
+
+
+def by_prompt(prompts: Sequence[str], traces: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`chain_diagnostics` of the chains that share a prompt, (B,) each, named `ess_<name>`, `rhat_<name>` and so on.
+
+    Args:
+        prompts: of the B chains. traces: (S, B) by name. `ess` is given per chain, so that it adds up over texts.
+    """
+    out: dict[str, Tensor] = {}
+    for name, trace in traces.items():
+        for prompt in dict.fromkeys(prompts):
+            rows = torch.tensor([other == prompt for other in prompts])
+            for kind, value in chain_diagnostics(trace.cpu()[:, rows]).items():
+                column = out.setdefault(f"{kind}_{name}", torch.zeros(len(prompts), dtype=torch.float64))
+                column[rows] = value / int(rows.sum()) if kind == "ess" else value
+    return out

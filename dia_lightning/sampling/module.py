@@ -16,7 +16,13 @@ from dia_lightning.guidance import Predict, guided, unguided
 from dia_lightning.resources import UserError
 from dia_lightning.sampling.base import Drawn, SamplerModule
 from dia_lightning.sampling.decode import draw_texts
+from dia_lightning.sampling.denoise_accept import start as initial_state
+from dia_lightning.sampling.diagnostics import by_prompt
+from dia_lightning.sampling.moves import REFINE, Moves, check_refine, make_kernels
+from dia_lightning.sampling.population import cycle
+from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.sampling.solvers import SOLVERS
+from dia_lightning.target import TargetDensity
 from dia_lightning.types import Prompts, Reward
 
 N = TypeVar("N", bound=nn.Module)
@@ -40,6 +46,9 @@ class GuidedSamplerModule(SamplerModule):
         guidance_cap: longest guidance gradient per token (see `guided`).
         guidance_window: noise levels u between which guidance acts, 0 = clean, 1 = noise.
         temperature: of the denoiser's token distribution; 1 = as trained.
+        initial: `diffusion`, or `base_lm` to refine samples of p_θ instead.
+        refine: exact moves that follow: `denoise_accept`, `suffix`, both in turn (`cycle`) or `none`. refine_steps: how many
+            rounds of them. moves: options of denoise_accept.
         final: tokens are drawn (`sample`) or the likeliest (`argmax`) where a position becomes clean.
         compare_base: sample p_θ for the same prompts too and report both.
         seed: of all randomness.
@@ -62,12 +71,19 @@ class GuidedSamplerModule(SamplerModule):
         guidance_window: tuple[float, float] = (0.0, 1.0),
         temperature: float = 1.0,
         final: str = "sample",
+        initial: str = "diffusion",
+        refine: str = "none",
+        refine_steps: int = 20,
+        moves: Moves | None = None,
         compare_base: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__(base_lm, reward, compare_base, seed)
         _check("sampler", sampler, sampler in SOLVERS, ", ".join(SOLVERS))
         _check("final", final, final in ("sample", "argmax"), "sample, argmax")
+        _check("initial", initial, initial in ("diffusion", "base_lm"), "diffusion, base_lm")
+        _check("refine_steps", refine_steps, refine_steps >= 0, "0 or more")
+        check_refine(refine, denoiser)
         _check("lam", lam, lam >= 0, "0 or more")
         _check("steps", steps, steps >= 1, "1 or more")
         _check("stagger", stagger, stagger >= 0, "0 or more")
@@ -80,6 +96,7 @@ class GuidedSamplerModule(SamplerModule):
         self.stagger, self.corrector_steps, self.eta = stagger, corrector_steps, eta
         self.guidance_scale, self.guidance_cap, self.guidance_window = guidance_scale, guidance_cap, guidance_window
         self.temperature, self.final, self.method = temperature, final, sampler
+        self.initial, self.refine, self.refine_steps, self.moves = initial, refine, refine_steps, moves or Moves()
         self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer))
         self.denoiser_network = load_denoiser(denoiser, self.embedding)
         self.critic_network = self._load_critic() if lam else None
@@ -114,6 +131,10 @@ class GuidedSamplerModule(SamplerModule):
         return guided(predict, log_value, schedule, self.embedding, self.guidance_cap, self.guidance_window)
 
     def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
+        start = self.draw_base(batch, generator) if self.initial == "base_lm" else self._diffuse(batch, generator)
+        return start if self.refine == "none" or not self.refine_steps else self._refined(start, batch, generator)
+
+    def _diffuse(self, batch: Prompts, generator: torch.Generator) -> Drawn:
         corrected = self.sampler == "dia"
         options: dict[str, Any] = {"corrector_steps": self.corrector_steps, "eta": self.eta} if corrected else {}
         tokens = draw_texts(
@@ -122,6 +143,23 @@ class GuidedSamplerModule(SamplerModule):
         )  # fmt: skip
         calls = self.steps * (1 + options.get("corrector_steps", 0))
         return Drawn(tokens, {"denoiser": calls} | ({"critic": calls} if self.critic_network is not None else {}))
+
+    def _refined(self, start: Drawn, batch: Prompts, generator: torch.Generator) -> Drawn:
+        """Exact moves from where the diffusion (or p_θ) ended, with what they tell of their convergence."""
+        target = TargetDensity(self.lm, self._cached, self.lam, batch)
+        network = self.denoiser_network
+        proposal = DenoiserProposal(network)
+        kernels = make_kernels(self.refine, self.moves, target, proposal, self.embedding, network.schedule)
+        state = initial_state(target, start.tokens, batch.prompt_mask)
+        state, followed = cycle(kernels, state, self.refine_steps, generator)
+        names, n = REFINE[self.refine], len(batch.ids)
+        nfe = {name: calls // n for name, calls in target.calls.items()}
+        nfe["base_lm"] += names.count("suffix") * self.refine_steps * start.tokens.shape[1]
+        nfe["denoiser"] = names.count("denoise_accept") * self.refine_steps * 2 * self.moves.rounds
+        nfe = {name: nfe.get(name, 0) + start.nfe.get(name, 0) for name in {**start.nfe, **nfe}}
+        diagnostics = {f"accept_{name}": rate for name, rate in zip(names, followed.accepted, strict=True)}
+        diagnostics |= by_prompt(batch.prompts, {"reward": followed.reward, "log_p": followed.log_base})
+        return Drawn(state.tokens, nfe, followed.accepted.mean(0), diagnostics)
 
 
 def load_denoiser(path: str, embedding: TokenEmbedding) -> DenoiserNetwork:

@@ -19,21 +19,19 @@ POSITIONS: dict[str, Callable[[int], Positions]] = {
     "random": RandomTokens,
     "whole": lambda size: RandomTokens(None),
 }
-KERNELS = ("suffix", "denoise_accept")
+REFINE = {"none": (), "denoise_accept": ("denoise_accept",), "suffix": ("suffix",), "cycle": ("suffix", "denoise_accept")}
 
 
 @dataclass
 class Moves:
-    """Exact moves of tokens under π.
+    """What a move of denoise-and-accept does.
 
     Attributes:
-        kernels: `suffix` (the end of a text redrawn from p_θ) and `denoise_accept`, taken in turn.
-        positions: what denoise_accept redraws: `span`, `shuffled_span`, `random` tokens or the `whole` text.
+        positions: what is redrawn: `span`, `shuffled_span`, `random` tokens or the `whole` text.
         size: how many positions. rounds: reveal rounds, each one pass of the denoiser in both directions.
         levels: noise u of the redrawn positions in the denoiser's warped time; one is drawn a step. 1 = hidden.
     """
 
-    kernels: list[str] = field(default_factory=lambda: ["suffix", "denoise_accept"])
     positions: str = "span"
     size: int = 4
     rounds: int = 4
@@ -41,8 +39,6 @@ class Moves:
 
     def __post_init__(self) -> None:
         option = "--model.init_args.moves"
-        if not self.kernels or not set(self.kernels) <= set(KERNELS):
-            raise UserError(f"{option}.kernels: {self.kernels} given, allowed are {', '.join(KERNELS)}")
         if self.positions not in POSITIONS:
             raise UserError(f"{option}.positions: {self.positions!r} given, allowed are {', '.join(POSITIONS)}")
         if self.size < 1 or self.rounds < 1:
@@ -50,19 +46,30 @@ class Moves:
         if not self.levels or not all(0 < u <= 1 for u in self.levels):
             raise UserError(f"{option}.levels: {self.levels} given, allowed are numbers above 0 up to 1")
 
-    def make(
-        self, target: TargetDensity, proposal: Proposal | None, embedding: TokenEmbedding, schedule: Schedule | None
-    ) -> list[Kernel]:
-        """The kernels for a target; `proposal` and `schedule` are needed for `denoise_accept` only."""
-        made: list[Kernel] = []
-        for name in self.kernels:
-            if name == "suffix":
-                made.append(SuffixRegeneration(target))
-                continue
-            assert proposal is not None
-            assert schedule is not None
-            levels = schedule.warp(schedule.knots.new_tensor(self.levels)).tolist()
-            positions = POSITIONS[self.positions](self.size)
-            end_id = target.lm.end_id
-            made.append(DenoiseAccept(target, proposal, embedding, schedule, positions, levels, self.rounds, end_id))
-        return made
+
+def check_refine(refine: str, denoiser: str | None) -> bool:
+    """Whether `refine` needs the denoiser; UserError for an unknown name or a denoiser that is missing."""
+    if refine not in REFINE:
+        raise UserError(f"--model.init_args.refine: {refine!r} given, allowed are {', '.join(REFINE)}")
+    needed = "denoise_accept" in REFINE[refine]
+    if needed and denoiser is None:
+        raise UserError(f"--model.init_args.denoiser: none given, needed for --model.init_args.refine {refine}")
+    return needed
+
+
+def make_kernels(
+    refine: str, moves: Moves, target: TargetDensity, proposal: Proposal | None, embedding: TokenEmbedding,
+    schedule: Schedule | None,
+) -> list[Kernel]:  # fmt: skip
+    """The kernels called `refine`; `proposal` and `schedule` are needed for denoise-and-accept only."""
+    made: list[Kernel] = []
+    for name in REFINE[refine]:
+        if name == "suffix":
+            made.append(SuffixRegeneration(target))
+            continue
+        assert proposal is not None
+        assert schedule is not None
+        levels = schedule.warp(schedule.knots.new_tensor(moves.levels)).tolist()
+        positions = POSITIONS[moves.positions](moves.size)
+        made.append(DenoiseAccept(target, proposal, embedding, schedule, positions, levels, moves.rounds, target.lm.end_id))
+    return made

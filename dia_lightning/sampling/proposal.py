@@ -9,11 +9,14 @@ from dia_lightning.diffusion.denoiser import DenoiserNetwork
 
 
 class DenoiserProposal:
+    """A denoiser as `Proposal`: logits (B, T, V) at (z, t), or with `at` of the positions asked for only."""
+
     def __init__(self, network: DenoiserNetwork) -> None:
         self.network = network
 
     @torch.no_grad()
     def at(self, z: Tensor, t: Tensor, index: Tensor) -> Tensor:
+        """Logits (B, K, V) float32 at positions `index` (B, K)."""
         hidden, query = self.network.hidden(z, t)
         rows = (x.gather(1, index[..., None].expand(-1, -1, x.shape[-1])) for x in (hidden, query))
         return self.network.readout(*rows)

@@ -1,0 +1,91 @@
+"""An annealed population on p_θ itself: samples at λ = 0, λ raised step by step, reweighted, resampled, moved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dia_lightning.sampling.denoise_accept import Kernel, State, start
+from dia_lightning.sampling.resampling import log_mean_exp, next_temperature, systematic
+from dia_lightning.target import TargetDensity
+
+
+class Trace(NamedTuple):
+    """What happened, one entry a temperature. lam: (K, G) λ reached. ess: (K, G) effective sample size of the reweighting.
+    accepted: (K, n_kernels) share of moves that were accepted.
+    """
+
+    lam: Tensor
+    ess: Tensor
+    accepted: Tensor
+
+
+class Followed(NamedTuple):
+    """Chains along their steps. accepted: (n_kernels, B) share of accepted moves. log_base, reward: (S, B) after each step."""
+
+    accepted: Tensor
+    log_base: Tensor
+    reward: Tensor
+
+
+def cycle(kernels: Sequence[Kernel], state: State, steps: int, generator: torch.Generator) -> tuple[State, Followed]:
+    """`steps` rounds of all kernels in turn."""
+    n = len(state.tokens)
+    accepted = torch.zeros(len(kernels), n, dtype=torch.float64, device=state.tokens.device)
+    terms = []
+    for _ in range(steps):
+        for i, kernel in enumerate(kernels):
+            state, info = kernel.step(state, generator)
+            accepted[i] += info.accepted
+        terms.append(torch.stack([state.log_base, state.reward]))
+    log_base, reward = torch.stack(terms, 1) if terms else accepted.new_zeros(2, 0, n)
+    return state, Followed(accepted / max(1, steps), log_base, reward)
+
+
+def resample(state: State, log_w: Tensor, generator: torch.Generator) -> State:
+    """Each population's particles (G · M rows) drawn anew in proportion to exp(log_w), (G, M)."""
+    n_groups, size = log_w.shape
+    ancestors = systematic(log_w, generator) + size * torch.arange(n_groups, device=log_w.device)[:, None]
+    return State(*(field[ancestors.flatten()] for field in state))
+
+
+def anneal(
+    target: TargetDensity, kernels: Sequence[Kernel], tokens: Tensor, prompt_mask: Tensor, n_groups: int,
+    generator: torch.Generator, ess: float = 0.5, moves: int = 1,
+) -> tuple[State, Tensor, Trace]:  # fmt: skip
+    """SMC sampler (Del Moral, Doucet, Jasra 2006, § 3.3.2.3) from p_θ to π with adaptive temperatures.
+
+    λ of each population rises as far as the effective sample size of the reweighting exp(Δλ r) stays at `ess` of its
+    particles; then they are resampled and moved `moves` times by each kernel at the new λ.
+
+    Args:
+        target: π, whose λ is the last temperature. kernels: moves that leave it invariant at every λ.
+        tokens: (G · M, T) exact samples of p_θ, the M of one population (one prompt) side by side. prompt_mask: likewise.
+        n_groups: G. ess: in (0, 1).
+
+    Returns:
+        The particles at λ, equally weighted; (G,) float64 estimates of log Z = log E_{p_θ}[exp(λ r)], whose exponentials
+        are unbiased but for the adaptation; the trace.
+    """
+    if not 0 < ess < 1:
+        raise ValueError(f"ess must be between 0 and 1, got {ess}")
+    state = start(target, tokens, prompt_mask, torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device))
+    lam = torch.zeros(n_groups, dtype=torch.float64, device=tokens.device)
+    log_z = torch.zeros_like(lam)
+    trace: list[tuple[Tensor, Tensor, Tensor]] = []
+    while bool((lam < target.lam).any()):
+        reward = state.reward.unflatten(0, (n_groups, -1))
+        higher = next_temperature(reward, torch.zeros_like(reward), lam, target.lam, ess)
+        log_w = (higher - lam)[:, None] * reward
+        size = (2 * torch.logsumexp(log_w, 1) - torch.logsumexp(2 * log_w, 1)).exp()
+        log_z = log_z + log_mean_exp(log_w)
+        lam = higher
+        state = resample(state, log_w, generator)
+        state = state._replace(lam=lam.repeat_interleave(reward.shape[1]))
+        state, followed = cycle(kernels, state, moves, generator)
+        trace.append((lam, size, followed.accepted.mean(1)))
+    empty = (lam.new_zeros(0, n_groups), lam.new_zeros(0, n_groups), lam.new_zeros(0, len(kernels)))
+    return state, log_z, Trace(*(torch.stack(part) for part in zip(*trace, strict=True))) if trace else Trace(*empty)
