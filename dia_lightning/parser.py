@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from zipfile import is_zipfile
 
 import lightning as L
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse._actions import ActionConfigFile
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -102,9 +102,12 @@ class DiaCLI(LightningCLI):
         except MisconfigurationException as error:
             raise UserError(f"--trainer: {error}") from error
         except OSError as error:
-            option = next((name for name, value in _leaves("", self.config[self.subcommand]) if _is_above(value, error)), "")
-            if not option:
+            above = [
+                (len(str(value)), name) for name, value in _leaves("", self.config[self.subcommand]) if _is_above(value, error)
+            ]
+            if not above:
                 raise
+            option = max(above)[1]
             raise UserError(f"{option}: {error.filename}: {error.strerror}") from error
         except RuntimeError as error:
             path = self.config[self.subcommand].get("ckpt_path")
@@ -137,9 +140,10 @@ def _leaves(name: str, setting: Any) -> Iterator[tuple[str, Any]]:
 
 def _is_above(value: Any, error: OSError) -> bool:
     """Whether `value` is the path that `error` is about, or a folder above it."""
-    return isinstance(value, str) and bool(value) and error.filename is not None and Path(value) in (
-        Path(str(error.filename)), *Path(str(error.filename)).parents
-    )  # fmt: skip
+    if not isinstance(value, str) or not value or not isinstance(error.filename, str):
+        return False
+    path = Path(error.filename).absolute()
+    return Path(value).absolute() in (path, *path.parents)
 
 
 def _class_of(setting: Any) -> type | None:
@@ -173,6 +177,9 @@ def run(arguments: list[str]) -> None:
         UserError: for a mistake in the options, in one line.
     """
     _quiet()
+    # `${}` is resolved after the command line, and from the top of the file although the settings stand under the command.
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    mode = {"parser_mode": "omegaconf+"}
     try:
         DiaCLI(
             L.LightningModule,
@@ -182,7 +189,7 @@ def run(arguments: list[str]) -> None:
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"default_root_dir": "runs"},
-            parser_kwargs={"prog": "lightning", "parser_mode": "omegaconf+"},
+            parser_kwargs={"prog": "lightning", **mode, **dict.fromkeys(_NEEDS, mode)},
             args=arguments,
         )
     except _ParsingError as failed:
