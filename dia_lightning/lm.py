@@ -118,9 +118,10 @@ class BaseLM:
             row[: len(token_ids)] = torch.tensor(token_ids, dtype=torch.int64)
         return rows
 
-    def decode(self, tokens: Tensor, prompt_mask: Tensor) -> list[str]:
-        """The text of each row without its prompt and without the end token."""
-        keep = (text_mask(tokens, prompt_mask, self.end_id) & ~prompt_mask).cpu()
+    def decode(self, tokens: Tensor, prompt_mask: Tensor, with_prompt: bool = False) -> list[str]:
+        """The text of each row without the end token, and without its prompt unless asked for."""
+        keep = text_mask(tokens, prompt_mask, self.end_id)
+        keep = (keep if with_prompt else keep & ~prompt_mask).cpu()
         rows = [row[mask].tolist() for row, mask in zip(tokens.cpu(), keep, strict=True)]
         texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return texts

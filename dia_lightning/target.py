@@ -62,7 +62,9 @@ class TargetDensity:
 def full_texts(lm: BaseLM, tokens: Tensor, prompt_mask: Tensor, prompts: Sequence[str]) -> tuple[list[str], list[str]]:
     """The texts of (B, T) tokens without their prompts, and with them, as rewards read them."""
     texts = [text.strip() for text in lm.decode(tokens, prompt_mask)]
-    return texts, [f"{prompt} {text}".strip() for prompt, text in zip(prompts, texts, strict=True)]
+    if not any(prompts):
+        return texts, texts
+    return texts, [text.strip() for text in lm.decode(tokens, prompt_mask, with_prompt=True)]
 
 
 def terms_of(target: Target | TargetDensity, tokens: Tensor) -> Terms:
