@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import distributions, version
+from importlib.metadata import PackageNotFoundError, distributions, version
+from pathlib import Path
 
 _OURS = "dia-lightning"
 _SHOWN = ("torch", "lightning", "transformers", "torchmetrics", "jsonargparse", "omegaconf")
@@ -18,16 +19,35 @@ def script_owners(name: str) -> list[str]:
     return sorted(found)
 
 
+def script_state(script: Path) -> str:
+    """`ours`, `another's` or `missing`: the last package installed writes the file, and the first removed deletes it."""
+    if not script.is_file():
+        return "missing"
+    return "ours" if b"dia_lightning" in script.read_bytes() else "another's"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def main() -> int:
-    """Print the report; 1 if another package claims the script too."""
+    """Print the report; 1 if the script is not ours, or another package claims it too."""
     for package in (_OURS, *_SHOWN):
-        print(f"{package:16} {version(package)}")
+        print(f"{package:16} {_version(package)}")
     owners = script_owners("lightning")
     print(f"script lightning claimed by: {', '.join(owners) or 'nobody'}")
-    others = [owner for owner in owners if owner != _OURS]
-    if others:
-        print(f"mend: {sys.executable} -m pip install --force-reinstall --no-deps {_OURS}   (or use `dia`, the same program)")
-    return int(bool(others))
+    script = Path(sys.executable).parent / "lightning"
+    state = script_state(script)
+    print(f"script {script}: {state}")
+    wrong = state != "ours" or any(owner != _OURS for owner in owners)
+    if wrong:
+        root = Path(__file__).resolve().parents[1]
+        source = f"--editable {root}" if (root / "pyproject.toml").is_file() else "THE_WHEEL_OF_THIS_PACKAGE"
+        print(f"mend: {sys.executable} -m pip install --force-reinstall --no-deps {source}   (or use `dia`, the same program)")
+    return int(wrong)
 
 
 if __name__ == "__main__":
