@@ -190,7 +190,8 @@ def mala(
     """The Metropolis-adjusted Langevin algorithm (Roberts and Tweedie 1996).
 
     With `log_density` it leaves π invariant exactly. Without, log π(x') − log π(x) is the integral of the score along the
-    segment by the trapezoid rule (Du et al., arXiv:2302.11552), exact where the score is linear.
+    segment by the trapezoid rule (Du et al., arXiv:2302.11552), exact where the score is linear; where it bends within
+    a step, two points leave a bias like ULA's.
 
     Args:
         score: ∇ log π.
