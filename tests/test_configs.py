@@ -1,0 +1,161 @@
+"""Every shipped configuration is read, says how to run it, and states only what its classes have."""
+
+import inspect
+import re
+import shlex
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import yaml
+
+from dia_lightning import cli, parser
+from dia_lightning.lm import BaseLM
+
+ROOT = Path(cli.__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+
+
+def read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content
+
+
+def command_of(path: Path) -> list[str]:
+    """The command in the file's first comment, as arguments."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = [
+        line.removeprefix("#").strip() for line in lines[: next(i for i, x in enumerate(lines) if not x.startswith("#"))]
+    ]
+    command = next(line for line in comment if line.startswith("lightning "))
+    return shlex.split(re.split(r"\s{2,}", command)[0])[1:]
+
+
+def parts(value: Any) -> Iterator[tuple[type, dict[str, Any]]]:
+    """Every class that is named, with its options."""
+    if isinstance(value, list):
+        for item in value:
+            yield from parts(item)
+    if not isinstance(value, dict):
+        return
+    if "class_path" in value:
+        module, _, name = value["class_path"].rpartition(".")
+        yield getattr(import_module(module), name), value.get("init_args", {})
+    for item in value.values():
+        yield from parts(item)
+
+
+def named_options(config: dict[str, Any]) -> Iterator[tuple[type, str, Any]]:
+    for owner, options in [(L.Trainer, config["trainer"]), *parts(config)]:
+        for name, value in options.items():
+            yield owner, name, value
+
+
+class Parsed(Exception):
+    """Stops the program once the options are read."""
+
+
+def parse(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What the program makes of `arguments`, before any class is instantiated."""
+    seen: list[Any] = []
+
+    def stop(self: parser.DiaCLI) -> None:
+        checked(self)
+        seen.append(self.config[self.subcommand])
+        raise Parsed
+
+    checked = parser.DiaCLI.before_instantiate_classes
+    monkeypatch.setattr(parser.DiaCLI, "before_instantiate_classes", stop)
+    with pytest.raises(Parsed):
+        parser.run(cli.prepare_arguments(arguments))
+    return seen[0]
+
+
+def test_there_are_configs() -> None:
+    assert {"dia_tiny", "zero_shot_tiny", "ddpm_tiny", "critic_tiny", "lm_tiny", "dia_gpt2", "ddpm_gpt2", "critic_gpt2"} <= {
+        path.stem for path in CONFIGS
+    }
+
+
+@each_config
+def test_its_command_is_read_and_fits_its_classes(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    command = command_of(path)
+    assert command[1:3] == ["--config", str(path.relative_to(ROOT))]
+    overruled = {argument.partition("=")[0].rpartition(".")[2] for argument in command[3:] if argument.startswith("--")}
+    monkeypatch.chdir(tmp_path)
+    config = parse(command, monkeypatch)
+    for section in ("model", "data"):
+        for name, value in read(path)[section]["init_args"].items():
+            if name not in overruled and not isinstance(value, dict | list):
+                assert config[section].init_args[name] == value, name
+    for name, value in read(path)["trainer"].items():
+        assert name in ("logger", "callbacks") or config.trainer[name] == value, name
+
+
+@each_config
+def test_every_option_is_one_that_the_class_has_with_a_default_or_a_need(path: Path) -> None:
+    options = list(named_options(read(path)))
+    assert len(options) > 10
+    for owner, name, _ in options:
+        parameters = inspect.signature(owner).parameters
+        assert name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()), f"{owner.__name__}: {name}"
+
+
+@each_config
+def test_our_classes_can_be_left_to_their_defaults(path: Path) -> None:
+    """Defaults live in the constructor: an option may lack one only where none could be right."""
+    for owner, _ in parts(read(path)):
+        if owner.__module__.startswith("dia_lightning"):
+            needed = {n for n, p in inspect.signature(owner).parameters.items() if p.default is p.empty and p.kind.value < 2}
+            assert needed <= {"reward", "path", "folder", "dataset", "pattern", "word", "words"}, f"{owner.__name__}: {needed}"
+
+
+@each_config
+def test_runs_write_under_their_own_folder(path: Path) -> None:
+    config = read(path)
+    own = f"runs/{path.stem}"
+    assert config["trainer"]["default_root_dir"] == own
+    for owner, name, value in named_options(config):
+        if name == "folder":
+            assert value == own or value.startswith(f"{own}/"), owner
+        if name == "save_dir":
+            assert value == "runs"
+        if owner.__name__ == "TensorBoardLogger" and name == "name":
+            assert value == path.stem
+
+
+@each_config
+def test_lengths_and_base_models_agree(path: Path) -> None:
+    model, data = (read(path)[section]["init_args"] for section in ("model", "data"))
+    if "base_lm" in model:
+        assert data["base_lm"] == model["base_lm"]
+    if "max_length" in model:
+        assert data["max_length"] == model["max_length"]
+
+
+def test_what_one_file_writes_the_next_one_reads() -> None:
+    for kit in ("gpt2",):
+        exported = {p["folder"] for stem in ("ddpm", "critic") for c, p in parts(read(ROOT / f"configs/{stem}_{kit}.yaml"))
+                    if c.__name__ == "Export"}  # fmt: skip
+        sampler = read(ROOT / f"configs/dia_{kit}.yaml")["model"]["init_args"]
+        assert {sampler["denoiser"], sampler["critic"]} == exported
+        assert read(ROOT / f"configs/critic_{kit}.yaml")["model"]["init_args"]["denoiser"] == sampler["denoiser"]
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem.endswith("_tiny")], ids=lambda path: path.stem)
+def test_the_tiny_ones_instantiate(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """All classes, from another folder and without a network; nothing runs."""
+    monkeypatch.chdir(tmp_path)
+    built: list[parser.DiaCLI] = []
+    monkeypatch.setattr(parser.DiaCLI, "_run_subcommand", lambda self, command: built.append(self))
+    parser.run(cli.prepare_arguments(command_of(path)))
+    config = read(path)
+    assert type(built[0].model).__name__ == config["model"]["class_path"].rpartition(".")[2]
+    assert type(built[0].datamodule).__name__ == config["data"]["class_path"].rpartition(".")[2]
+    if "base_lm" in config["model"]["init_args"]:
+        assert isinstance(built[0].model.lm, BaseLM)
+    assert not list(tmp_path.iterdir())
