@@ -1,0 +1,102 @@
+"""What ships under checkpoints/: small, without pickles, whole, and working together."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from dia_lightning import resources
+from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.lm import BaseLM
+from dia_lightning.rewards import VaderSentiment
+from dia_lightning.sampling.module import load_critic, load_denoiser
+
+ROOT = Path(resources.__file__).parents[1]
+KIT = ROOT / "checkpoints/tiny"
+FILES = sorted(path for path in KIT.rglob("*") if path.is_file())
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def kit_lm() -> BaseLM:
+    return BaseLM.load(str(KIT / "lm"))
+
+
+@pytest.fixture(scope="module")
+def kit_embedding(kit_lm: BaseLM) -> TokenEmbedding:
+    return TokenEmbedding(kit_lm.embedding_table(), len(kit_lm.tokenizer))
+
+
+def test_it_is_small_and_holds_no_pickle() -> None:
+    assert {path.relative_to(KIT).parts[0] for path in FILES} == {"lm", "denoiser", "critic"}
+    assert {path.suffix for path in FILES} <= {".safetensors", ".json", ".txt"}
+    assert sum(path.stat().st_size for path in FILES) <= 40 * MIB
+
+
+def test_weights_are_those_of_the_readme() -> None:
+    table = (ROOT / "checkpoints/README.md").read_text(encoding="utf-8")
+    stated = dict(re.findall(r"^\| `?(checkpoints/\S+?)`? \| `?([0-9a-f]{64})`? \|", table, re.MULTILINE))
+    found = {
+        path.relative_to(ROOT).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in FILES
+        if path.suffix == ".safetensors"
+    }
+    assert len(found) == 3
+    lines = "\n".join(f"| {name} | {digest} |" for name, digest in found.items())
+    assert stated == found, f"the table in checkpoints/README.md should be:\n{lines}"
+
+
+def test_configs_name_no_folder_of_the_machine_it_was_made_on() -> None:
+    for path in FILES:
+        if path.name in ("config.json", "tokenizer_config.json", "generation_config.json"):
+            assert not re.search(r'"(/|~|[A-Z]:|runs/)', path.read_text(encoding="utf-8")), path
+    for part in ("denoiser", "critic"):
+        assert json.loads((KIT / part / "config.json").read_text(encoding="utf-8"))["base_lm"] == "checkpoints/tiny/lm"
+
+
+def test_the_base_model_knows_its_language(kit_lm: BaseLM) -> None:
+    texts = [
+        "The Eagle is a family friendly restaurant near the river.",
+        "river the. near restaurant friendly family a is Eagle The",
+    ]
+    rows = kit_lm.encode(texts, 40)
+    good, scrambled = kit_lm.log_prob(rows).tolist()
+    assert good > -40  # nats; 13 tokens at random from 2,000 would be -99
+    assert good > scrambled + 20
+    assert kit_lm.decode(rows, torch.zeros_like(rows, dtype=torch.bool)) == texts
+
+
+def test_the_denoiser_is_for_this_base_model_and_denoises(kit_lm: BaseLM, kit_embedding: TokenEmbedding) -> None:
+    network = load_denoiser(str(KIT / "denoiser"), kit_embedding)
+    tokens = kit_lm.encode(["The Eagle is a family friendly restaurant near the river."], 20)
+    z0 = kit_embedding(tokens)
+    eps = torch.randn(z0.shape, generator=torch.Generator().manual_seed(0))
+    agreement = []
+    for t in (0.05, 1.0):
+        times = torch.full(tokens.shape, t)
+        alpha = network.schedule.alpha(times)[..., None]
+        with torch.no_grad():
+            logits = network(alpha * z0 + (1 - alpha**2).clamp_min(0).sqrt() * eps, times)
+        assert logits.shape == (*tokens.shape, kit_lm.vocab_size)
+        assert torch.isfinite(logits).all()
+        agreement.append((logits.argmax(-1) == tokens).float().mean().item())
+    assert agreement[0] > 0.9
+    assert agreement[1] < 0.7
+
+
+def test_the_critic_is_for_this_base_model_and_ranks(kit_lm: BaseLM, kit_embedding: TokenEmbedding) -> None:
+    network, settings = load_critic(str(KIT / "critic"), kit_embedding)
+    assert settings["reward"] == VaderSentiment().name
+    texts = [
+        "The Eagle is a great, excellent and lovely restaurant.",
+        "The Eagle is a terrible, bad restaurant with a poor rating.",
+    ]
+    tokens = kit_lm.encode(texts, 20)
+    with torch.no_grad():
+        good, bad = network(kit_embedding(tokens), torch.zeros(tokens.shape)).tolist()
+        noise = network(torch.randn(4, 20, kit_embedding.dim), torch.ones(4, 20))
+    assert torch.isfinite(noise).all()
+    assert 1 >= good > bad + 0.2
