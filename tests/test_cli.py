@@ -27,7 +27,8 @@ from dia_lightning.sampling import GuidedSamplerModule
 
 Run = Callable[..., tuple[int, str, str]]
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9"}
-SMALL = ["--data.n_texts=4", "--data.batch_size=4", "--model.steps=2", "--trainer.callbacks.folder=out"]
+SMALL = ["--data.n_texts=4", "--data.batch_size=4", "--model.steps=2", "--model.refine_steps=1"]
+SMALL += ["--trainer.callbacks.folder=out"]
 SHIPPED = Path(cli.__file__).parents[1]
 
 
