@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -335,11 +336,13 @@ def test_one_program_with_three_names(tmp_path: Path) -> None:
         assert len({d.stdout + d.stderr for d in done}) == 1
 
 
-def test_a_hub_that_cannot_be_reached(tmp_path: Path) -> None:
-    start = time.monotonic()
-    arguments = ["predict", *SMALL, "--model.base_lm=gpt2"]
-    done = program(tmp_path, sys.executable, "-m", "dia_lightning", *arguments)
-    assert time.monotonic() - start < 30
+def test_a_hub_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worse than a closed port (tests/test_lm.py): every try waits for its time limit."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setitem(NO_HUB, "HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        start = time.monotonic()
+        done = program(tmp_path, sys.executable, "-m", "dia_lightning", "predict", *SMALL, "--model.base_lm=gpt2")
+        assert time.monotonic() - start < 30
     assert_one_line((done.returncode, done.stdout, done.stderr), "--model.init_args.base_lm", "'gpt2'", "checkpoints/tiny/lm")
     assert done.stdout == ""
 
