@@ -3,6 +3,7 @@
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
+_SHIPPED = ("configs", "checkpoints")
 
 
 class UserError(Exception):
@@ -22,7 +23,9 @@ def find_path(path: str | Path) -> Path | None:
         return None
     try:
         given = Path(path).expanduser()
-        candidates = [given] if given.is_absolute() else [given, *(root / given for root in shipped_roots())]
+        # Only what ships: `runs/` of a source tree is not for runs started elsewhere.
+        roots = shipped_roots() if given.parts[:1] in {(name,) for name in _SHIPPED} else []
+        candidates = [given, *(root / given for root in roots)]
         return next((candidate for candidate in candidates if candidate.exists()), None)
     except (OSError, RuntimeError, ValueError):  # no name that a file can have, or `~nobody`
         return None

@@ -44,3 +44,15 @@ def test_an_installed_package_ignores_the_configs_of_others(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     assert shipped_roots() == [package / "share"]
     assert find_path("configs/a.yaml") == package / "share/configs/a.yaml"
+
+
+def test_what_runs_wrote_in_the_source_tree_is_not_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("tree/runs/lm_tiny", "tree/configs", "tree/checkpoints/tiny", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "tree/pyproject.toml").touch()
+    monkeypatch.setattr(resources, "_PACKAGE", tmp_path / "tree/dia_lightning")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert find_path("checkpoints/tiny") == tmp_path / "tree/checkpoints/tiny"
+    assert find_path("runs/lm_tiny") is None
+    assert find_path("pyproject.toml") is None
+    assert find_path("../tree/runs/lm_tiny") == Path("../tree/runs/lm_tiny")
