@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dia_lightning.sampling.denoise_accept import Kernel, State, start
-from dia_lightning.sampling.resampling import log_mean_exp, next_temperature, systematic
+from dia_lightning.sampling.resampling import effective_size, log_mean_exp, next_temperature, systematic
 from dia_lightning.target import TargetDensity
 
 
@@ -80,7 +80,7 @@ def anneal(
         reward = state.reward.unflatten(0, (n_groups, -1))
         higher = next_temperature(reward, torch.zeros_like(reward), lam, target.lam, ess)
         log_w = (higher - lam)[:, None] * reward
-        size = (2 * torch.logsumexp(log_w, 1) - torch.logsumexp(2 * log_w, 1)).exp()
+        size = effective_size(log_w)
         log_z = log_z + log_mean_exp(log_w)
         lam = higher
         state = resample(state, log_w, generator)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
-    return torch.logsumexp(log_w, -1) - torch.log(torch.tensor(float(log_w.shape[-1])))
+    """log (1/M) Σ_m exp(log_w_m) over the last dimension, (…, M) → (…)."""
+    return torch.logsumexp(log_w, -1) - math.log(log_w.shape[-1])
+
+
+def effective_size(log_w: Tensor) -> Tensor:
+    """Effective sample size (Σ w)² / Σ w², between 1 and M, (…, M) → (…)."""
+    return (2 * torch.logsumexp(log_w, -1) - torch.logsumexp(2 * log_w, -1)).exp()
 
 
 def systematic(log_w: Tensor, generator: torch.Generator) -> Tensor:
+    """Ancestors (…, M) int64 for log_w (…, M) float64, by one uniform draw a population (Carpenter et al. 1999)."""
     cumulative = log_w.softmax(-1).cumsum(-1)
     cumulative = cumulative / cumulative[..., -1:]
     size = log_w.shape[-1]
@@ -20,9 +29,13 @@ def systematic(log_w: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def next_temperature(rewards: Tensor, log_w: Tensor, lam: Tensor, lam_max: float, ess_fraction: float) -> Tensor:
+    """The largest λ' in [λ, lam_max] at which the weights exp(log_w + (λ' − λ) r) keep `ess_fraction` of the particles.
+
+    Found by bisection. rewards, log_w (G, M) and lam (G,) float64 → (G,).
+    """
+
     def ess(d: Tensor) -> Tensor:
-        x = log_w + d[:, None] * rewards
-        return (2 * torch.logsumexp(x, 1) - torch.logsumexp(2 * x, 1)).exp()
+        return effective_size(log_w + d[:, None] * rewards)
 
     top, size = torch.full_like(lam, lam_max), rewards.shape[-1]
     low, high = lam.clone(), top.clone()
