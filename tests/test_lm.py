@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.lm import BaseLM, draw_categorical
 from dia_lightning.resources import UserError
 from dia_lightning.types import fill_after_end, text_mask
@@ -45,7 +46,8 @@ def test_padding_and_company_do_not_matter(lm: BaseLM) -> None:
 def test_chunks_give_the_same(lm: BaseLM, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, prompt_mask = rows(lm)
     whole = lm.log_prob(tokens, prompt_mask)
-    monkeypatch.setattr("dia_lightning.lm._LOGITS_PER_CHUNK", 1)
+    monkeypatch.setattr("dia_lightning.lm._LOGITS_PER_CHUNK", {"cpu": 1})
+    monkeypatch.setattr("dia_lightning.lm._TOKENS_PER_CHUNK", {"cpu": 1})
     torch.testing.assert_close(lm.log_prob(tokens, prompt_mask), whole)
     monkeypatch.setattr(lm, "_head_is_linear", False)
     torch.testing.assert_close(lm.log_prob(tokens, prompt_mask), whole)
@@ -61,6 +63,23 @@ def test_greedy_is_transformers_greedy(lm: BaseLM) -> None:
         )
         want = torch.nn.functional.pad(want[0, 1:], (0, 9 - want.shape[1]), value=lm.end_id)
         assert out.tolist() == want.tolist()
+
+
+def test_rows_that_end_early_do_not_disturb_the_others() -> None:
+    """Greedy texts of the shipped model, which end between 20 and 40 tokens, one batch against transformers one by one."""
+    lm = BaseLM.load("checkpoints/tiny/lm")
+    prompts = ["The", "Near the", "Cheap", "There is a", "Aromi", "A family friendly pub", "Blue Spice", "For Chinese food"]
+    tokens, prompt_mask = prompt_rows(lm, prompts, 40)
+    got = lm.generate(tokens, prompt_mask, torch.Generator().manual_seed(0), top_k=1)
+    lengths = set()
+    for row, mask, out in zip(tokens, prompt_mask, got, strict=True):
+        start = torch.cat([torch.tensor([lm.bos_id]), row[mask]])[None]
+        want = lm.model.generate(
+            start, attention_mask=torch.ones_like(start), do_sample=False, max_length=41, pad_token_id=lm.end_id
+        )
+        lengths.add(want.shape[1])
+        assert out.tolist() == torch.nn.functional.pad(want[0, 1:], (0, 41 - want.shape[1]), value=lm.end_id).tolist()
+    assert len({n // 8 for n in lengths}) >= 2
 
 
 def test_generate_draws_from_p(lm: BaseLM) -> None:
