@@ -287,7 +287,8 @@ class LMModule(L.LightningModule):
                 f"--model.init_args.vocab_size: {self.model.config.vocab_size}, but the tokenizer has {len(tokenizer)}"
             )
         self.end_id: int = tokenizer.eos_token_id
-        self.model.config.bos_token_id = self.model.config.eos_token_id = self.end_id
+        for config in (self.model.config, self.model.generation_config):
+            config.bos_token_id = config.eos_token_id = self.end_id
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Summed negative log-likelihood in nats of text and end tokens, and their number."""

@@ -75,7 +75,7 @@ def test_rows_that_end_early_do_not_disturb_the_others() -> None:
     for row, mask, out in zip(tokens, prompt_mask, got, strict=True):
         start = torch.cat([torch.tensor([lm.bos_id]), row[mask]])[None]
         want = lm.model.generate(
-            start, attention_mask=torch.ones_like(start), do_sample=False, max_length=41, pad_token_id=lm.end_id
+            start, attention_mask=torch.ones_like(start), do_sample=False, max_length=41, eos_token_id=lm.end_id
         )
         lengths.add(want.shape[1])
         assert out.tolist() == torch.nn.functional.pad(want[0, 1:], (0, 41 - want.shape[1]), value=lm.end_id).tolist()
