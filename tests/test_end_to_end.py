@@ -18,6 +18,7 @@ from dia_lightning import cli, parser
 from dia_lightning.data.text import train_tokenizer
 from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.lm import BaseLM
+from dia_lightning.resources import UserError
 
 GIB = 1 << 30
 
@@ -125,6 +126,14 @@ def test_a_checkpoint_samples_as_its_export_does(workshop: Path) -> None:
     run("predict", *DIA, *unguided, f"--model.denoiser={LAST}", "--trainer.callbacks.folder=runs/from_ckpt")
     texts = [[row["tokens"] for row in predictions(f"runs/from_{kind}")] for kind in ("folder", "ckpt")]
     assert texts[0] == texts[1]
+
+
+def test_a_denoiser_begins_where_another_ended(workshop: Path) -> None:
+    begun = DenoiserModule(LM, init_from="runs/ddpm_tiny/denoiser", width=32, layers=2, heads=2, max_length=24)
+    for name, weight in load_file("runs/ddpm_tiny/denoiser/model.safetensors").items():
+        assert torch.equal(begun.network.state_dict()[name], weight)
+    with pytest.raises(UserError, match=r"init_from: .* does not fit a network of this size"):
+        DenoiserModule(LM, init_from="runs/ddpm_tiny/denoiser", width=32, layers=1, heads=2, max_length=24)
 
 
 def test_zero_shot(workshop: Path) -> None:

@@ -52,6 +52,15 @@ def read_network(path: str, kind: str, option: str, embedding: str) -> tuple[dic
     return settings, weights
 
 
+def load_weights(network: nn.Module, weights: dict[str, Tensor], option: str, path: str) -> None:
+    """Put `weights`, read from `path`, into `network`; UserError where they do not fit."""
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise UserError(f"{option}: {path} does not fit a network of this size ({reason[:160]})") from error
+
+
 def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     from safetensors.torch import load_file
 

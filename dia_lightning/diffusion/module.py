@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from dia_lightning.diffusion.checkpoint import read_network, save_network
+from dia_lightning.diffusion.checkpoint import load_weights, read_network, save_network
 from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
 from dia_lightning.diffusion.loss import LOSSES, Noised, draw_times, expected_embedding, noise, warp_knots
 from dia_lightning.diffusion.schedule import make_schedule
@@ -96,6 +96,7 @@ class DenoiserModule(NoisedRowsModule):
         max_length: longest text in tokens, end token included.
         tied_head: read out by the frozen embedding table instead of by a trained one.
         init_from_lm: start from p_θ's own blocks, attention made bidirectional.
+        init_from: start from this denoiser (folder or `.ckpt`) of the same base_lm and size instead.
         time_warp: steps between two updates of the warp; 0 = never.
         lr, weight_decay, warmup_steps: AdamW with warm-up and cosine decay to the end of training.
         seed: of the noise.
@@ -115,6 +116,7 @@ class DenoiserModule(NoisedRowsModule):
         max_length: int = 40,
         tied_head: bool = False,
         init_from_lm: bool = True,
+        init_from: str | None = None,
         time_warp: int = 100,
         lr: float = 1e-3,
         weight_decay: float = 0.01,
@@ -127,7 +129,11 @@ class DenoiserModule(NoisedRowsModule):
         self.loss_name, self.time_warp = loss, time_warp
         size = NetworkSize(width, layers, heads, max_length, rotary)
         self.network = DenoiserNetwork(self.embedding, self.schedule, size, tied_head)
-        if init_from_lm:
+        if init_from is not None:
+            option = "--model.init_args.init_from"
+            _, weights = read_network(init_from, "denoiser", option, self.embedding.fingerprint())
+            load_weights(self.network, weights, option, init_from)
+        elif init_from_lm:
             self.network.init_from_lm(self.lm.model, self.lm.bos_id)
         self.register_buffer("loss_in_bin", torch.full((_BINS,), -1.0))
 

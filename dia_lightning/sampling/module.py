@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dia_lightning.critic.network import CriticNetwork
-from dia_lightning.diffusion.checkpoint import read_network
+from dia_lightning.diffusion.checkpoint import load_weights, read_network
 from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.embedding import TokenEmbedding
@@ -182,10 +182,7 @@ def load_critic(path: str, embedding: TokenEmbedding) -> tuple[CriticNetwork, di
 
 
 def _frozen(network: N, weights: dict[str, Tensor], option: str, path: str) -> N:
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"{option}: {path} does not fit its own config.json ({str(error).splitlines()[-1].strip()})") from error
+    load_weights(network, weights, option, path)
     return network.eval().requires_grad_(False)
 
 
