@@ -48,6 +48,14 @@ def _token_logits(
     return network(z, t, z0_prev).masked_fill(~embedding.decodable, -torch.inf) / temperature
 
 
+def gradient_of(log_value: LogValue, z: Tensor, t: Tensor) -> Tensor:
+    """∇_z log_value(z, t), (B, T, d), also under inference mode."""
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = z.detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(log_value(leaf, t.clone()).sum(), leaf)
+    return gradient
+
+
 def guided(
     predict: Predict,
     log_value: LogValue,
@@ -72,9 +80,7 @@ def guided(
 
     def with_guidance(z: Tensor, t: Tensor, z0_prev: Tensor | None) -> Prediction:
         plain = predict(z, t, z0_prev)
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = z.detach().clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(log_value(leaf, t.clone()).sum(), leaf)
+        gradient = gradient_of(log_value, z, t)
         u = schedule.unwarp(t)
         active = (t > 0) & (u >= window[0]) & (u <= window[1])
         if factor is not None:

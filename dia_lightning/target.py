@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dia_lightning.lm import BaseLM
 from dia_lightning.rewards import call_reward
-from dia_lightning.types import Prompts, Reward
+from dia_lightning.types import Prompts, Reward, text_mask
 
 
 class Terms(NamedTuple):
@@ -43,15 +43,32 @@ class TargetDensity:
 
     def terms(self, tokens: Tensor) -> Terms:
         """Log p_θ(x | c) in nats and r(x, c) for (B, T) tokens in canonical form."""
-        mask = torch.zeros_like(tokens, dtype=torch.bool) if self.batch is None else self.batch.prompt_mask
-        prompts = [""] * len(tokens) if self.batch is None else self.batch.prompts
         # In p_θ's own precision, whatever the trainer's: these numbers decide what is accepted.
         with torch.autocast(tokens.device.type, enabled=False):
-            log_base = self.lm.log_prob(tokens, mask)
-        reward = call_reward(self.reward, full_texts(self.lm, tokens, mask, prompts)[1])
+            log_base = self.lm.log_prob(tokens, self._prompt_mask(tokens))
+        return Terms(log_base, self._reward(tokens))
+
+    def terms_and_hidden(self, tokens: Tensor) -> tuple[Terms, Tensor]:
+        """`terms`, and from the same pass of p_θ what `next_log_probs` reads: (B, T, H)."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            log_base, hidden = self.lm.log_prob_and_hidden(tokens, self._prompt_mask(tokens))
+        return Terms(log_base, self._reward(tokens)), hidden
+
+    def next_log_probs(self, tokens: Tensor, hidden: Tensor, index: Tensor) -> Tensor:
+        """Log p_θ(v | x_<i, c) at the positions i in `index` (B, K): (B, K, V); 0 after the end of the text."""
+        keep = text_mask(tokens, self._prompt_mask(tokens), self.lm.end_id).gather(1, index)
+        with torch.autocast(tokens.device.type, enabled=False):
+            return torch.where(keep[..., None], self.lm.log_probs_at(hidden, index), 0.0)
+
+    def _prompt_mask(self, tokens: Tensor) -> Tensor:
+        return torch.zeros_like(tokens, dtype=torch.bool) if self.batch is None else self.batch.prompt_mask
+
+    def _reward(self, tokens: Tensor) -> Tensor:
+        prompts = [""] * len(tokens) if self.batch is None else self.batch.prompts
+        reward = call_reward(self.reward, full_texts(self.lm, tokens, self._prompt_mask(tokens), prompts)[1])
         for name in self.calls:
             self.calls[name] += len(tokens)
-        return Terms(log_base, reward.to(tokens.device, torch.float64))
+        return reward.to(tokens.device, torch.float64)
 
     def log_prob(self, tokens: Tensor) -> Tensor:
         """Log p_θ(x | c) + λ r(x, c), unnormalised, (B,) float64."""

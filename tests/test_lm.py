@@ -46,8 +46,8 @@ def test_padding_and_company_do_not_matter(lm: BaseLM) -> None:
 def test_chunks_give_the_same(lm: BaseLM, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, prompt_mask = rows(lm)
     whole = lm.log_prob(tokens, prompt_mask)
-    monkeypatch.setattr("dia_lightning.lm._LOGITS_PER_CHUNK", {"cpu": 1})
-    monkeypatch.setattr("dia_lightning.lm._TOKENS_PER_CHUNK", {"cpu": 1})
+    monkeypatch.setattr("dia_lightning.lm._LOGITS_AT_ONCE", {"cpu": 1})
+    monkeypatch.setattr("dia_lightning.lm._POSITIONS_AT_ONCE", {"cpu": 1})
     torch.testing.assert_close(lm.log_prob(tokens, prompt_mask), whole)
     monkeypatch.setattr(lm, "_head_is_linear", False)
     torch.testing.assert_close(lm.log_prob(tokens, prompt_mask), whole)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dia_lightning.critic.network import CriticNetwork
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.resources import UserError
 from dia_lightning.sampling.base import Drawn, SamplerModule
-from dia_lightning.sampling.module import load_denoiser
-from dia_lightning.sampling.moves import REFINE, Moves, check_refine, make_kernels
+from dia_lightning.sampling.module import load_critic, load_denoiser, reward_unit, reward_value
+from dia_lightning.sampling.moves import REFINE, Moves, check_refine, make_kernels, network_calls
 from dia_lightning.sampling.population import anneal, cycle
 from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.target import TargetDensity
@@ -25,6 +26,7 @@ class AnnealedSamplerModule(SamplerModule):
         reward: r, any.
         base_lm: hub id or folder of p_θ.
         denoiser: checkpoint of a denoiser for base_lm; needed for the move `denoise_accept`.
+        critic: checkpoint of a critic trained on `reward`; needed for `moves.tilt` above 0 only.
         lam: λ, inverse temperature of the reward; 0 = p_θ itself.
         particles: size of the population per text.
         ess: each rise of λ keeps this share of effective particles.
@@ -42,6 +44,7 @@ class AnnealedSamplerModule(SamplerModule):
         reward: Reward,
         base_lm: str = "checkpoints/tiny/lm",
         denoiser: str | None = "checkpoints/tiny/denoiser",
+        critic: str | None = None,
         lam: float = 6.0,
         particles: int = 4,
         ess: float = 0.5,
@@ -61,10 +64,14 @@ class AnnealedSamplerModule(SamplerModule):
                 raise UserError(f"--model.init_args.{name}: {locals()[name]} given, allowed: {allowed}")
         self.lam, self.particles, self.ess = lam, particles, ess
         self.steps_per_level, self.refine_steps = steps_per_level, refine_steps
-        self.denoiser, self.refine, self.moves = denoiser, refine, moves or Moves()
+        self.denoiser, self.critic, self.refine, self.moves = denoiser, critic, refine, moves or Moves()
         self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer))
-        needs_denoiser = check_refine(refine, denoiser)
+        needs_denoiser = check_refine(refine, denoiser, self.moves, critic)
         self.denoiser_network = load_denoiser(denoiser or "", self.embedding) if needs_denoiser else None
+        self.critic_network: CriticNetwork | None = None
+        if needs_denoiser and self.moves.tilt:
+            self.critic_network, settings = load_critic(critic or "", self.embedding, reward.name)
+            self._unit = reward_unit(settings)
 
     def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
         crowd, n_groups, group = self._crowd(batch)
@@ -74,7 +81,8 @@ class AnnealedSamplerModule(SamplerModule):
         network = self.denoiser_network
         proposal = None if network is None else DenoiserProposal(network)
         schedule = None if network is None else network.schedule
-        kernels = make_kernels(self.refine, self.moves, target, proposal, self.embedding, schedule)
+        value = None if self.critic_network is None else reward_value(self.critic_network, self._unit)
+        kernels = make_kernels(self.refine, self.moves, target, proposal, self.embedding, schedule, value)
         state, log_z, trace = anneal(
             target, kernels, tokens, crowd.prompt_mask, n_groups, generator, self.ess, self.steps_per_level
         )
@@ -85,17 +93,10 @@ class AnnealedSamplerModule(SamplerModule):
         diagnostics = {"log_z": log_z[group], "temperatures": torch.full_like(log_z[group], len(trace.lam))}
         diagnostics |= {f"accept_{name}": rate for name, rate in zip(REFINE[self.refine], rates, strict=True)}
         rounds = self.refine_steps + self.steps_per_level * len(trace.lam)
-        nfe = self._nfe(target, len(tokens) // len(batch.ids), len(batch.ids), rounds, tokens.shape[1])
+        drawn = tokens.numel() * (1 + rounds * REFINE[self.refine].count("suffix"))
+        calls = {"base_lm": target.calls["base_lm"] + drawn, "reward": target.calls["reward"], **network_calls(kernels)}
+        nfe = {name: n // len(batch.ids) for name, n in calls.items()}
         return Drawn(state.tokens[chosen], nfe, rates.mean(0) if len(rates) else None, diagnostics)
-
-    def _nfe(self, target: TargetDensity, particles: int, n_texts: int, rounds: int, length: int) -> dict[str, int]:
-        """Network evaluations per text: p_θ scores every proposal, and draws samples and suffixes token by token."""
-        names = REFINE[self.refine]
-        nfe = {"base_lm": target.calls["base_lm"] // n_texts + particles * length * (1 + rounds * names.count("suffix"))}
-        nfe["reward"] = target.calls["reward"] // n_texts
-        if "denoise_accept" in names:
-            nfe["denoiser"] = particles * 2 * self.moves.rounds * rounds
-        return nfe
 
     def _crowd(self, batch: Prompts) -> tuple[Prompts, int, Tensor]:
         """The particles' prompts, one population after the other; their number; the population of each text (B,)."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from dia_lightning.diffusion.schedule import Schedule
 from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.lm import draw_categorical
-from dia_lightning.sampling.positions import Choice, Positions, Spans
+from dia_lightning.guidance import LogValue, gradient_of
+from dia_lightning.lm import draw_categorical, rows_at_once
+from dia_lightning.sampling.positions import Choice, Positions, Spans, gather, put
 from dia_lightning.target import Target, TargetDensity, Terms, terms_of
 from dia_lightning.types import fill_after_end
 
@@ -23,7 +24,8 @@ class State(NamedTuple):
     """Chains and what is known of them, so that a step scores only what it proposes.
 
     tokens: (B, T) int64. prompt_mask: (B, T) bool, never changed. log_base, reward: (B,) float64, the target's terms.
-    lam: (B,) float64, λ of each chain.
+    lam: (B,) float64, λ of each chain. hidden: (B, T, H), p_θ's states at `tokens`, where a kernel reads them, else None;
+        who changes `tokens` by hand sets it to None.
     """
 
     tokens: Tensor
@@ -31,6 +33,7 @@ class State(NamedTuple):
     log_base: Tensor
     reward: Tensor
     lam: Tensor
+    hidden: Tensor | None = None
 
     @property
     def log_prob(self) -> Tensor:
@@ -50,30 +53,63 @@ class Kernel(Protocol):
     def step(self, state: State, generator: torch.Generator) -> tuple[State, Info]: ...
 
 
-def start(target: Target, tokens: Tensor, prompt_mask: Tensor | None = None, lam: Tensor | None = None) -> State:
-    """Chains at `tokens`; λ is the target's unless given (B,)."""
+def start(
+    target: Target | TargetDensity, tokens: Tensor, prompt_mask: Tensor | None = None, lam: Tensor | None = None,
+    with_hidden: bool = False,
+) -> State:  # fmt: skip
+    """Chains at `tokens`; λ is the target's unless given (B,). `with_hidden` keeps p_θ's states too."""
     if prompt_mask is None:
         prompt_mask = torch.zeros_like(tokens, dtype=torch.bool)
-    log_base, reward = terms_of(target, tokens)
+    (log_base, reward), hidden = score(target, tokens, with_hidden)
     if lam is None:
         lam = torch.full_like(reward, getattr(target, "lam", 0.0))
-    return State(tokens, prompt_mask, log_base, reward, lam)
+    return State(tokens, prompt_mask, log_base, reward, lam, hidden)
 
 
-def accept(state: State, tokens: Tensor, proposed: Terms, log_ratio: Tensor, generator: torch.Generator) -> tuple[State, Info]:
-    """Move to `tokens`, whose terms are `proposed`, with probability min(1, exp(log_ratio))."""
+def take(state: State, rows: Tensor) -> State:
+    """The chains numbered `rows` (N,) int64."""
+    return State(*(None if field is None else field[rows] for field in state))  # type: ignore[arg-type]
+
+
+def score(target: Target | TargetDensity, tokens: Tensor, with_hidden: bool) -> tuple[Terms, Tensor | None]:
+    """The terms of `tokens`, and p_θ's states from the same pass where they are asked for."""
+    if not with_hidden:
+        return terms_of(target, tokens), None
+    return target.terms_and_hidden(tokens)  # type: ignore[union-attr]
+
+
+def accept(
+    state: State, tokens: Tensor, proposed: Terms, log_ratio: Tensor, generator: torch.Generator, hidden: Tensor | None = None
+) -> tuple[State, Info]:
+    """Move to `tokens`, whose `score` is `proposed` and `hidden`, with probability min(1, exp(log_ratio))."""
     # A NaN is a rejection.
     log_ratio = torch.where(log_ratio.isnan(), -torch.inf, log_ratio)
     u = torch.rand(log_ratio.shape, generator=generator, device=log_ratio.device, dtype=torch.float64)
     accepted = u.log() < log_ratio
+    if hidden is not None and state.hidden is not None:
+        hidden = torch.where(accepted[:, None, None], hidden, state.hidden)
     new = State(
         torch.where(accepted[:, None], tokens, state.tokens),
         state.prompt_mask,
         torch.where(accepted, proposed.log_base, state.log_base),
         torch.where(accepted, proposed.reward, state.reward),
         state.lam,
+        hidden,
     )
     return new, Info(accepted, log_ratio)
+
+
+class Move(NamedTuple):
+    """What the two directions of a move share. choice: S. t: (B, 1), its level. z: (B, K, d), the noised z_S.
+
+    opening: (B, k, V), the logits of the first round. push: (B, K, d), whose inner product with E(v) is the tilt, or None.
+    """
+
+    choice: Choice
+    t: Tensor
+    z: Tensor
+    opening: Tensor
+    push: Tensor | None
 
 
 class DenoiseAccept:
@@ -81,8 +117,12 @@ class DenoiseAccept:
 
     A step draws positions S and a level t, noises S (an exact draw of the auxiliary variable z_S), redraws S from the
     denoiser in `rounds` reveal rounds, each conditioned on what the earlier ones drew, and accepts with the ratio
-    [π(x') N(z_S; α E(x'_S), σ²) q(x_S | z)] / [π(x) N(z_S; α E(x_S), σ²) q(x'_S | z)]. The reverse move is scored along
-    the same order. So π is left invariant for any proposal; a better one is only accepted more often.
+    [π(x') N(z_S; α E(x'_S), σ²) q(x_S | z, x')] / [π(x) N(z_S; α E(x_S), σ²) q(x'_S | z, x)]. The reverse move is scored
+    along the same order. So π is left invariant for any proposal; a better one is only accepted more often.
+
+    The proposal's logits may be helped, in every round. The tilt adds κ λ ⟨α_c ∇_{z_i} h, E(v)⟩, the first-order change of
+    λ h; its gradient is taken once a step at a point that z_S and x_{−S} determine, which both directions share. The
+    expert adds w log p_θ(v | x_{<i}) of the text where the move begins, known from scoring it.
 
     With `end_id` rows are texts in canonical form (end tokens after the end): proposals that are not are never made where
     that can be told beforehand, and rejected where it cannot, so a move may shorten or lengthen the text.
@@ -95,103 +135,145 @@ class DenoiseAccept:
         levels: noise times, one is drawn for each chain and step; 1 is noise without information.
         rounds: reveal rounds; 1 redraws all of S independently given z.
         end_id: the end token, None where the target has none.
+        critic: h, (z, t) → (B,) in units of the reward, for the tilt; λ is each chain's own.
+        tilt: κ, how far the critic's gradient is trusted; 0 = no tilt.
+        tilt_level: noise time t_c at which the critic sees S, around the mean ẑ_0 that the denoiser expects there. None:
+            it sees z_S itself, which says little where the level of the move is high (the tilt falls as α²).
+        expert: w, weight of p_θ's own next-token probabilities; 0 = without. Needs a `TargetDensity`.
+
+    Attributes:
+        calls: {"denoiser": …, "critic": …}, rows that passed each so far.
+
+    Raises:
+        ValueError: for options out of range, a tilt without a critic, an expert that the target does not have.
     """
 
     def __init__(
-        self,
-        target: Target | TargetDensity,
-        proposal: Proposal,
-        embedding: TokenEmbedding,
-        schedule: Schedule,
-        positions: Positions | None = None,
-        levels: Sequence[float] = (1.0,),
-        rounds: int = 1,
-        end_id: int | None = None,
-    ) -> None:
+        self, target: Target | TargetDensity, proposal: Proposal, embedding: TokenEmbedding, schedule: Schedule,
+        positions: Positions | None = None, levels: Sequence[float] = (1.0,), rounds: int = 1, end_id: int | None = None,
+        critic: LogValue | None = None, tilt: float = 0.0, tilt_level: float | None = None, expert: float = 0.0,
+    ) -> None:  # fmt: skip
         if rounds < 1 or not levels or not all(0 < t <= 1 for t in levels):
             raise ValueError(f"rounds must be 1 or more and levels in (0, 1], got {rounds} and {levels}")
-        self.target, self.proposal, self.embedding, self.schedule = target, proposal, embedding, schedule
+        if tilt and critic is None:
+            raise ValueError(f"tilt: {tilt} given, it needs a critic")
+        if expert and not hasattr(target, "terms_and_hidden"):
+            raise ValueError(f"expert: {expert} given, {type(target).__name__} has no next-token probabilities")
+        self.target: Any = target
+        self.proposal, self.embedding, self.schedule = proposal, embedding, schedule
         self.positions = Spans(8) if positions is None else positions
         self.levels, self.rounds, self.end_id = tuple(levels), rounds, end_id
+        self.critic, self.tilt, self.tilt_level, self.expert = critic, tilt, tilt_level, expert
+        self.calls = {"denoiser": 0, "critic": 0}
 
     def init(self, tokens: Tensor, prompt_mask: Tensor | None = None, lam: Tensor | None = None) -> State:
         """Chains at `tokens` (B, T); see `start`."""
-        return start(self.target, tokens, prompt_mask, lam)
+        return start(self.target, tokens, prompt_mask, lam, with_hidden=bool(self.expert))
 
     def step(self, state: State, generator: torch.Generator) -> tuple[State, Info]:
+        state = self._ready(state)
         tokens = state.tokens
         choice = self.positions.draw(tokens, state.prompt_mask, self.end_id, generator)
         levels = torch.tensor(self.levels, device=tokens.device)
-        which = torch.randint(len(levels), (len(tokens), 1), generator=generator, device=tokens.device)
-        t = levels[which]
+        t = levels[torch.randint(len(levels), (len(tokens), 1), generator=generator, device=tokens.device)]
         old = tokens.gather(1, choice.place)
         alpha, sigma = self.schedule.alpha(t)[..., None], self.schedule.sigma(t)[..., None]
         clean = self.embedding(old)
-        z = alpha * clean + sigma * torch.randn(clean.shape, generator=generator, device=clean.device, dtype=clean.dtype)
-        new, log_q = self._redraw(state, choice, z, t, old, generator)
-        proposed = _put(tokens, choice, new)
-        log_noise = _log_normal(z, alpha * self.embedding(new), sigma) - _log_normal(z, alpha * clean, sigma)
-        log_q = log_q + torch.where(choice.valid, log_noise, 0.0).sum(1)
+        z = alpha * clean + sigma * _noise_like(clean, generator)
+        move = self._prepare(state, choice, z, t, generator)
+        new, log_forward = self._reveal(state, move, lambda logits, here: draw_categorical(logits, generator))
+        proposed = put(tokens, choice, new)
+        log_q = _log_normal(z, alpha * self.embedding(new), sigma) - _log_normal(z, alpha * clean, sigma)
+        log_q = torch.where(choice.valid, log_q, 0.0).sum(1) - log_forward
         log_q = log_q + self.positions.log_ratio(choice, tokens, proposed, state.prompt_mask, self.end_id)
         if self.end_id is not None:
             canonical = (fill_after_end(proposed, state.prompt_mask, self.end_id) == proposed).all(1)
             log_q = torch.where(canonical, log_q, -torch.inf)
             # A text that is no text cannot be scored; what is scored in its place does not matter.
             proposed = torch.where(canonical[:, None], proposed, tokens)
-        terms = terms_of(self.target, proposed)
+        terms, hidden = score(self.target, proposed, state.hidden is not None)
+        there = state._replace(tokens=proposed, hidden=hidden)
+        log_q = log_q + self._reveal(there, move, lambda logits, here: old[:, here])[1]
         log_pi = terms.log_base - state.log_base + state.lam * (terms.reward - state.reward)
-        return accept(state, proposed, terms, log_pi + log_q, generator)
+        return accept(state, proposed, terms, log_pi + log_q, generator, hidden)
 
-    def _redraw(
-        self, state: State, choice: Choice, z: Tensor, t: Tensor, old: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """New tokens (B, K) at the chosen positions, and log q(x_S | z) − log q(x'_S | z), (B,) float64.
+    def _ready(self, state: State) -> State:
+        """The state with p_θ's states, which others' moves may not have kept: then one pass more."""
+        if not self.expert or state.hidden is not None:
+            return state
+        return state._replace(hidden=self.target.terms_and_hidden(state.tokens)[1])
 
-        Both directions go through the denoiser in one batch: rows 0 … B−1 are drawn, rows B … 2B−1 forced to x.
-        """
-        n, size = len(old), old.shape[1]
-        tokens, mask = state.tokens.repeat(2, 1), state.prompt_mask.repeat(2, 1)
-        both = Choice(choice.place.repeat(2, 1), choice.valid.repeat(2, 1))
-        z, t, values = z.repeat(2, 1, 1), t.repeat(2, 1), old.repeat(2, 1)
-        log_q = torch.zeros(n, dtype=torch.float64, device=old.device)
-        per_round = -(-size // self.rounds)
+    def _prepare(self, state: State, choice: Choice, z: Tensor, t: Tensor, generator: torch.Generator) -> Move:
+        """Noise the chosen positions, ask for the first round's logits and for the tilt."""
+        n = -(-z.shape[1] // self.rounds)
+        if not self.tilt or self.tilt_level is None:
+            opening = self._logits(state.tokens, state.prompt_mask, choice, z, t, slice(0, n))
+            push = self._push(state, choice, z, t) if self.tilt else None
+            return Move(choice, t, z, opening, push)
+        logits = self._logits(state.tokens, state.prompt_mask, choice, z, t, slice(0, z.shape[1]))
+        at = torch.full_like(t, self.tilt_level)
+        alpha, sigma = self.schedule.alpha(at)[..., None], self.schedule.sigma(at)[..., None]
+        seen = alpha * self.embedding.expected(logits) + sigma * _noise_like(z, generator)
+        return Move(choice, t, z, logits[:, :n], self._push(state, choice, seen, at))
+
+    def _push(self, state: State, choice: Choice, z: Tensor, t: Tensor) -> Tensor:
+        """κ λ α ∇_{z_i} h at the chosen positions, (B, K, d), where the critic sees `z` (B, K, d) at level t (B, 1)."""
+        assert self.critic is not None
+        noised, times, _ = self._noised(state.tokens, choice, z, t)
+        self.calls["critic"] += len(noised)
+        rows = rows_at_once(noised)
+        parts = zip(noised.split(rows), times.split(rows), strict=True)
+        gradient = gather(torch.cat([gradient_of(self.critic, *part) for part in parts]), choice.place)
+        return self.tilt * state.lam[:, None, None].to(z.dtype) * self.schedule.alpha(t)[..., None] * gradient
+
+    def _reveal(self, state: State, move: Move, choose: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
+        """Reveal S in rounds, from the texts in `state`: tokens (B, K), as chosen, and log q of them, (B,) float64."""
+        place, valid = move.choice
+        tokens, values = state.tokens, []
+        log_q = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
+        size, per_round = place.shape[1], move.opening.shape[1]
         for first in range(0, size, per_round):
             here = slice(first, first + per_round)
-            logits = self._logits(tokens, mask, both, z, t, first, here)
-            drawn = draw_categorical(logits[:n], generator)
-            values = torch.cat([torch.cat([values[:n, :first], drawn, values[:n, here.stop :]], 1), values[n:]])
-            log_p = logits.log_softmax(-1).gather(-1, values[:, here, None])[..., 0].double()
-            log_p = torch.where(both.valid[:, here], log_p, 0.0).sum(1)
-            log_q = log_q + log_p[n:] - log_p[:n]
-            tokens = _put(tokens, Choice(both.place[:, here], both.valid[:, here]), values[:, here])
-        return values[:n], log_q
+            later = Choice(place[:, first:], valid[:, first:])
+            logits = move.opening
+            if first:
+                logits = self._logits(tokens, state.prompt_mask, later, move.z[:, first:], move.t, slice(0, per_round))
+            logits = self._helped(logits, state, move, here).double()
+            now = choose(logits, here)
+            log_p = logits.gather(-1, now[..., None])[..., 0] - logits.logsumexp(-1)
+            log_q = log_q + torch.where(valid[:, here], log_p, 0.0).sum(1)
+            tokens = put(tokens, Choice(place[:, here], valid[:, here]), now)
+            values.append(now)
+        return torch.cat(values, 1), log_q
 
-    def _logits(self, tokens: Tensor, mask: Tensor, choice: Choice, z: Tensor, t: Tensor, first: int, here: slice) -> Tensor:
-        """Proposal logits (2B, k, V) at the positions of this round; those from number `first` on are still hidden."""
-        hidden = Choice(choice.place[:, first:], choice.valid[:, first:])
-        is_hidden = _put(torch.zeros_like(mask), hidden, torch.ones_like(hidden.valid))
-        noised = _put(self.embedding(tokens), hidden, z[:, first:])
-        times = torch.where(is_hidden, t, 0.0)
+    def _helped(self, logits: Tensor, state: State, move: Move, here: slice) -> Tensor:
+        """Logits (B, k, V) of the positions `here` of S with tilt and expert."""
+        if move.push is not None:
+            logits = logits + move.push[:, here] @ self.embedding.weight.T
+        if self.expert:
+            known = self.target.next_log_probs(state.tokens, state.hidden, move.choice.place[:, here])
+            logits = logits + self.expert * known
+        return logits
+
+    def _noised(self, tokens: Tensor, choice: Choice, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, d) with z at the chosen positions, the times (B, T), and which positions are hidden (B, T) bool."""
+        hidden = put(torch.zeros_like(tokens, dtype=torch.bool), choice, torch.ones_like(choice.valid))
+        return put(self.embedding(tokens), choice, z), torch.where(hidden, t, 0.0), hidden
+
+    def _logits(self, tokens: Tensor, mask: Tensor, choice: Choice, z: Tensor, t: Tensor, here: slice) -> Tensor:
+        """Proposal logits (B, k, V) at the positions `here` of `choice`, all of which are hidden at level t."""
+        noised, times, hidden = self._noised(tokens, choice, z, t)
         index = choice.place[:, here]
+        self.calls["denoiser"] += len(noised)
         if hasattr(self.proposal, "at"):
             logits = self.proposal.at(noised, times, index)
         else:
-            logits = _gather(self.proposal(noised, times), index)
-        return logits if self.end_id is None else _without_nonsense(logits, index, tokens, mask, is_hidden, self.end_id)
+            logits = gather(self.proposal(noised, times), index)
+        return logits if self.end_id is None else _without_nonsense(logits, index, tokens, mask, hidden, self.end_id)
 
 
-def _put(rows: Tensor, choice: Choice, values: Tensor) -> Tensor:
-    """`rows` (B, T, …) with `values` (B, K, …) at the valid ones of the chosen positions."""
-    # Invalid entries go to a column of their own, which is cut off again.
-    index = torch.where(choice.valid, choice.place, rows.shape[1])
-    padded = torch.cat([rows, rows[:, :1]], 1)
-    index = index.reshape(*index.shape, *[1] * (rows.ndim - 2)).expand(values.shape)
-    return padded.scatter(1, index, values.to(rows.dtype))[:, :-1]
-
-
-def _gather(rows: Tensor, index: Tensor) -> Tensor:
-    """(B, T, D) at (B, K) → (B, K, D)."""
-    return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
+def _noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
 def _log_normal(z: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:

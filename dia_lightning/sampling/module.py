@@ -12,13 +12,13 @@ from dia_lightning.diffusion.checkpoint import load_weights, read_network
 from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.guidance import Predict, guided, unguided
+from dia_lightning.guidance import LogValue, Predict, guided, unguided
 from dia_lightning.resources import UserError
 from dia_lightning.sampling.base import Drawn, SamplerModule
 from dia_lightning.sampling.decode import draw_texts
 from dia_lightning.sampling.denoise_accept import start as initial_state
 from dia_lightning.sampling.diagnostics import by_prompt
-from dia_lightning.sampling.moves import REFINE, Moves, check_refine, make_kernels
+from dia_lightning.sampling.moves import REFINE, Moves, check_refine, make_kernels, network_calls
 from dia_lightning.sampling.population import cycle
 from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.sampling.solvers import SOLVERS
@@ -83,7 +83,6 @@ class GuidedSamplerModule(SamplerModule):
         _check("final", final, final in ("sample", "argmax"), "sample, argmax")
         _check("initial", initial, initial in ("diffusion", "base_lm"), "diffusion, base_lm")
         _check("refine_steps", refine_steps, refine_steps >= 0, "0 or more")
-        check_refine(refine, denoiser)
         _check("lam", lam, lam >= 0, "0 or more")
         _check("steps", steps, steps >= 1, "1 or more")
         _check("stagger", stagger, stagger >= 0, "0 or more")
@@ -97,6 +96,7 @@ class GuidedSamplerModule(SamplerModule):
         self.guidance_scale, self.guidance_cap, self.guidance_window = guidance_scale, guidance_cap, guidance_window
         self.temperature, self.final, self.method = temperature, final, sampler
         self.initial, self.refine, self.refine_steps, self.moves = initial, refine, refine_steps, moves or Moves()
+        check_refine(refine, denoiser, self.moves, critic)
         self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer))
         self.denoiser_network = load_denoiser(denoiser, self.embedding)
         self.critic_network = self._load_critic() if lam else None
@@ -104,17 +104,12 @@ class GuidedSamplerModule(SamplerModule):
     def _load_critic(self) -> CriticNetwork:
         if self.critic is None:
             raise UserError("--model.init_args.critic: none given, needed for --model.init_args.lam above 0")
-        network, settings = load_critic(self.critic, self.embedding)
-        if settings["reward"] != self.reward.name:
-            raise UserError(
-                f"--model.init_args.critic: {self.critic} was trained on the reward {settings['reward']!r}, "
-                f"the reward is {self.reward.name!r}"
-            )
+        network, settings = load_critic(self.critic, self.embedding, self.reward.name)
         if settings["objective"] == "soft" and settings["lam"] != self.lam:
             raise UserError(
                 f"--model.init_args.lam: {self.lam} given, but the soft critic {self.critic} was trained for {settings['lam']}"
             )
-        self._critic_scale = 1.0 if settings["objective"] == "soft" else self.lam
+        self._unit = reward_unit(settings)
         return network
 
     def predictor(self) -> Predict:
@@ -126,7 +121,7 @@ class GuidedSamplerModule(SamplerModule):
         schedule = self.denoiser_network.schedule
 
         def log_value(z: Tensor, t: Tensor) -> Tensor:
-            return self._critic_scale * self.guidance_scale * critic(z, t)
+            return self.lam / self._unit * self.guidance_scale * critic(z, t)
 
         return guided(predict, log_value, schedule, self.embedding, self.guidance_cap, self.guidance_window)
 
@@ -149,13 +144,14 @@ class GuidedSamplerModule(SamplerModule):
         target = TargetDensity(self.lm, self._cached, self.lam, batch)
         network = self.denoiser_network
         proposal = DenoiserProposal(network)
-        kernels = make_kernels(self.refine, self.moves, target, proposal, self.embedding, network.schedule)
+        critic = None if self.critic_network is None else reward_value(self.critic_network, self._unit)
+        kernels = make_kernels(self.refine, self.moves, target, proposal, self.embedding, network.schedule, critic)
         state = initial_state(target, start.tokens, batch.prompt_mask)
         state, followed = cycle(kernels, state, self.refine_steps, generator)
         names, n = REFINE[self.refine], len(batch.ids)
         nfe = {name: calls // n for name, calls in target.calls.items()}
         nfe["base_lm"] += names.count("suffix") * self.refine_steps * start.tokens.shape[1]
-        nfe["denoiser"] = names.count("denoise_accept") * self.refine_steps * 2 * self.moves.rounds
+        nfe |= {name: calls // n for name, calls in network_calls(kernels).items()}
         nfe = {name: nfe.get(name, 0) + start.nfe.get(name, 0) for name in {**start.nfe, **nfe}}
         diagnostics = {f"accept_{name}": rate for name, rate in zip(names, followed.accepted, strict=True)}
         diagnostics |= by_prompt(batch.prompts, {"reward": followed.reward, "log_p": followed.log_base})
@@ -174,11 +170,29 @@ def load_denoiser(path: str, embedding: TokenEmbedding) -> DenoiserNetwork:
     return _frozen(network, weights, "--model.init_args.denoiser", path)
 
 
-def load_critic(path: str, embedding: TokenEmbedding) -> tuple[CriticNetwork, dict[str, Any]]:
-    """The critic at `path` (folder or `.ckpt`), frozen, and its settings; errors as for `load_denoiser`."""
+def load_critic(path: str, embedding: TokenEmbedding, reward: str | None = None) -> tuple[CriticNetwork, dict[str, Any]]:
+    """The critic at `path` (folder or `.ckpt`), frozen, and its settings; `reward` is the name of that it must be for.
+
+    Raises:
+        UserError: as for `load_denoiser`, or if it was trained on another reward.
+    """
     settings, weights = read_network(path, "critic", "--model.init_args.critic", embedding.fingerprint())
+    if reward is not None and settings["reward"] != reward:
+        raise UserError(
+            f"--model.init_args.critic: {path} was trained on the reward {settings['reward']!r}, the reward is {reward!r}"
+        )
     network = CriticNetwork(embedding.dim, make_schedule(settings["schedule"]), NetworkSize(**settings["size"]))
     return _frozen(network, weights, "--model.init_args.critic", path), settings
+
+
+def reward_unit(settings: dict[str, Any]) -> float:
+    """What a critic's value is divided by to be one of the reward: a `soft` one was fitted to λ r."""
+    return float(settings["lam"]) if settings["objective"] == "soft" else 1.0
+
+
+def reward_value(critic: CriticNetwork, unit: float) -> LogValue:
+    """The critic in units of the reward."""
+    return lambda z, t: critic(z, t) / unit
 
 
 def _frozen(network: N, weights: dict[str, Tensor], option: str, path: str) -> N:

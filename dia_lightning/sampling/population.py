@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dia_lightning.sampling.denoise_accept import Kernel, State, start
+from dia_lightning.sampling.denoise_accept import Kernel, State, start, take
 from dia_lightning.sampling.resampling import effective_size, log_mean_exp, next_temperature, systematic
 from dia_lightning.target import TargetDensity
 
@@ -49,7 +49,7 @@ def resample(state: State, log_w: Tensor, generator: torch.Generator) -> State:
     """Each population's particles (G · M rows) drawn anew in proportion to exp(log_w), (G, M)."""
     n_groups, size = log_w.shape
     ancestors = systematic(log_w, generator) + size * torch.arange(n_groups, device=log_w.device)[:, None]
-    return State(*(field[ancestors.flatten()] for field in state))
+    return take(state, ancestors.flatten())
 
 
 def anneal(

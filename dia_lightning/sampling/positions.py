@@ -27,6 +27,20 @@ class Positions(Protocol):
     ) -> Tensor: ...
 
 
+def put(rows: Tensor, choice: Choice, values: Tensor) -> Tensor:
+    """`rows` (B, T, …) with `values` (B, K, …) at the valid ones of the chosen positions."""
+    # Invalid entries go to a column of their own, which is cut off again.
+    index = torch.where(choice.valid, choice.place, rows.shape[1])
+    padded = torch.cat([rows, rows[:, :1]], 1)
+    index = index.reshape(*index.shape, *[1] * (rows.ndim - 2)).expand(values.shape)
+    return padded.scatter(1, index, values.to(rows.dtype))[:, :-1]
+
+
+def gather(rows: Tensor, index: Tensor) -> Tensor:
+    """(B, T, D) at (B, K) → (B, K, D)."""
+    return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
+
+
 def n_text(tokens: Tensor, prompt_mask: Tensor, end_id: int | None) -> Tensor:
     """(B,) number of positions that hold the prompt and the text, its end token included."""
     if end_id is None:

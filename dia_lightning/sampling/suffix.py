@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dia_lightning.lm import BaseLM
-from dia_lightning.sampling.denoise_accept import Info, State, accept, start
+from dia_lightning.sampling.denoise_accept import Info, State, accept, score, start
 from dia_lightning.sampling.positions import n_text
 from dia_lightning.target import TargetDensity
 
@@ -38,6 +38,6 @@ class SuffixRegeneration:
         with torch.autocast(tokens.device.type, enabled=False):
             proposed = lm.generate(tokens, kept, generator)
         new_count = n_text(proposed, mask, lm.end_id) - n_prompt
-        terms = self.target.terms(proposed)
+        terms, hidden = score(self.target, proposed, state.hidden is not None)
         log_ratio = state.lam * (terms.reward - state.reward) + (count.double() / new_count).log()
-        return accept(state, proposed, terms, log_ratio, generator)
+        return accept(state, proposed, terms, log_ratio, generator, hidden)

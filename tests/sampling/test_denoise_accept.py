@@ -167,8 +167,8 @@ def test_a_wrong_ratio_shows() -> None:
     """The test above has the power to see the noise left out of the ratio."""
 
     class Wrong(DenoiseAccept):
-        def _redraw(self, state: State, choice, z, t, old, generator):  # type: ignore[no-untyped-def]
-            new, log_q = super()._redraw(state, choice, z, t, old, generator)
+        def _reveal(self, state: State, move, choose):  # type: ignore[no-untyped-def]
+            new, log_q = super()._reveal(state, move, choose)
             return new, log_q * 0
 
     step = kernel(levels=(0.5,), schedule=make_schedule("cosine"))

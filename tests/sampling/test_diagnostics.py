@@ -91,7 +91,7 @@ def test_wrong_kernels_are_named(lm: BaseLM, suffix: SuffixRegeneration) -> None
         def step(self, state: State, generator: torch.Generator) -> tuple[State, Info]:
             new, info = super().step(state, generator)
             worse = new.log_base < state.log_base
-            rows = [torch.where(worse.reshape(-1, *[1] * (a.ndim - 1)), b, a) for a, b in zip(new, state, strict=True)]
+            rows = [torch.where(worse.reshape(-1, *[1] * (a.ndim - 1)), b, a) for a, b in zip(new[:5], state[:5], strict=True)]
             return State(*rows), info._replace(accepted=info.accepted & ~worse)
 
     tokens, generator = draws(lm, 2000), torch.Generator().manual_seed(1)
