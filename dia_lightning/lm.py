@@ -173,18 +173,14 @@ class BaseLM:
         return fill_after_end(out, prompt_mask, self.end_id)
 
     def log_prob_and_hidden(self, tokens: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """`log_prob` (B,), and from the same pass (B, T, H): the state that predicts each token, for `log_probs_at`.
-
-        States after the end of a text are not defined.
-        """
+        """`log_prob` (B,), and from the same pass (B, T, H): the states that predict the text's tokens, for `log_probs_at`."""
         log_p, hidden = self._scored(tokens, prompt_mask)
         return log_p.double().sum(1), F.pad(hidden, (0, 0, 0, tokens.shape[1] - hidden.shape[1]))
 
     @torch.no_grad()
     def log_probs_at(self, hidden: Tensor, index: Tensor) -> Tensor:
         """Log p_θ(v | x_<i, c) of every token v at the positions i in `index` (B, K): (B, K, V) float32."""
-        rows = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
-        return self._logits(rows).log_softmax(-1)
+        return self._logits(hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))).log_softmax(-1)
 
     def _scored(self, tokens: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
         keep = text_mask(tokens, prompt_mask, self.end_id)
@@ -195,9 +191,8 @@ class BaseLM:
     def _next_token_log_probs(self, tokens: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """(B, T), 0 from `length` on, and the states (B, length, H) that they are read from."""
         inputs = F.pad(tokens[:, : max(length - 1, 0)], (1, 0), value=self.bos_id)
-        rows = rows_at_once(inputs)
-        hidden = torch.cat([self._hidden(x) for x in inputs.split(rows)])
-        rows = max(1, min(rows, _LOGITS_PER_CHUNK // (length * self.vocab_size)))
+        hidden = torch.cat([self._hidden(x) for x in inputs.split(rows_at_once(inputs))])
+        rows = max(1, min(rows_at_once(inputs), _LOGITS_PER_CHUNK // (length * self.vocab_size)))
         chunks = zip(hidden.split(rows), tokens[:, :length].split(rows), strict=True)
         log_p = torch.cat([_gather_log_softmax(self._logits(h), x) for h, x in chunks])
         return F.pad(log_p, (0, tokens.shape[1] - length)), hidden
@@ -222,8 +217,7 @@ class BaseLM:
 def rows_at_once(rows: Tensor) -> int:
     """How many of `rows` (B, T, …) a network should take at a time: all of them on a GPU, about 2,000 positions on a CPU.
 
-    Larger temporaries are given back to the system after every operation there: at 512 rows of 40, page faults take half
-    of p_θ's time and a third of the denoiser's.
+    There, page faults of larger temporaries take up to half of the time.
     """
     return max(1, len(rows) if rows.device.type != "cpu" else 2048 // rows.shape[1])
 
