@@ -7,13 +7,14 @@ from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
-from dia_lightning.rewards import Keyword
+from dia_lightning.rewards import Keyword, VaderSentiment
 from dia_lightning.sampling.adaptation import Adapted
 from dia_lightning.sampling.annealed import AnnealedSamplerModule
 from dia_lightning.sampling.denoise_accept import Info, State, start
 from dia_lightning.sampling.module import GuidedSamplerModule
 from dia_lightning.sampling.moves import Moves, make_kernels, network_calls
 from dia_lightning.target import TargetDensity
+from dia_lightning.types import Prompts, fill_after_end
 
 
 class Coin:
@@ -116,3 +117,27 @@ def test_a_tilt_needs_a_critic_of_the_same_reward() -> None:
     with pytest.raises(UserError, match="was trained on the reward 'sentiment'"):
         AnnealedSamplerModule(reward, moves=moves, critic="checkpoints/tiny/critic")
     assert AnnealedSamplerModule(reward, moves=moves, refine="suffix").critic_network is None
+
+
+@pytest.mark.parametrize("kind", ["annealed", "guided"])
+def test_tilt_expert_and_adaptation_in_the_modules(kind: str) -> None:
+    """All at once with the shipped kit, under the trainer's bf16: calls of every network are counted, chains move."""
+    moves = Moves(size=3, rounds=3, tilt=2.0, expert=0.3, adapt=1, levels=[0.5, 1.0])
+    critic, reward = "checkpoints/tiny/critic", VaderSentiment()
+    module: AnnealedSamplerModule | GuidedSamplerModule
+    if kind == "annealed":
+        module = AnnealedSamplerModule(reward, critic=critic, particles=2, moves=moves, refine="denoise_accept", refine_steps=2)
+    else:
+        module = GuidedSamplerModule(reward, initial="base_lm", moves=moves, refine="denoise_accept", refine_steps=2)
+    tokens = torch.full((8, 16), module.lm.end_id)
+    batch = Prompts(0, list(range(8)), [""] * 8, tokens, torch.zeros_like(tokens, dtype=torch.bool))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        drawn = module.draw(batch, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn.tokens, fill_after_end(drawn.tokens, batch.prompt_mask, module.lm.end_id))
+    per_text = 2 if kind == "annealed" else 1
+    assert drawn.nfe["critic"] % per_text == 0
+    steps = drawn.nfe["critic"] // per_text
+    assert steps >= 2
+    assert per_text * steps <= drawn.nfe["denoiser"] <= per_text * steps * 5
+    assert drawn.accept_rate is not None
+    assert float(drawn.accept_rate.mean()) > 0
