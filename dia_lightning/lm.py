@@ -192,8 +192,7 @@ class BaseLM:
 
     def log_probs_at(self, hidden: Tensor, index: Tensor) -> Tensor:
         """Log p_θ(v | x_<i, c) of every token v at the positions i in `index` (B, K): (B, K, V) float32."""
-        rows = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
-        return self._logits(rows).log_softmax(-1)
+        return self._logits(hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))).log_softmax(-1)
 
     @torch.no_grad()
     def _scored(self, tokens: Tensor, prompt_mask: Tensor, hidden_out: Tensor | None = None) -> Tensor:

@@ -53,6 +53,21 @@ def test_chunks_give_the_same(lm: BaseLM, monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(lm.log_prob(tokens, prompt_mask), whole)
 
 
+@pytest.mark.parametrize("linear", [True, False])
+def test_every_next_token_from_the_states_of_one_pass(lm: BaseLM, linear: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`log_probs_at` is transformers' own softmax at each position, and log p of the text where it is read at its tokens."""
+    monkeypatch.setattr(lm, "_head_is_linear", linear)
+    tokens, prompt_mask = rows(lm)
+    log_p, hidden = lm.log_prob_and_hidden(tokens, prompt_mask)
+    torch.testing.assert_close(log_p, lm.log_prob(tokens, prompt_mask))
+    index = torch.tensor([[3, 0], [2, 6], [4, 1], [8, 5], [7, 7]])
+    got = lm.log_probs_at(hidden, index)
+    ids = torch.cat([torch.full_like(tokens[:, :1], lm.bos_id), tokens], 1)
+    want = lm.model(ids).logits.log_softmax(-1)
+    for row in range(5):
+        torch.testing.assert_close(got[row], want[row, index[row]], atol=1e-5, rtol=1e-5)
+
+
 def test_greedy_is_transformers_greedy(lm: BaseLM) -> None:
     tokens, prompt_mask = rows(lm, 4, 8)
     got = lm.generate(tokens, prompt_mask, torch.Generator().manual_seed(0), top_k=1)

@@ -36,7 +36,8 @@ class Moves:
         tilt: trust κ in the critic's gradient, which makes proposals aware of the reward; 0 = off, without a critic.
         tilt_level: noise u at which the critic sees the redrawn positions, around the denoiser's expectation of them; null:
             as they are noised for the move (useless at level 1).
-        expert: weight of p_θ's own next-token probabilities in the proposal; 0 = off.
+        expert: weight of p_θ's own next-token probabilities in the proposal; 0 = off. For denoisers that know little: a good
+            one has them already, and multiplied in once more they propose the same text again.
         adapt: steps of burn-in in which span length and level are adapted to an acceptance of 0.35, for `span` and
             `shuffled_span`, then frozen; 0 = off. `size` is then the longest span, and texts of those steps are not yet
             distributed as the target: refine for longer, or in an annealed population end before the last temperature.

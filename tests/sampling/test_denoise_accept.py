@@ -8,10 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
 from dia_lightning.diffusion.schedule import Schedule, make_schedule
 from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.lm import BaseLM
+from dia_lightning.rewards import Keyword
 from dia_lightning.sampling.denoise_accept import DenoiseAccept, State
 from dia_lightning.sampling.positions import RandomTokens, Spans
+from dia_lightning.sampling.proposal import DenoiserProposal
+from dia_lightning.sampling.suffix import SuffixRegeneration
+from dia_lightning.target import TargetDensity, Terms
+from dia_lightning.types import text_mask
 
 V, T, END = 3, 3, 2
 RNG = np.random.default_rng(5)
@@ -51,13 +58,62 @@ class Table:
     """log π of the rows, any other row is a mistake of the kernel."""
 
     def log_prob(self, tokens: Tensor) -> Tensor:
-        return torch.tensor([LOG_PI[ROWS.index(tuple(row))] for row in tokens.tolist()], dtype=torch.float64)
+        return torch.from_numpy(LOG_PI)[codes(tokens)]
 
 
-def q_numpy(context: tuple[int, ...], hidden: list[int], i: int) -> np.ndarray:
+def codes(tokens: Tensor) -> Tensor:
+    """(B,) the number of each row in ROWS; a row that is no text is an error."""
+    place = torch.full((V**T,), -1)
+    place[torch.tensor(ROWS) @ V ** torch.arange(T)] = torch.arange(len(ROWS))
+    found = place[tokens @ V ** torch.arange(T)]
+    assert bool((found >= 0).all())
+    return found
+
+
+# A language model of its own, unlike π: log p(v | x_{<i}) by the number of the prefix, longer prefixes after shorter ones.
+NEXT = np.log(RNG.dirichlet(np.ones(V), size=1 + V + V**2))
+KAPPA, LAM, WEIGHT = 1.5, 0.8, 0.7
+C = RNG.normal(size=(T, 4)) * 0.4
+
+
+class WithLM(Table):
+    """The same log π with next-token probabilities; its hidden states are the numbers of the prefixes."""
+
+    def terms_and_hidden(self, tokens: Tensor) -> tuple[Terms, Tensor]:
+        log_pi = self.log_prob(tokens)
+        hidden = torch.tensor([[prefix_number(row[:i]) for i in range(T)] for row in ROWS])[codes(tokens)]
+        return Terms(log_pi, torch.zeros_like(log_pi)), hidden[..., None]
+
+    def next_log_probs(self, tokens: Tensor, hidden: Tensor, index: Tensor) -> Tensor:
+        after = ((tokens == END).cumsum(1) - (tokens == END).long() > 0).gather(1, index)
+        return torch.from_numpy(NEXT)[hidden[..., 0].gather(1, index)].masked_fill(after[..., None], 0.0).float()
+
+
+def prefix_number(prefix: tuple[int, ...]) -> int:
+    return sum(V**k for k in range(len(prefix))) + sum(x * V ** (len(prefix) - 1 - k) for k, x in enumerate(prefix))
+
+
+def critic(z: Tensor, t: Tensor) -> Tensor:
+    """½ (Σ_i ⟨C_i, z_i⟩)², whose gradient at one position depends on all of them."""
+    return 0.5 * (torch.from_numpy(C).to(z) * z).sum((1, 2)).square()
+
+
+def helps(x: tuple[int, ...], hidden: list[int], kind: str) -> np.ndarray:
+    """(T, V) what is added to the logits in a move that starts from x and hides the positions `hidden`."""
+    if kind == "expert":
+        after = [END in x[:i] for i in range(T)]
+        return WEIGHT * np.array([np.zeros(V) if after[i] else NEXT[prefix_number(x[:i])] for i in range(T)])
+    if kind == "tilt":
+        seen = [q_numpy(x, hidden, i) @ E if i in hidden else E[x[i]] for i in range(T)]
+        gradient = sum(float(C[i] @ seen[i]) for i in range(T)) * C
+        return KAPPA * LAM * gradient @ E.T
+    return np.zeros((T, V))
+
+
+def q_numpy(context: tuple[int, ...], hidden: list[int], i: int, added: np.ndarray | float = 0.0) -> np.ndarray:
     """(V,) proposal at position i when the positions `hidden` are unknown and the others hold `context`."""
     known = [j for j in range(T) if j not in hidden]
-    logits = BIAS[i].astype(np.float64) + sum((E[context[j]] for j in known), np.zeros(4)) @ MIX
+    logits = BIAS[i].astype(np.float64) + sum((E[context[j]] for j in known), np.zeros(4)) @ MIX + added
     p = np.exp(logits - logits.max())
     if any(j > i and context[j] != END for j in known):
         p[END] = 0
@@ -66,7 +122,7 @@ def q_numpy(context: tuple[int, ...], hidden: list[int], i: int) -> np.ndarray:
     return p / p.sum()
 
 
-def matrix(spans: int, rounds: int) -> np.ndarray:
+def matrix(spans: int, rounds: int, kind: str = "") -> np.ndarray:
     """P(x → y) of spans of two, in arithmetic of its own."""
     out = np.zeros((len(ROWS), len(ROWS)))
     length = [T if END not in row else row.index(END) + 1 for row in ROWS]
@@ -79,8 +135,8 @@ def matrix(spans: int, rounds: int) -> np.ndarray:
             for b, y in enumerate(ROWS):
                 if any(x[i] != y[i] for i in range(T) if i not in order) or x == y:
                     continue
-                forward = _by_round(x, y, padded, rounds)
-                reverse = _by_round(y, x, padded, rounds)
+                forward = _by_round(x, y, padded, rounds, kind)
+                reverse = _by_round(y, x, padded, rounds, kind)
                 if begin >= length[b]:
                     continue
                 ratio = math.exp(LOG_PI[b] - LOG_PI[a]) * reverse / forward
@@ -90,12 +146,13 @@ def matrix(spans: int, rounds: int) -> np.ndarray:
     return out
 
 
-def _by_round(x: tuple[int, ...], y: tuple[int, ...], padded: list[int], rounds: int) -> float:
+def _by_round(x: tuple[int, ...], y: tuple[int, ...], padded: list[int], rounds: int, kind: str) -> float:
     per, context, total = -(-len(padded) // rounds), list(x), 1.0
+    added = helps(x, [i for i in padded if i >= 0], kind)
     for first in range(0, len(padded), per):
         hidden = [i for i in padded[first:] if i >= 0]
         now = [i for i in padded[first : first + per] if i >= 0]
-        total *= math.prod(q_numpy(tuple(context), hidden, i)[y[i]] for i in now)
+        total *= math.prod(q_numpy(tuple(context), hidden, i, added[i])[y[i]] for i in now)
         for i in now:
             context[i] = y[i]
     return total
@@ -105,19 +162,43 @@ def kernel(**options: object) -> DenoiseAccept:
     embedding = TokenEmbedding(torch.from_numpy(TABLE))
     given = {"positions": Spans(2), "levels": (1.0,), "rounds": 1, "end_id": END} | options
     looks = "schedule" in given
-    return DenoiseAccept(Table(), looking if looks else proposal, embedding, given.pop("schedule", Blank()), **given)  # type: ignore[arg-type]
+    target = WithLM() if "expert" in given else Table()
+    return DenoiseAccept(target, looking if looks else proposal, embedding, given.pop("schedule", Blank()), **given)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("spans", "rounds"), [(1, 1), (2, 1), (2, 2), (3, 3), (3, 2)])
-def test_transition_matrix_entry_by_entry(spans: int, rounds: int) -> None:
+HELP = {
+    "": {},
+    # At level 0 the critic sees the denoiser's mean without noise, so that the tilt can be computed by hand.
+    "tilt": {"tilt": KAPPA, "critic": critic, "tilt_level": 0.0},
+    "expert": {"expert": WEIGHT},
+}
+
+
+@pytest.mark.parametrize(
+    ("spans", "rounds", "kind"),
+    [
+        (1, 1, ""),
+        (2, 1, ""),
+        (2, 2, ""),
+        (3, 3, ""),
+        (3, 2, ""),
+        (2, 1, "tilt"),
+        (3, 2, "tilt"),
+        (2, 1, "expert"),
+        (3, 3, "expert"),
+    ],
+)
+def test_transition_matrix_entry_by_entry(spans: int, rounds: int, kind: str) -> None:
     """8,192 steps from each of 15 states; 7 standard errors an entry, false-alarm rate of all 225 entries below 1e-9."""
-    want, n = matrix(spans, rounds), 8192
+    want, n = matrix(spans, rounds, kind), 8192
+    assert not kind or np.abs(want - matrix(spans, rounds)).max() > 0.05
     pi = np.exp(LOG_PI) / np.exp(LOG_PI).sum()
     np.testing.assert_allclose(pi @ want, pi, atol=1e-12)
-    step = kernel(positions=Spans(spans), rounds=rounds)
+    step = kernel(positions=Spans(spans), rounds=rounds, **HELP[kind])
     tokens = torch.tensor(ROWS).repeat_interleave(n, 0)
-    state, info = step.step(step.init(tokens), torch.Generator().manual_seed(spans * 10 + rounds))
-    code = torch.tensor([ROWS.index(tuple(row)) for row in state.tokens.tolist()])
+    start = step.init(tokens, lam=torch.full((len(tokens),), LAM, dtype=torch.float64))
+    state, info = step.step(start, torch.Generator().manual_seed(spans * 10 + rounds))
+    code = codes(state.tokens)
     got = torch.zeros(len(ROWS), len(ROWS), dtype=torch.float64)
     got.index_put_((torch.arange(len(ROWS)).repeat_interleave(n), code), torch.ones(len(code), dtype=torch.float64), True)
     error = np.sqrt(want * (1 - want) / n) + 1e-4
@@ -133,7 +214,7 @@ def exact_rows(n: int, seed: int) -> Tensor:
 
 def asymmetry(before: Tensor, after: Tensor) -> tuple[float, int]:
     """χ² of the hypothesis that (x, x') and (x', x) are equally frequent, and its degrees of freedom (Bowker's test)."""
-    code = torch.tensor([[ROWS.index(tuple(row)) for row in rows.tolist()] for rows in (before, after)])
+    code = torch.stack([codes(before), codes(after)])
     pairs = torch.zeros(len(ROWS), len(ROWS), dtype=torch.float64)
     pairs.index_put_((code[0], code[1]), torch.ones(code.shape[1], dtype=torch.float64), True)
     total = pairs + pairs.T
@@ -147,14 +228,24 @@ def chi2_limit(df: int, z: float = 3.09) -> float:
 
 
 @pytest.mark.parametrize(
-    ("positions", "rounds", "levels"),
-    [(Spans(2), 1, (0.6,)), (Spans(3, shuffle=True), 3, (0.3, 0.8)), (RandomTokens(2), 2, (0.6,)), (RandomTokens(), 1, (0.5,))],
+    ("positions", "rounds", "levels", "help"),
+    [
+        (Spans(2), 1, (0.6,), {}),
+        (Spans(3, shuffle=True), 3, (0.3, 0.8), {}),
+        (RandomTokens(2), 2, (0.6,), {}),
+        (RandomTokens(), 1, (0.5,), {}),
+        (Spans(2), 2, (0.6,), {"tilt": 3.0, "critic": critic}),
+        (Spans(3, shuffle=True), 2, (0.7,), {"tilt": 3.0, "critic": critic, "tilt_level": 0.4, "expert": 0.8}),
+    ],
 )
-def test_detailed_balance_with_noise(positions: Spans | RandomTokens, rounds: int, levels: tuple[float, ...]) -> None:
+def test_detailed_balance_with_noise(
+    positions: Spans | RandomTokens, rounds: int, levels: tuple[float, ...], help: dict[str, object]
+) -> None:
     """60,000 exact draws and one step: (x, x') as frequent as (x', x), false-alarm rate 1e-3 for each case."""
-    step = kernel(positions=positions, rounds=rounds, levels=levels, schedule=make_schedule("cosine"))
+    step = kernel(positions=positions, rounds=rounds, levels=levels, schedule=make_schedule("cosine"), **help)
     before = exact_rows(60_000, 1)
-    after, info = step.step(step.init(before), torch.Generator().manual_seed(2))
+    lam = torch.full((len(before),), LAM, dtype=torch.float64)
+    after, info = step.step(step.init(before, lam=lam), torch.Generator().manual_seed(2))
     moved = float((after.tokens != before).any(1).float().mean())
     assert moved > 0.05
     assert bool(info.accepted.any())
@@ -177,6 +268,58 @@ def test_a_wrong_ratio_shows() -> None:
     after, _ = step.step(step.init(before), torch.Generator().manual_seed(2))
     chi2, df = asymmetry(before, after.tokens)
     assert chi2 > 2 * chi2_limit(df)
+
+
+@pytest.mark.parametrize("kind", ["tilt at the clean text", "expert at the old text in both directions"])
+def test_a_wrong_reverse_move_shows(kind: str) -> None:
+    """The same for helps that both directions share though they depend on where the move began."""
+
+    class Wrong(DenoiseAccept):
+        def _push(self, state: State, choice, z: Tensor, t: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+            return super()._push(state, choice, self.embedding(state.tokens.gather(1, choice.place)), t)
+
+        def _helped(self, logits: Tensor, state: State, move, here: slice) -> Tensor:  # type: ignore[no-untyped-def]
+            if not self.expert:
+                return super()._helped(logits, state, move, here)
+            if not hasattr(self, "hidden"):
+                self.hidden = state.hidden
+            return super()._helped(logits, state._replace(hidden=self.hidden), move, here)
+
+    step = kernel(rounds=2, **({"tilt": 1.5, "critic": critic, "tilt_level": 0.0} if "tilt" in kind else {"expert": 2.0}))
+    step.__class__ = Wrong
+    before = exact_rows(60_000, 1)
+    lam = torch.full((len(before),), LAM, dtype=torch.float64)
+    after, _ = step.step(step.init(before, lam=lam), torch.Generator().manual_seed(2))
+    chi2, df = asymmetry(before, after.tokens)
+    assert chi2 > 2 * chi2_limit(df)
+
+
+def test_the_tilt_follows_each_chains_lambda() -> None:
+    """A critic that likes token 1: the chain at λ = 20 proposes little else, the chain at λ = 0 what it did without."""
+
+    def likes(z: Tensor, t: Tensor) -> Tensor:
+        return (z * torch.from_numpy(E[1])).sum((1, 2))
+
+    tokens, n = torch.tensor([[0, 0, 0]]).repeat(8000, 1), 4000
+    lam = torch.tensor([0.0, 20.0], dtype=torch.float64).repeat_interleave(n)
+    step = kernel(tilt=1.0, critic=likes, tilt_level=0.0, positions=RandomTokens(1), end_id=None)
+    step.target = Flat()
+    plain = kernel(positions=RandomTokens(1), end_id=None)
+    plain.target = Flat()
+    step.proposal = plain.proposal = lambda z, t: torch.zeros(*t.shape, V)
+    state, _ = step.step(step.init(tokens, lam=lam), torch.Generator().manual_seed(0))
+    same, _ = plain.step(plain.init(tokens), torch.Generator().manual_seed(0))
+    share = [float((x.tokens[half] == 1).any(1).double().mean()) for x in (state, same) for half in (slice(n), slice(n, None))]
+    # π is flat and the way back all but impossible: what the tilt proposes is rejected, where each token had one third.
+    # 7 standard errors: false-alarm rate 1e-11.
+    assert np.abs(np.array(share) - [1 / 3, 0, 1 / 3, 1 / 3]).max() < 7 * (2 / 9 / n) ** 0.5
+    assert share[1] < 0.01
+    assert step.calls == {"denoiser": 8000, "critic": 8000}
+
+
+class Flat:
+    def log_prob(self, tokens: Tensor) -> Tensor:
+        return torch.zeros(len(tokens), dtype=torch.float64)
 
 
 def test_prompts_stay_and_lengths_change() -> None:
@@ -229,3 +372,46 @@ def test_options_are_checked() -> None:
     for wrong in ({"rounds": 0}, {"levels": ()}, {"levels": (0.0,)}, {"levels": (1.5,)}):
         with pytest.raises(ValueError, match="rounds must be"):
             kernel(**wrong)
+    with pytest.raises(ValueError, match=r"tilt: 0\.5 given, it needs a critic"):
+        kernel(tilt=0.5)
+    with pytest.raises(ValueError, match=r"expert: 1\.0 given, Table has no next-token probabilities"):
+        DenoiseAccept(Table(), proposal, TokenEmbedding(torch.from_numpy(TABLE)), Blank(), expert=1.0)
+
+
+def test_one_pass_of_p_a_step_with_the_expert(lm: BaseLM, embedding: TokenEmbedding, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a cycle with suffix regeneration too, which keeps p_θ's states up to date; a state without them costs one more."""
+    generator = torch.Generator().manual_seed(0)
+    empty = torch.full((60, 8), lm.end_id)
+    tokens = lm.generate(empty, torch.zeros_like(empty, dtype=torch.bool), generator)
+    target = TargetDensity(lm, Keyword(["good", "food", "e"]), 1.0)
+    schedule = make_schedule("cosine")
+
+    def nearest(z: Tensor, t: Tensor) -> Tensor:
+        return z @ embedding.weight.T
+
+    step = DenoiseAccept(target, nearest, embedding, schedule, Spans(2), (0.4,), 2, lm.end_id, expert=0.5)
+    suffix, passes, scored = SuffixRegeneration(target), [], lm._next_token_log_probs
+    monkeypatch.setattr(lm, "_next_token_log_probs", lambda *given: passes.append(1) or scored(*given))
+    state, moved = step.init(tokens), 0
+    for kernel in (step, suffix, step, step):
+        state, info = kernel.step(state, generator)
+        moved += int(info.accepted.sum())
+    assert len(passes) == 5
+    assert moved > 30
+    (log_base, _), hidden = target.terms_and_hidden(state.tokens)
+    torch.testing.assert_close(state.log_base, log_base, atol=1e-4, rtol=1e-5)
+    n = text_mask(state.tokens, state.prompt_mask, lm.end_id)
+    assert state.hidden is not None
+    torch.testing.assert_close(state.hidden[n], hidden[n], atol=1e-4, rtol=1e-4)
+    state, _ = step.step(state._replace(hidden=None), generator)
+    assert state.hidden is not None
+    assert len(passes) == 8
+
+
+def test_denoiser_in_chunks(embedding: TokenEmbedding, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = DenoiserNetwork(embedding, make_schedule("cosine"), NetworkSize(16, 1, 2, 6)).eval()
+    z, t, index = torch.randn(7, 6, 16), torch.rand(7, 6), torch.arange(14).reshape(7, 2) % 6
+    want = DenoiserProposal(network).at(z, t, index)
+    monkeypatch.setattr("dia_lightning.sampling.proposal.rows_at_once", lambda rows: 2)
+    torch.testing.assert_close(DenoiserProposal(network).at(z, t, index), want)
