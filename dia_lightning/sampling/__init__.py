@@ -3,6 +3,11 @@
 from dia_lightning.sampling.annealed import AnnealedSamplerModule
 from dia_lightning.sampling.denoise_accept import DenoiseAccept
 from dia_lightning.sampling.module import GuidedSamplerModule
+from dia_lightning.sampling.particle_gibbs import ParticleGibbs
+from dia_lightning.sampling.particles import Steering, smc
 from dia_lightning.sampling.solvers import SOLVERS, ancestral, dia
 
-__all__ = ["SOLVERS", "AnnealedSamplerModule", "DenoiseAccept", "GuidedSamplerModule", "ancestral", "dia"]
+__all__ = [
+    "SOLVERS", "AnnealedSamplerModule", "DenoiseAccept", "GuidedSamplerModule", "ParticleGibbs", "Steering",
+    "ancestral", "dia", "smc",
+]  # fmt: skip

@@ -67,7 +67,7 @@ class AnnealedSamplerModule(SamplerModule):
         self.denoiser_network = load_denoiser(denoiser or "", self.embedding) if needs_denoiser else None
 
     def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
-        crowd, n_groups, group = self._crowd(batch)
+        crowd, n_groups, group = crowd_of(batch, self.particles)
         with torch.autocast(self.device.type, enabled=False):
             tokens = self.lm.generate(crowd.tokens, crowd.prompt_mask, generator)
         target = TargetDensity(self.lm, self._cached, self.lam, crowd)
@@ -79,7 +79,7 @@ class AnnealedSamplerModule(SamplerModule):
             target, kernels, tokens, crowd.prompt_mask, n_groups, generator, self.ess, self.steps_per_level
         )
         state, followed = cycle(kernels, state, self.refine_steps, generator)
-        chosen = _pick(group, len(tokens) // n_groups, generator)
+        chosen = pick(group, len(tokens) // n_groups, generator)
         rates = followed.accepted if self.refine_steps else trace.accepted.mean(0)[:, None].expand(-1, len(tokens))
         rates = rates[:, chosen]
         diagnostics = {"log_z": log_z[group], "temperatures": torch.full_like(log_z[group], len(trace.lam))}
@@ -97,19 +97,22 @@ class AnnealedSamplerModule(SamplerModule):
             nfe["denoiser"] = particles * 2 * self.moves.rounds * rounds
         return nfe
 
-    def _crowd(self, batch: Prompts) -> tuple[Prompts, int, Tensor]:
-        """The particles' prompts, one population after the other; their number; the population of each text (B,)."""
-        distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(batch.prompts))}
-        group = torch.tensor([distinct[prompt] for prompt in batch.prompts], device=self.device)
-        first = torch.tensor([batch.prompts.index(prompt) for prompt in distinct], device=self.device)
-        size = self.particles * int(group.bincount().max())
-        rows = first.repeat_interleave(size)
-        prompts = [batch.prompts[i] for i in rows.tolist()]
-        crowd = Prompts(batch.index, list(range(len(rows))), prompts, batch.tokens[rows], batch.prompt_mask[rows])
-        return crowd, len(distinct), group
+
+def crowd_of(batch: Prompts, particles: int) -> tuple[Prompts, int, Tensor]:
+    """The particles' prompts, `particles` a text, one population after the other, a population for the texts that share a
+    prompt; the number of populations; the population of each text (B,).
+    """
+    distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(batch.prompts))}
+    group = torch.tensor([distinct[prompt] for prompt in batch.prompts], device=batch.tokens.device)
+    first = torch.tensor([batch.prompts.index(prompt) for prompt in distinct], device=batch.tokens.device)
+    size = particles * int(group.bincount().max())
+    rows = first.repeat_interleave(size)
+    prompts = [batch.prompts[i] for i in rows.tolist()]
+    crowd = Prompts(batch.index, list(range(len(rows))), prompts, batch.tokens[rows], batch.prompt_mask[rows])
+    return crowd, len(distinct), group
 
 
-def _pick(group: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def pick(group: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """(B,) one particle for each text, no particle twice: a random one of its population of `size`."""
     n_groups = int(group.max()) + 1
     order = torch.rand(n_groups, size, generator=generator, device=group.device).argsort(1)

@@ -99,23 +99,9 @@ class GuidedSamplerModule(SamplerModule):
         self.initial, self.refine, self.refine_steps, self.moves = initial, refine, refine_steps, moves or Moves()
         self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer))
         self.denoiser_network = load_denoiser(denoiser, self.embedding)
-        self.critic_network = self._load_critic() if lam else None
-
-    def _load_critic(self) -> CriticNetwork:
-        if self.critic is None:
-            raise UserError("--model.init_args.critic: none given, needed for --model.init_args.lam above 0")
-        network, settings = load_critic(self.critic, self.embedding)
-        if settings["reward"] != self.reward.name:
-            raise UserError(
-                f"--model.init_args.critic: {self.critic} was trained on the reward {settings['reward']!r}, "
-                f"the reward is {self.reward.name!r}"
-            )
-        if settings["objective"] == "soft" and settings["lam"] != self.lam:
-            raise UserError(
-                f"--model.init_args.lam: {self.lam} given, but the soft critic {self.critic} was trained for {settings['lam']}"
-            )
-        self._critic_scale = 1.0 if settings["objective"] == "soft" else self.lam
-        return network
+        self.critic_network: CriticNetwork | None
+        self._critic_scale: float
+        self.critic_network, self._critic_scale = load_value(critic, self.embedding, reward, lam) if lam else (None, 0.0)
 
     def predictor(self) -> Predict:
         """The denoiser, guided where λ > 0."""
@@ -179,6 +165,25 @@ def load_critic(path: str, embedding: TokenEmbedding) -> tuple[CriticNetwork, di
     settings, weights = read_network(path, "critic", "--model.init_args.critic", embedding.fingerprint())
     network = CriticNetwork(embedding.dim, make_schedule(settings["schedule"]), NetworkSize(**settings["size"]))
     return _frozen(network, weights, "--model.init_args.critic", path), settings
+
+
+def load_value(path: str | None, embedding: TokenEmbedding, reward: Reward, lam: float) -> tuple[CriticNetwork, float]:
+    """The critic at `path` and the factor that makes it a log-value of λ r: λ, or 1 where it learned log E[exp(λ r) | z_t].
+
+    Raises:
+        UserError: as for `load_critic`; if there is none, or it was trained on another reward or, `soft`, for another λ.
+    """
+    if path is None:
+        raise UserError("--model.init_args.critic: none given, needed for --model.init_args.lam above 0")
+    network, settings = load_critic(path, embedding)
+    if settings["reward"] != reward.name:
+        raise UserError(
+            f"--model.init_args.critic: {path} was trained on the reward {settings['reward']!r}, the reward is {reward.name!r}"
+        )
+    soft = settings["objective"] == "soft"
+    if soft and settings["lam"] != lam:
+        raise UserError(f"--model.init_args.lam: {lam} given, but the soft critic {path} was trained for {settings['lam']}")
+    return network, 1.0 if soft else lam
 
 
 def _frozen(network: N, weights: dict[str, Tensor], option: str, path: str) -> N:

@@ -96,16 +96,21 @@ class Steering:
     tempering: Callable[[float], float] = doubling
 
     def __post_init__(self) -> None:
-        limits = {
-            "lam": (self.lam >= 0, "0 or more"),
-            "potential": (self.potential in POTENTIALS, ", ".join(POTENTIALS)),
-            "every": (self.every >= 1, "1 or more"),
-            "ess": (0 <= self.ess <= 1, "0 ≤ ess ≤ 1"),
-            "resampling": (self.resampling in RESAMPLING, ", ".join(RESAMPLING)),
-        }
-        for name, (ok, allowed) in limits.items():
-            if not ok:
-                raise ValueError(f"{name}: {getattr(self, name)} given, allowed: {allowed}")
+        check_steering(self.lam, self.potential, self.every, self.ess, self.resampling)
+
+
+def check_steering(lam: float, potential: str, every: int, ess: float, resampling: str) -> None:
+    """Raises the ValueError of `Steering`, which callables are not needed for."""
+    limits = {
+        "lam": (lam, lam >= 0, "0 or more"),
+        "potential": (potential, potential in POTENTIALS, ", ".join(POTENTIALS)),
+        "every": (every, every >= 1, "1 or more"),
+        "ess": (ess, 0 <= ess <= 1, "0 ≤ ess ≤ 1"),
+        "resampling": (resampling, resampling in RESAMPLING, ", ".join(RESAMPLING)),
+    }
+    for name, (value, ok, allowed) in limits.items():
+        if not ok:
+            raise ValueError(f"{name}: {value} given, allowed: {allowed}")
 
 
 class Trace(NamedTuple):
