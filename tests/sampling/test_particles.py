@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from dia_lightning.sampling.decode import commit_tokens
 from dia_lightning.sampling.particle_gibbs import ParticleGibbs, State
 from dia_lightning.sampling.particles import POTENTIALS, Particles, Steering, lineage, paths, smc
 from dia_lightning.sampling.resampling import RESAMPLING
-from dia_lightning.sampling.solvers import ancestral
+from dia_lightning.sampling.solvers import ancestral, posterior
 from tests.oracles.enumerable import Enumerable
 
 F64 = torch.float64
@@ -29,7 +30,8 @@ def seeded(seed: int) -> torch.Generator:
 
 
 # Oracle 1: data N(M, S²) in each of d = 2 coordinates of T = 3 positions, reward ⟨a, z_0⟩. One position is held, one runs
-# ahead, and the start is N(0, 1). Every step of the ancestral sampler is z ← A z + b + std ζ, so E[exp(λ ⟨a, z_0⟩) | z_t] is exp of a line in z_t.
+# ahead, and the start is N(0, 1). Every step of the ancestral sampler is z ← A z + b + std ζ, so E[exp(λ ⟨a, z_0⟩) | z_t]
+# is exp of a line in z_t.
 M, S, D = 0.4, 0.6, 2
 TIMES = torch.tensor(
     [[0.0, 0.9, 0.9], [0.0, 0.7, 0.9], [0.0, 0.4, 0.8], [0.0, 0.2, 0.5], [0.0, 0.0, 0.25], [0.0, 0.0, 0.0]], dtype=F64
@@ -56,7 +58,7 @@ class Line(NamedTuple):
 def lines(lam: float) -> list[Line]:
     """By recursion from the end, with the posterior q(z_s | z_t, z_0) derived from its two Gaussian factors."""
     slope, offset, out = lam * A_REWARD, 0.0, []
-    for t, s in reversed(list(zip(TIMES[:-1], TIMES[1:], strict=True))):
+    for t, s in reversed(list(pairwise(TIMES))):
         gain, shift, std = (torch.zeros(3, 1, dtype=F64) for _ in range(3))
         for i in range(3):
             if t[i] == 0 or t[i] == s[i]:
@@ -75,7 +77,7 @@ def lines(lam: float) -> list[Line]:
         out.append(Line(slope, offset, gain, shift, std))  # of z_s; the step leads there
         offset += float((slope * shift).sum() + (slope * std).square().sum() / 2)
         slope = slope * gain
-    return [*out[::-1], Line(slope, offset, gain, shift, std)]
+    return out[::-1]
 
 
 HELD = torch.tensor([1.0, -2.0], dtype=F64)
@@ -87,12 +89,14 @@ def gaussian_start(n: int, generator: torch.Generator) -> Tensor:
     return z
 
 
+def at_start(line: Line) -> tuple[Tensor, float]:
+    """Slope (T, d) and offset of log E[exp(λ r) | z_T], from the line that the first step leads to."""
+    slope, offset, gain, shift, std = line
+    return slope * gain, offset + float((slope * shift).sum() + (slope * std).square().sum() / 2)
+
+
 def gaussian_log_z(lam: float) -> float:
-    first = lines(lam)
-    slope, offset = first[0].slope * first[0].gain, None
-    offset = first[0].offset + float(
-        (first[0].slope * first[0].shift).sum() + (first[0].slope * first[0].std).square().sum() / 2
-    )
+    slope, offset = at_start(lines(lam)[0])
     return offset + float(slope[0] @ HELD) + float(slope[1:].square().sum()) / 2
 
 
@@ -179,9 +183,7 @@ def test_the_best_proposal_leaves_no_variance() -> None:
         return plain._replace(z0=plain.z0 + line.std.square() * line.slope / factor)
 
     def _mean_of(z: Tensor, z0: Tensor, t: Tensor) -> Tensor:
-        from dia_lightning.sampling.solvers import posterior
-
-        k = int((TIMES == t[0]).all(1).nonzero()[0])
+        k = int((t[0] == TIMES).all(1).nonzero()[0])
         return posterior(z, z0, SCHEDULE, t, TIMES[k + 1].expand(t.shape))[0]
 
     def value(z: Tensor, t: Tensor) -> Tensor:
@@ -190,8 +192,7 @@ def test_the_best_proposal_leaves_no_variance() -> None:
 
     z = gaussian_start(6, seeded(0))
     particles = smc(best, SCHEDULE, z, TIMES, seeded(1), Steering(reward_of_z, value, lam), n_groups=6)
-    slope = each[0].slope * each[0].gain
-    offset = each[0].offset + float((each[0].slope * each[0].shift).sum() + (each[0].slope * each[0].std).square().sum() / 2)
+    slope, offset = at_start(each[0])
     torch.testing.assert_close(particles.log_z, (slope * z).sum((1, 2)) + offset, rtol=0, atol=1e-9)
     assert float(particles.log_z.std()) > 0.05
 
@@ -308,7 +309,7 @@ for step, place in enumerate(ORDER, 1):
 def tabulate(of_texts: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
     """(z, t) → of_texts((N,) 1.0 where a text agrees with the clean positions), looked up: 4⁴ states, 3 = not yet clean."""
     states = torch.cartesian_prod(*[torch.arange(4)] * 4)
-    agrees = ((TEXTS == states[:, None]) | (states == 3)[:, None]).all(-1).double()
+    agrees = ((states[:, None] == TEXTS) | (states == 3)[:, None]).all(-1).double()
     values = torch.stack([of_texts(row) for row in agrees])
 
     def look_up(z: Tensor, t: Tensor) -> Tensor:
