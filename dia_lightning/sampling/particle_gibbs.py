@@ -33,7 +33,7 @@ class ParticleGibbs:
     """Keep the path that is held, run N − 1 other particles beside it, draw one path of the N by its weight.
 
     Leaves p_ψ(path) exp(λ r(x_0)) / Z invariant for any N ≥ 2, any potential and any value function (Andrieu, Doucet and
-    Holenstein 2010, theorem 5; for masked diffusion Dang et al., arXiv:2507.08390). The early steps of a path change only if
+    Holenstein 2010; for masked diffusion: arXiv:2507.08390). The early steps of a path change only if
     another one's descendants survive to the end: N must grow with the number of resamplings.
 
     Args:

@@ -1,6 +1,6 @@
 """Particle steering of the reverse diffusion: populations of paths, weighted and resampled on the way, and log Z.
 
-A path z_T, …, z_0 is proposed by the (guided) ancestral sampler q and ends with the weight
+A path z_T, …, z_0 is proposed by ancestral steps q, guided or not, and ends with the weight
 
     w = exp(λ r(x_0)) Π_s p_ψ(z_s | z_t) / q(z_s | z_t),
 
@@ -53,8 +53,8 @@ def _sum(log_g: Tensor, memory: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return log_g + memory, memory
 
 
-# Singhal et al., arXiv:2501.06848, § 3: G_s = exp(λ (v_s − v_t)), exp(λ max_{u ≥ s} v_u), exp(λ Σ_{u ≥ s} v_u); and Kim et
-# al., arXiv:2501.05803, eq. 9 – 11: targets p_s(z_s) exp(λ_s v_s), tempered. Whichever it is, the last potential is
+# Singhal et al., arXiv:2501.06848: G_s = exp(λ (v_s − v_t)), exp(λ max_{u ≥ s} v_u), exp(λ Σ_{u ≥ s} v_u); and Kim et
+# al., arXiv:2501.05803: targets p_s(z_s) exp(λ_s v_s), tempered. Whichever it is, the last potential is
 # exp(λ r(x_0)) divided by the product of those before it.
 POTENTIALS = {
     "difference": Potential(_difference),
@@ -65,7 +65,7 @@ POTENTIALS = {
 
 
 def doubling(progress: float) -> float:
-    """λ_s / λ after a share of the steps: (1 + γ)^k − 1 (Kim et al., arXiv:2501.05803, § 4), γ such that it ends at 1."""
+    """λ_s / λ after a share of the steps: (1 + γ)^k − 1 (Kim et al., arXiv:2501.05803), γ such that it ends at 1."""
     return 2.0**progress - 1
 
 
@@ -150,7 +150,8 @@ def smc(
     Populations never mix. One of a single particle is never resampled: it is `ancestral` to the bit.
 
     Args:
-        predict: the proposal, `guided` or not; its `z0_network` and `logits_network` define p_ψ.
+        predict: `guided` or not; `z0_network` and `logits_network` define p_ψ, and the proposal is p_ψ's step with its mean
+            moved by std² ∇h, ∇h = (ẑ_0 − ẑ_0 of the network) α/σ², and with the guided logits.
         z: (G · N, T, d), times: (K + 1, B, T) or (K + 1, T), as for the solvers in `solvers`.
         embedding: of the tokens; a position that arrives at t = 0 becomes E of a token drawn from the logits. Without one it
             arrives at the network's own ẑ_0, and `steering.reward` is asked about z.
@@ -201,11 +202,13 @@ def _propose(
     embedding: TokenEmbedding | None, retained: Tensor | None, fixed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """z_s ~ q, and log p_ψ(z_s | z_t) − log q(z_s | z_t), (B,) float64; the retained particles take their given path."""
-    mean, std = posterior(z, prediction.z0, schedule, t, s)
-    mean_plain, _ = posterior(z, prediction.z0_network, schedule, t, s)
+    mean_plain, std = posterior(z, prediction.z0_network, schedule, t, s)
     arrives, between = ((t > 0) & (s == 0))[..., None], ((s > 0) & (s < t))[..., None]
-    # Where neither noise nor a draw follows, another mean than p_ψ's has no density under p_ψ.
-    mean = torch.where(arrives, mean_plain, mean)
+    # p_ψ(z_s | z_t) exp(⟨∇h, z_s⟩) has the mean moved by std² ∇h. The posterior of the guided ẑ_0 would move it by
+    # (α_s/α_t) σ²_{t|s} ∇h, which near pure noise is hundreds of times as much and leaves no weights.
+    gradient = (schedule.alpha(t) / schedule.sigma(t).square().clamp_min(1e-12))[..., None]
+    gradient = gradient * (prediction.z0 - prediction.z0_network)
+    mean = torch.where(between, mean_plain + std.square() * gradient, mean_plain)
     new = torch.where((t > 0)[..., None], mean + std * normal_like(z, generator), z)
     log_ratio = torch.zeros(len(z), dtype=torch.float64, device=z.device)
     if embedding is not None:

@@ -61,19 +61,19 @@ def batch(lm: BaseLM, prompts: list[str]) -> Prompts:
 @pytest.mark.parametrize(
     "options",
     [
-        {"potential": "das", "guidance_scale": 5.0, "stagger": 2.0},
+        {"potential": "das", "guidance_scale": 0.5, "stagger": 2.0},
         {"potential": "max", "guidance_scale": 0.0, "every": 2},
-        {"potential": "difference", "guidance_scale": 2.0, "critic": "soft", "resampling": "stratified"},
+        {"potential": "difference", "guidance_scale": 0.5, "critic": "soft", "resampling": "stratified"},
     ],
     ids=lambda options: options["potential"],
 )
 def test_log_z_against_plain_sampling(lm_folder: Path, parts: Path, lm: BaseLM, options: dict[str, Any]) -> None:
-    """log E[exp(λ r)] over 20,000 texts of `ancestral`, and of 8 populations of 250: within 4 joint standard errors, and
+    """log E[exp(λ r)] over 2000 texts of `ancestral`, and of 8 populations of 100: within 4 joint standard errors, and
     a proposal that is guided without correction, or another λ, would be further off."""
     if "critic" in options:
         options = {**options, "critic": str(parts / options["critic"])}
-    smc = module(lm_folder, parts, particles=250, **options)
-    network, many = smc.denoiser_network, batch(lm, ["the"] * 20_000)
+    smc = module(lm_folder, parts, particles=100, **options)
+    network, many = smc.denoiser_network, batch(lm, ["the"] * 2000)
     tokens = draw_texts(
         unguided(network, smc.embedding), many, smc.embedding, network.schedule, lm.end_id,
         torch.Generator().manual_seed(1), "ancestral", STEPS, smc.stagger,
@@ -119,14 +119,14 @@ def test_populations_prompts_and_calls(lm_folder: Path, parts: Path, lm: BaseLM)
 
 
 def test_texts_have_more_reward_with_lambda_and_need_no_critic_without(lm_folder: Path, parts: Path, lm: BaseLM) -> None:
-    """400 texts each: 2.5 standard deviations of one text apart would be noise of 0.18 at 5 standard errors."""
+    """100 texts each; 4 standard errors of the difference are 0.57 standard deviations of a text."""
     rewards = {}
     for lam in (0.0, 2.0):
         smc = module(lm_folder, parts, lam=lam, critic=str(parts / "critic") if lam else None)
-        (generations,) = smc.predict_step(batch(lm, ["the"] * 400))
+        (generations,) = smc.predict_step(batch(lm, ["the"] * 100))
         rewards[lam] = generations.reward
         assert ("critic" in generations.nfe) == (lam > 0)
-    assert float(rewards[2.0].mean()) > float(rewards[0.0].mean()) + 0.4 * float(rewards[0.0].std())
+    assert float(rewards[2.0].mean()) > float(rewards[0.0].mean()) + 0.57 * float(rewards[0.0].std())
 
 
 @pytest.mark.parametrize(
