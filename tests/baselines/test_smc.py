@@ -68,8 +68,7 @@ def batch(lm: BaseLM, prompts: list[str]) -> Prompts:
     ids=lambda options: options["potential"],
 )
 def test_log_z_against_plain_sampling(lm_folder: Path, parts: Path, lm: BaseLM, options: dict[str, Any]) -> None:
-    """log E[exp(λ r)] over 2000 texts of `ancestral`, and of 8 populations of 100: within 4 joint standard errors, and
-    a proposal that is guided without correction, or another λ, would be further off."""
+    """log E[exp(λ r)] over 2000 texts of `ancestral`, and of 8 populations of 100: within 4 joint standard errors."""
     if "critic" in options:
         options = {**options, "critic": str(parts / options["critic"])}
     smc = module(lm_folder, parts, particles=100, **options)
@@ -85,7 +84,7 @@ def test_log_z_against_plain_sampling(lm_folder: Path, parts: Path, lm: BaseLM, 
     error = (float(z.var()) / len(z) + float(weights.var() / weights.mean() ** 2) / len(weights)) ** 0.5
     assert error < 0.1
     assert abs(float(z.mean()) - 1) < 4 * error
-    assert float(weights.mean()) / float(weights.log().mean().exp()) > 1.2
+    assert float(weights.mean()) / float(weights.log().mean().exp()) > 1.1  # else a constant weight would pass
 
 
 def test_populations_prompts_and_calls(lm_folder: Path, parts: Path, lm: BaseLM) -> None:
