@@ -41,7 +41,8 @@ SAMPLES = [f"--data.base_lm={LM}", "--data.n_texts=96", "--data.n_val=32", "--da
 NOISED = [f"--model.base_lm={LM}", "--model.max_length=24", *SIZE, *SAMPLES, "--data.batch_size=16"]
 DDPM = ["--config", "configs/ddpm_tiny.yaml", *NOISED, "--trainer.val_check_interval=2"]
 TEXTS = [f"--model.base_lm={LM}", f"--data.base_lm={LM}", "--data.n_texts=6", "--data.batch_size=4", "--data.max_length=24"]
-DIA = ["--config", "configs/dia_tiny.yaml", *TEXTS, "--model.steps=4", "--model.refine_steps=2"]
+DIA = ["--config", "configs/dia_tiny.yaml", *TEXTS]
+GUIDED = ["--config", "configs/guided_tiny.yaml", *TEXTS, "--model.steps=4", "--model.refine_steps=2"]
 PARTS = ["--model.denoiser=runs/ddpm_tiny/denoiser", "--model.critic=runs/critic_tiny/critic"]
 LAST = "runs/ddpm_tiny/version_0/checkpoints/last.ckpt"
 
@@ -117,13 +118,24 @@ def test_predict_and_test_with_what_was_exported(workshop: Path, capsys: pytest.
     assert [row["text"] for row in predictions("runs/tested")] == [row["text"] for row in drawn]
 
 
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpmpp_2m", "dia", "dia_literal", "base_lm"])
+def test_every_sampler_from_the_command_line(workshop: Path, sampler: str) -> None:
+    folder = f"runs/by_{sampler}"
+    moves = ["--model.refine=denoise_accept", "--model.moves.size=2", "--model.compare_base=false"]
+    run("predict", *GUIDED, *PARTS, *moves, f"--model.sampler={sampler}", f"--trainer.callbacks.folder={folder}")
+    metrics = json.loads(Path(folder, "metrics.json").read_text(encoding="utf-8"))
+    assert metrics["method"] == sampler
+    assert 0 <= metrics["accept_denoise_accept"] <= 1
+    assert metrics["nfe"]["denoiser"] >= (0 if sampler == "base_lm" else 4)
+
+
 def test_a_checkpoint_samples_as_its_export_does(workshop: Path) -> None:
     three = Path("runs/three_steps")
     if not three.exists():  # before another test goes on training
         shutil.copytree("runs/ddpm_tiny/denoiser", three)
     unguided = ["--model.lam=0", "--model.compare_base=false"]
-    run("predict", *DIA, *unguided, f"--model.denoiser={three}", "--trainer.callbacks.folder=runs/from_folder")
-    run("predict", *DIA, *unguided, f"--model.denoiser={LAST}", "--trainer.callbacks.folder=runs/from_ckpt")
+    run("predict", *GUIDED, *unguided, f"--model.denoiser={three}", "--trainer.callbacks.folder=runs/from_folder")
+    run("predict", *GUIDED, *unguided, f"--model.denoiser={LAST}", "--trainer.callbacks.folder=runs/from_ckpt")
     texts = [[row["tokens"] for row in predictions(f"runs/from_{kind}")] for kind in ("folder", "ckpt")]
     assert texts[0] == texts[1]
 

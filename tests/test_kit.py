@@ -12,7 +12,7 @@ from dia_lightning import resources
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 from dia_lightning.rewards import VaderSentiment
-from dia_lightning.sampling.module import load_critic, load_denoiser
+from dia_lightning.sampling.loading import load_critic, load_denoiser
 
 ROOT = Path(resources.__file__).parents[1]
 KIT = ROOT / "checkpoints/tiny"

@@ -1,5 +1,6 @@
 """Baselines: the same interface and output as DIA."""
 
+from dia_lightning.baselines.smc import SMCModule
 from dia_lightning.baselines.zero_shot import ZeroShotModule
 
-__all__ = ["ZeroShotModule"]
+__all__ = ["SMCModule", "ZeroShotModule"]

@@ -1,54 +1,66 @@
-"""GuidedSamplerModule: the reward-guided reverse process as `predict_step`."""
+"""GuidedSamplerModule: aligned text as `predict_step`, by an annealed population or by guided diffusion, and exact moves."""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+import inspect
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from dia_lightning.critic.network import CriticNetwork
-from dia_lightning.diffusion.checkpoint import load_weights, read_network
-from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
-from dia_lightning.diffusion.schedule import make_schedule
+from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.guidance import LogValue, Predict, guided, unguided
+from dia_lightning.guidance import LogValue, Predict, guided, true_gradient, unguided
 from dia_lightning.resources import UserError
 from dia_lightning.sampling.base import Drawn, SamplerModule
+from dia_lightning.sampling.crowd import crowd_of, pick
 from dia_lightning.sampling.decode import draw_texts
-from dia_lightning.sampling.denoise_accept import start as initial_state
+from dia_lightning.sampling.denoise_accept import Kernel, start
 from dia_lightning.sampling.diagnostics import by_prompt
+from dia_lightning.sampling.loading import RewardValue, load_denoiser, load_value
 from dia_lightning.sampling.moves import REFINE, Moves, check_refine, make_kernels, network_calls
-from dia_lightning.sampling.population import cycle
+from dia_lightning.sampling.population import anneal, cycle
 from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.sampling.solvers import SOLVERS
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Prompts, Reward
 
-N = TypeVar("N", bound=nn.Module)
+STARTS = ("annealed", "base_lm")
+GRADIENTS = ("critic", "true", "straight_through")
 
 
 class GuidedSamplerModule(SamplerModule):
-    """Draws from π(x) ∝ p_θ(x) exp(λ r(x)), approximately, by guided diffusion (science.md, "Reverse process").
+    """Draws from π(x) ∝ p_θ(x) exp(λ r(x)).
+
+    `annealed` draws a population from p_θ, raises λ step by step and moves it by `refine` at each (see
+    `population.anneal`): exact in the limit of many particles or moves. A solver's name runs the guided reverse process
+    (science.md, "Reverse process"), which is approximate; `refine` then moves its texts by exact kernels towards π.
 
     Args:
-        base_lm: hub id or folder of p_θ; scores the texts.
-        denoiser: checkpoint (folder or `.ckpt`) of a denoiser trained for base_lm.
-        critic: checkpoint of a critic trained on `reward`; needed unless lam is 0.
-        reward: the true reward, for the report.
-        sampler: `dia` (predictor and Langevin corrector) or `ancestral`.
-        lam: λ, inverse temperature of the reward; 0 = unguided.
-        steps: noise levels each text passes.
+        reward: the true reward r, any.
+        base_lm: hub id or folder of p_θ.
+        denoiser: checkpoint (folder or `.ckpt`) of a denoiser for base_lm; for a solver and for denoise_accept.
+        critic: checkpoint of a critic trained on `reward`; for guidance and for `moves.tilt`.
+        sampler: `annealed`; `base_lm`, samples of p_θ to be refined; or a solver: `ancestral`, `ddim`, `dpmpp_2m`, `dia`
+            (predictor and Langevin corrector), `dia_literal`.
+        lam: λ, inverse temperature of the reward; 0 = p_θ itself.
+        particles: of `annealed`, size of the population per text. Texts that share a prompt share a population.
+        ess: of `annealed`, each rise of λ keeps this share of effective particles.
+        refine: exact moves: `suffix`, `denoise_accept`, both in turn (`cycle`) or `none`.
+        refine_steps: rounds of them: after a solver, or at each temperature and at the end of `annealed`.
+        moves: options of denoise_accept.
+        steps: of a solver, noise levels each text passes.
         stagger: how far left positions run ahead of right ones; 0 = all positions together (see `staggered`).
-        corrector_steps: Langevin steps at each level, for `dia`. eta: their size η, relative to σ².
-        guidance_scale: factor on λ ∇h; 1 = science.md's score. A critic's gradient at one point falls far short of what
-            exchanging a token changes (on the tiny kit some fifteen times), which larger values make up for.
+        corrector_steps: of `dia`, Langevin steps at each level.
+        eta: of `dia` and `dia_literal`, their size η relative to σ²; of `ddim`, its noise, from 0 (ODE) to 1 (`ancestral`).
+        reading: of `dia_literal`, what the printed α_t, σ_t mean: `marginal` or `per_step`.
+        gradient: what guides a solver: the `critic`'s gradient, or, for a reward with a method `soft`, its own (`true`,
+            `straight_through`; see `guidance.true_gradient`).
+        guidance_scale: factor on the gradient; 1 = science.md's score. A critic's gradient at one point falls far short of
+            what exchanging a token changes (on the tiny kit some fifteen times), which larger values make up for.
+        guidance_decay: guidance is scaled by (1 − u)^decay at noise level u; 0 = the same at all.
         guidance_cap: longest guidance gradient per token (see `guided`).
         guidance_window: noise levels u between which guidance acts, 0 = clean, 1 = noise.
         temperature: of the denoiser's token distribution; 1 = as trained.
-        initial: `diffusion`, or `base_lm` to refine samples of p_θ instead.
-        refine: exact moves that follow: `denoise_accept`, `suffix`, both in turn (`cycle`) or `none`. refine_steps: how many
-            rounds of them. moves: options of denoise_accept.
         final: tokens are drawn (`sample`) or the likeliest (`argmax`) where a position becomes clean.
         compare_base: sample p_θ for the same prompts too and report both.
         seed: of all randomness.
@@ -58,146 +70,156 @@ class GuidedSamplerModule(SamplerModule):
         self,
         reward: Reward,
         base_lm: str = "checkpoints/tiny/lm",
-        denoiser: str = "checkpoints/tiny/denoiser",
+        denoiser: str | None = "checkpoints/tiny/denoiser",
         critic: str | None = "checkpoints/tiny/critic",
-        sampler: str = "dia",
-        lam: float = 4.0,
+        sampler: str = "annealed",
+        lam: float = 6.0,
+        particles: int = 4,
+        ess: float = 0.5,
+        refine: str = "cycle",
+        refine_steps: int = 1,
+        moves: Moves | None = None,
         steps: int = 64,
-        stagger: float = 4.0,
+        stagger: float = 40.0,
         corrector_steps: int = 1,
         eta: float = 0.1,
+        reading: str = "marginal",
+        gradient: str = "critic",
         guidance_scale: float = 1.0,
+        guidance_decay: float = 0.0,
         guidance_cap: float = 100.0,
         guidance_window: tuple[float, float] = (0.0, 1.0),
         temperature: float = 1.0,
         final: str = "sample",
-        initial: str = "diffusion",
-        refine: str = "none",
-        refine_steps: int = 20,
-        moves: Moves | None = None,
         compare_base: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__(base_lm, reward, compare_base, seed)
-        _check("sampler", sampler, sampler in SOLVERS, ", ".join(SOLVERS))
-        _check("final", final, final in ("sample", "argmax"), "sample, argmax")
-        _check("initial", initial, initial in ("diffusion", "base_lm"), "diffusion, base_lm")
-        _check("refine_steps", refine_steps, refine_steps >= 0, "0 or more")
-        _check("lam", lam, lam >= 0, "0 or more")
-        _check("steps", steps, steps >= 1, "1 or more")
-        _check("stagger", stagger, stagger >= 0, "0 or more")
-        _check("corrector_steps", corrector_steps, corrector_steps >= 0, "0 or more")
-        _check("eta", eta, 0 <= eta <= 1, "0 ≤ eta ≤ 1")
-        _check("temperature", temperature, temperature > 0, "above 0")
-        _check("guidance_scale", guidance_scale, guidance_scale > 0, "above 0")
-        _check("guidance_cap", guidance_cap, guidance_cap > 0, "above 0")
-        self.denoiser, self.critic, self.sampler, self.lam, self.steps = denoiser, critic, sampler, lam, steps
-        self.stagger, self.corrector_steps, self.eta = stagger, corrector_steps, eta
-        self.guidance_scale, self.guidance_cap, self.guidance_window = guidance_scale, guidance_cap, guidance_window
+        self.denoiser, self.critic, self.sampler, self.lam = denoiser, critic, sampler, lam
+        self.particles, self.ess, self.refine, self.refine_steps = particles, ess, refine, refine_steps
+        self.moves, self.steps, self.stagger, self.corrector_steps = moves or Moves(), steps, stagger, corrector_steps
+        self.eta, self.reading, self.gradient, self.guidance_scale = eta, reading, gradient, guidance_scale
+        self.guidance_decay, self.guidance_cap, self.guidance_window = guidance_decay, guidance_cap, guidance_window
         self.temperature, self.final, self.method = temperature, final, sampler
-        self.initial, self.refine, self.refine_steps, self.moves = initial, refine, refine_steps, moves or Moves()
-        check_refine(refine, denoiser, self.moves, critic)
-        self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer))
-        self.denoiser_network = load_denoiser(denoiser, self.embedding)
-        self.critic_network = self._load_critic() if lam else None
+        self._check_options()
+        self._load_networks()
 
-    def _load_critic(self) -> CriticNetwork:
-        if self.critic is None:
-            raise UserError("--model.init_args.critic: none given, needed for --model.init_args.lam above 0")
-        network, settings = load_critic(self.critic, self.embedding, self.reward.name)
-        if settings["objective"] == "soft" and settings["lam"] != self.lam:
+    def _check_options(self) -> None:
+        _check("sampler", self.sampler, self.sampler in (*STARTS, *SOLVERS), ", ".join((*STARTS, *SOLVERS)))
+        _check("final", self.final, self.final in ("sample", "argmax"), "sample, argmax")
+        _check("reading", self.reading, self.reading in ("marginal", "per_step"), "marginal, per_step")
+        _check("gradient", self.gradient, self.gradient in GRADIENTS, ", ".join(GRADIENTS))
+        _check("eta", self.eta, 0 <= self.eta <= 1, "0 ≤ eta ≤ 1")
+        _check("ess", self.ess, 0 < self.ess < 1, "between 0 and 1")
+        for name in ("lam", "refine_steps", "stagger", "corrector_steps", "guidance_decay"):
+            _check(name, getattr(self, name), 0 <= getattr(self, name) < float("inf"), "0 or more, finite")
+        for name in ("particles", "steps"):
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
+        for name in ("guidance_scale", "guidance_cap", "temperature"):
+            _check(name, getattr(self, name), getattr(self, name) > 0, "above 0")
+        low, high = self.guidance_window
+        _check("guidance_window", list(self.guidance_window), 0 <= low < high <= 1, "two numbers, 0 ≤ first < second ≤ 1")
+
+    def _load_networks(self) -> None:
+        self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer))
+        solver, moved = self.sampler in SOLVERS, bool(self.refine_steps)
+        self._refine = self.refine if moved else "none"
+        needs_denoiser = check_refine(self.refine, self.denoiser, self.moves, self.critic) and moved
+        if solver and self.denoiser is None:
+            raise UserError(f"--model.init_args.denoiser: none given, needed for --model.init_args.sampler {self.sampler}")
+        self.denoiser_network: DenoiserNetwork | None = None
+        if solver or needs_denoiser:
+            self.denoiser_network = load_denoiser(self.denoiser or "", self.embedding)
+        self.value: RewardValue | None = None
+        if self.lam and ((solver and self.gradient == "critic") or (needs_denoiser and self.moves.tilt)):
+            self.value = load_value(self.critic, self.embedding, self.reward.name, self.lam)
+        if self.gradient != "critic" and not hasattr(self.reward, "soft"):
             raise UserError(
-                f"--model.init_args.lam: {self.lam} given, but the soft critic {self.critic} was trained for {settings['lam']}"
+                f"--model.init_args.gradient: {self.gradient} given, but the reward {self.reward.name!r} has no method `soft`; "
+                "allowed for it: critic"
             )
-        self._unit = reward_unit(settings)
-        return network
 
     def predictor(self) -> Predict:
         """The denoiser, guided where λ > 0."""
-        predict = unguided(self.denoiser_network, self.embedding, self.temperature)
-        critic = self.critic_network
-        if critic is None:
+        network = self.denoiser_network
+        assert network is not None
+        predict = unguided(network, self.embedding, self.temperature)
+        if not self.lam:
             return predict
-        schedule = self.denoiser_network.schedule
+        log_value = self._log_value(network)
+        decay = self.guidance_decay
+        return guided(
+            predict, log_value, network.schedule, self.embedding, self.guidance_cap, self.guidance_window,
+            (lambda u: (1 - u) ** decay) if decay else None,
+        )  # fmt: skip
 
-        def log_value(z: Tensor, t: Tensor) -> Tensor:
-            return self.lam / self._unit * self.guidance_scale * critic(z, t)
-
-        return guided(predict, log_value, schedule, self.embedding, self.guidance_cap, self.guidance_window)
+    def _log_value(self, network: DenoiserNetwork) -> LogValue:
+        factor, value = self.lam * self.guidance_scale, self.value
+        if value is not None:
+            return lambda z, t: factor * value(z, t)
+        soft: Any = self.reward
+        straight = self.gradient == "straight_through"
+        return true_gradient(soft, network, self.embedding, factor, straight, self.temperature)
 
     def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
-        start = self.draw_base(batch, generator) if self.initial == "base_lm" else self._diffuse(batch, generator)
-        return start if self.refine == "none" or not self.refine_steps else self._refined(start, batch, generator)
+        if self.sampler == "annealed":
+            return self._anneal(batch, generator)
+        begin = self.draw_base(batch, generator) if self.sampler == "base_lm" else self._diffuse(batch, generator)
+        return begin if self._refine == "none" else self._refined(begin, batch, generator)
 
     def _diffuse(self, batch: Prompts, generator: torch.Generator) -> Drawn:
-        corrected = self.sampler == "dia"
-        options: dict[str, Any] = {"corrector_steps": self.corrector_steps, "eta": self.eta} if corrected else {}
+        network, known = self.denoiser_network, inspect.signature(SOLVERS[self.sampler]).parameters
+        assert network is not None
+        options = {name: getattr(self, name) for name in ("corrector_steps", "eta", "reading") if name in known}
         tokens = draw_texts(
-            self.predictor(), batch, self.embedding, self.denoiser_network.schedule, self.lm.end_id, generator,
+            self.predictor(), batch, self.embedding, network.schedule, self.lm.end_id, generator,
             self.sampler, self.steps, self.stagger, self.final == "sample", **options,
         )  # fmt: skip
         calls = self.steps * (1 + options.get("corrector_steps", 0))
-        return Drawn(tokens, {"denoiser": calls} | ({"critic": calls} if self.critic_network is not None else {}))
+        asked_twice = self.gradient != "critic" and self.lam
+        guide = {"critic": calls} if self.value is not None and self.lam else {}
+        return Drawn(tokens, {"denoiser": 2 * calls if asked_twice else calls} | guide)
 
-    def _refined(self, start: Drawn, batch: Prompts, generator: torch.Generator) -> Drawn:
+    def _kernels(self, target: TargetDensity) -> list[Kernel]:
+        network = self.denoiser_network
+        if network is None:
+            return make_kernels(self._refine, self.moves, target, None, self.embedding, None)
+        return make_kernels(
+            self._refine, self.moves, target, DenoiserProposal(network), self.embedding, network.schedule, self.value
+        )
+
+    def _anneal(self, batch: Prompts, generator: torch.Generator) -> Drawn:
+        crowd, n_groups, group = crowd_of(batch, self.particles)
+        tokens = self.draw_base(crowd, generator).tokens
+        target = TargetDensity(self.lm, self._cached, self.lam, crowd)
+        kernels = self._kernels(target)
+        rounds = self.refine_steps if kernels else 0
+        state, log_z, trace = anneal(target, kernels, tokens, crowd.prompt_mask, n_groups, generator, self.ess, rounds)
+        state, followed = cycle(kernels, state, rounds, generator)
+        chosen = pick(group, len(tokens) // n_groups, generator)
+        rates = followed.accepted[:, chosen]
+        diagnostics = {"log_z": log_z[group], "temperatures": torch.full_like(log_z[group], len(trace.lam))}
+        diagnostics |= {f"accept_{name}": rate for name, rate in zip(REFINE[self._refine], rates, strict=True)}
+        nfe = self._calls(target, kernels, rounds * (1 + len(trace.lam)), tokens.numel(), len(batch.ids))
+        nfe["base_lm"] += tokens.numel() // len(batch.ids)
+        return Drawn(state.tokens[chosen], nfe, rates.mean(0) if len(rates) else None, diagnostics)
+
+    def _refined(self, begin: Drawn, batch: Prompts, generator: torch.Generator) -> Drawn:
         """Exact moves from where the diffusion (or p_θ) ended, with what they tell of their convergence."""
         target = TargetDensity(self.lm, self._cached, self.lam, batch)
-        network = self.denoiser_network
-        proposal = DenoiserProposal(network)
-        critic = None if self.critic_network is None else reward_value(self.critic_network, self._unit)
-        kernels = make_kernels(self.refine, self.moves, target, proposal, self.embedding, network.schedule, critic)
-        state = initial_state(target, start.tokens, batch.prompt_mask)
-        state, followed = cycle(kernels, state, self.refine_steps, generator)
-        names, n = REFINE[self.refine], len(batch.ids)
-        nfe = {name: calls // n for name, calls in target.calls.items()}
-        nfe["base_lm"] += names.count("suffix") * self.refine_steps * start.tokens.shape[1]
-        nfe |= {name: calls // n for name, calls in network_calls(kernels).items()}
-        nfe = {name: nfe.get(name, 0) + start.nfe.get(name, 0) for name in {**start.nfe, **nfe}}
-        diagnostics = {f"accept_{name}": rate for name, rate in zip(names, followed.accepted, strict=True)}
+        kernels = self._kernels(target)
+        state, followed = cycle(kernels, start(target, begin.tokens, batch.prompt_mask), self.refine_steps, generator)
+        nfe = self._calls(target, kernels, self.refine_steps, begin.tokens.numel(), len(batch.ids))
+        nfe = {name: nfe.get(name, 0) + begin.nfe.get(name, 0) for name in {**begin.nfe, **nfe}}
+        diagnostics = {f"accept_{name}": rate for name, rate in zip(REFINE[self._refine], followed.accepted, strict=True)}
         diagnostics |= by_prompt(batch.prompts, {"reward": followed.reward, "log_p": followed.log_base})
         return Drawn(state.tokens, nfe, followed.accepted.mean(0), diagnostics)
 
-
-def load_denoiser(path: str, embedding: TokenEmbedding) -> DenoiserNetwork:
-    """The denoiser at `path` (folder or `.ckpt`), frozen, for use with `embedding`.
-
-    Raises:
-        UserError: if it is missing, damaged, no denoiser, or made for another base model.
-    """
-    settings, weights = read_network(path, "denoiser", "--model.init_args.denoiser", embedding.fingerprint())
-    schedule, size = make_schedule(settings["schedule"]), NetworkSize(**settings["size"])
-    network = DenoiserNetwork(embedding, schedule, size, settings["tied_head"])
-    return _frozen(network, weights, "--model.init_args.denoiser", path)
-
-
-def load_critic(path: str, embedding: TokenEmbedding, reward: str | None = None) -> tuple[CriticNetwork, dict[str, Any]]:
-    """The critic at `path` (folder or `.ckpt`), frozen, and its settings; `reward` is the name of that it must be for.
-
-    Raises:
-        UserError: as for `load_denoiser`, or if it was trained on another reward.
-    """
-    settings, weights = read_network(path, "critic", "--model.init_args.critic", embedding.fingerprint())
-    if reward is not None and settings["reward"] != reward:
-        raise UserError(
-            f"--model.init_args.critic: {path} was trained on the reward {settings['reward']!r}, the reward is {reward!r}"
-        )
-    network = CriticNetwork(embedding.dim, make_schedule(settings["schedule"]), NetworkSize(**settings["size"]))
-    return _frozen(network, weights, "--model.init_args.critic", path), settings
-
-
-def reward_unit(settings: dict[str, Any]) -> float:
-    """What a critic's value is divided by to be one of the reward: a `soft` one was fitted to λ r."""
-    return float(settings["lam"]) if settings["objective"] == "soft" else 1.0
-
-
-def reward_value(critic: CriticNetwork, unit: float) -> LogValue:
-    """The critic in units of the reward."""
-    return lambda z, t: critic(z, t) / unit
-
-
-def _frozen(network: N, weights: dict[str, Tensor], option: str, path: str) -> N:
-    load_weights(network, weights, option, path)
-    return network.eval().requires_grad_(False)
+    def _calls(self, target: TargetDensity, kernels: list[Kernel], rounds: int, n_tokens: int, n_texts: int) -> dict[str, int]:
+        """Network calls per text: p_θ scores every proposal once, and draws a suffix token by token."""
+        drawn = rounds * REFINE[self._refine].count("suffix") * n_tokens
+        calls = {**target.calls, "base_lm": target.calls["base_lm"] + drawn, **network_calls(kernels)}
+        return {name: n // n_texts for name, n in calls.items()}
 
 
 def _check(option: str, value: object, ok: bool, allowed: str) -> None:

@@ -9,7 +9,6 @@ from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import Keyword, VaderSentiment
 from dia_lightning.sampling.adaptation import Adapted
-from dia_lightning.sampling.annealed import AnnealedSamplerModule
 from dia_lightning.sampling.denoise_accept import Info, State, start
 from dia_lightning.sampling.module import GuidedSamplerModule
 from dia_lightning.sampling.moves import Moves, make_kernels, network_calls
@@ -111,24 +110,21 @@ def test_a_tilt_needs_a_critic_of_the_same_reward() -> None:
     moves, reward = Moves(tilt=1.0), Keyword(["good"])
     missing = r"critic: none given, needed for --model\.init_args\.moves\.tilt 1\.0"
     with pytest.raises(UserError, match=missing):
-        AnnealedSamplerModule(reward, moves=moves)
+        GuidedSamplerModule(reward, critic=None, moves=moves)
     with pytest.raises(UserError, match=missing):
-        GuidedSamplerModule(reward, critic=None, lam=0.0, refine="denoise_accept", moves=moves)
+        GuidedSamplerModule(reward, critic=None, lam=0.0, sampler="base_lm", refine="denoise_accept", moves=moves)
     with pytest.raises(UserError, match="was trained on the reward 'sentiment'"):
-        AnnealedSamplerModule(reward, moves=moves, critic="checkpoints/tiny/critic")
-    assert AnnealedSamplerModule(reward, moves=moves, refine="suffix").critic_network is None
+        GuidedSamplerModule(reward, moves=moves, critic="checkpoints/tiny/critic")
+    assert GuidedSamplerModule(reward, moves=moves, refine="suffix").value is None
 
 
-@pytest.mark.parametrize("kind", ["annealed", "guided"])
+@pytest.mark.parametrize("kind", ["annealed", "base_lm"])
 def test_tilt_expert_and_adaptation_in_the_modules(kind: str) -> None:
     """All at once with the shipped kit, under the trainer's bf16: calls of every network are counted, chains move."""
     moves = Moves(size=3, rounds=3, tilt=2.0, expert=0.3, adapt=1, levels=[0.5, 1.0])
-    critic, reward = "checkpoints/tiny/critic", VaderSentiment()
-    module: AnnealedSamplerModule | GuidedSamplerModule
-    if kind == "annealed":
-        module = AnnealedSamplerModule(reward, critic=critic, particles=2, moves=moves, refine="denoise_accept", refine_steps=2)
-    else:
-        module = GuidedSamplerModule(reward, initial="base_lm", moves=moves, refine="denoise_accept", refine_steps=2)
+    module = GuidedSamplerModule(
+        VaderSentiment(), sampler=kind, particles=2, moves=moves, refine="denoise_accept", refine_steps=2
+    )
     tokens = torch.full((8, 16), module.lm.end_id)
     batch = Prompts(0, list(range(8)), [""] * 8, tokens, torch.zeros_like(tokens, dtype=torch.bool))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

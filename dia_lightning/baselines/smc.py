@@ -1,0 +1,136 @@
+"""SMC: particle steering of the reverse diffusion as `predict_step`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.guidance import Predict, guided, unguided
+from dia_lightning.resources import UserError
+from dia_lightning.rewards import call_reward
+from dia_lightning.sampling.base import Drawn, SamplerModule
+from dia_lightning.sampling.crowd import crowd_of, pick
+from dia_lightning.sampling.decode import starting_point
+from dia_lightning.sampling.loading import load_denoiser, load_value
+from dia_lightning.sampling.particles import Particles, Steering, check_steering, lineage, smc
+from dia_lightning.sampling.resampling import RESAMPLING, effective_size
+from dia_lightning.target import full_texts
+from dia_lightning.types import Prompts, Reward, fill_after_end
+
+
+class SMCModule(SamplerModule):
+    """Draws from p_ψ(x) exp(λ r(x)), exactly in the limit of many particles, p_ψ being the denoiser's own sampler.
+
+    The texts of a batch that share a prompt are drawn from one population of `particles` times their number, by weight.
+
+    Args:
+        base_lm: hub id or folder of p_θ; scores the texts.
+        denoiser: checkpoint (folder or `.ckpt`) of a denoiser trained for base_lm.
+        critic: checkpoint of a critic trained on `reward`, which values unfinished texts; needed unless lam is 0.
+        reward: the true reward, which the final weights use.
+        lam: λ, inverse temperature of the reward; 0 = the denoiser's own texts.
+        particles: size of the population per text.
+        potential: `difference`, `max`, `sum` (Feynman–Kac steering) or `das` (tempered), see `sampling.particles`.
+        every: the critic weighs the particles at every so many steps.
+        ess: resample below this share of effective particles; 0 = never.
+        resampling: `systematic`, `stratified` or `multinomial`.
+        steps: noise levels each text passes. stagger: how far left positions run ahead of right ones (see `staggered`).
+        guidance_scale: factor on λ ∇h in the proposal; the weights correct for it. 0 = unguided.
+        guidance_cap: longest guidance gradient per token (see `guided`).
+        temperature: of the denoiser's token distribution; 1 = as trained.
+        compare_base: sample p_θ for the same prompts too and report both.
+        seed: of all randomness.
+    """
+
+    method = "smc"
+
+    def __init__(
+        self,
+        reward: Reward,
+        base_lm: str = "checkpoints/tiny/lm",
+        denoiser: str = "checkpoints/tiny/denoiser",
+        critic: str | None = "checkpoints/tiny/critic",
+        lam: float = 4.0,
+        particles: int = 4,
+        potential: str = "das",
+        every: int = 1,
+        ess: float = 0.5,
+        resampling: str = "systematic",
+        steps: int = 64,
+        stagger: float = 4.0,
+        guidance_scale: float = 1.0,
+        guidance_cap: float = 100.0,
+        temperature: float = 1.0,
+        compare_base: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(base_lm, reward, compare_base, seed)
+        limits = {"particles": (particles >= 1, "1 or more"), "steps": (steps >= 1, "1 or more")}
+        limits |= {"stagger": (stagger >= 0, "0 or more"), "guidance_scale": (guidance_scale >= 0, "0 or more")}
+        limits |= {"guidance_cap": (guidance_cap > 0, "above 0"), "temperature": (temperature > 0, "above 0")}
+        for name, (ok, allowed) in limits.items():
+            if not ok:
+                raise UserError(f"--model.init_args.{name}: {locals()[name]} given, allowed: {allowed}")
+        try:
+            check_steering(lam, potential, every, ess, resampling)
+        except ValueError as error:
+            raise UserError(f"--model.init_args.{error}") from None
+        self.denoiser, self.critic, self.lam, self.particles = denoiser, critic, lam, particles
+        self.potential, self.every, self.ess, self.resampling = potential, every, ess, resampling
+        self.steps, self.stagger, self.temperature = steps, stagger, temperature
+        self.guidance_scale, self.guidance_cap = guidance_scale, guidance_cap
+        self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer))
+        self.denoiser_network = load_denoiser(denoiser, self.embedding)
+        self.value = load_value(critic, self.embedding, reward.name, lam) if lam else None
+
+    def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
+        crowd, n_groups, group = crowd_of(batch, self.particles)
+        schedule = self.denoiser_network.schedule
+        z, times = starting_point(crowd, self.embedding, schedule, self.steps, self.stagger, generator)
+        steering = self._steering(crowd)
+        drawn = smc(self._predictor(), schedule, z, times, generator, steering, self.embedding, n_groups)
+        size = len(z) // n_groups
+        rows = RESAMPLING[self.resampling](drawn.log_w, generator) + size * torch.arange(n_groups, device=z.device)[:, None]
+        chosen = rows.flatten()[pick(group, size, generator)]
+        tokens = self._canonical(self.embedding.decode(drawn.z[chosen]), crowd.tokens[chosen], crowd.prompt_mask[chosen])
+        diagnostics = {name: values[group] for name, values in _diagnostics(drawn).items()}
+        return Drawn(tokens, self._nfe(len(z) // len(batch.ids)), None, diagnostics)
+
+    def _predictor(self) -> Predict:
+        """The proposal: the denoiser, guided where λ > 0 and guidance_scale > 0."""
+        predict, value = unguided(self.denoiser_network, self.embedding, self.temperature), self.value
+        factor = self.lam * self.guidance_scale
+        if value is None or not factor:
+            return predict
+        schedule = self.denoiser_network.schedule
+        return guided(predict, lambda z, t: factor * value(z, t), schedule, self.embedding, self.guidance_cap)
+
+    def _steering(self, crowd: Prompts) -> Steering:
+        def reward(tokens: Tensor) -> Tensor:
+            tokens = self._canonical(tokens, crowd.tokens, crowd.prompt_mask)
+            texts = full_texts(self.lm, tokens, crowd.prompt_mask, crowd.prompts)[1]
+            return call_reward(self._cached, texts).to(tokens.device)
+
+        return Steering(reward, self.value, self.lam, self.potential, self.every, self.ess, self.resampling)
+
+    def _canonical(self, tokens: Tensor, prompt: Tensor, prompt_mask: Tensor) -> Tensor:
+        return fill_after_end(torch.where(prompt_mask, prompt, tokens), prompt_mask, self.lm.end_id)
+
+    def _nfe(self, particles: int) -> dict[str, int]:
+        """Network evaluations per text, of `particles` each."""
+        nfe = {"denoiser": particles * self.steps, "reward": particles}
+        if self.value is not None:
+            calls = (self.steps - 1) // self.every + (self.steps if self.guidance_scale else 0)
+            nfe["critic"] = particles * calls
+        return nfe
+
+
+def _diagnostics(drawn: Particles) -> dict[str, Tensor]:
+    """By population, (G,) each: log Z; of its size, the effective share of the final weights (`ess`) and the share of the
+    starting points that it still descends from (`roots`); the number of resamplings (`resampled`).
+    """
+    size = drawn.log_w.shape[1]
+    roots = torch.zeros_like(drawn.log_w).scatter(1, lineage(drawn.trace.ancestors)[0], 1.0).mean(1)
+    resampled = drawn.trace.resampled.double().sum(0)
+    return {"log_z": drawn.log_z, "ess": effective_size(drawn.log_w) / size, "roots": roots, "resampled": resampled}

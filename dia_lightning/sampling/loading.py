@@ -1,0 +1,76 @@
+"""Trained networks as samplers want them: frozen, and the critic in units of the reward."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from dia_lightning.critic.network import CriticNetwork
+from dia_lightning.diffusion.checkpoint import load_weights, read_network
+from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
+from dia_lightning.diffusion.schedule import make_schedule
+from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.resources import UserError
+
+N = TypeVar("N", bound=nn.Module)
+
+
+def load_denoiser(path: str, embedding: TokenEmbedding) -> DenoiserNetwork:
+    """The denoiser at `path` (folder or `.ckpt`), frozen, for use with `embedding`.
+
+    Raises:
+        UserError: if it is missing, damaged, no denoiser, or made for another base model.
+    """
+    settings, weights = read_network(path, "denoiser", "--model.init_args.denoiser", embedding.fingerprint())
+    schedule, size = make_schedule(settings["schedule"]), NetworkSize(**settings["size"])
+    network = DenoiserNetwork(embedding, schedule, size, settings["tied_head"])
+    return _frozen(network, weights, "--model.init_args.denoiser", path)
+
+
+def load_critic(path: str, embedding: TokenEmbedding, reward: str | None = None) -> tuple[CriticNetwork, dict[str, Any]]:
+    """The critic at `path` (folder or `.ckpt`), frozen, and its settings; `reward` is the name of that it must be for.
+
+    Raises:
+        UserError: as for `load_denoiser`, or if it was trained on another reward.
+    """
+    settings, weights = read_network(path, "critic", "--model.init_args.critic", embedding.fingerprint())
+    if reward is not None and settings["reward"] != reward:
+        raise UserError(
+            f"--model.init_args.critic: {path} was trained on the reward {settings['reward']!r}, the reward is {reward!r}"
+        )
+    network = CriticNetwork(embedding.dim, make_schedule(settings["schedule"]), NetworkSize(**settings["size"]))
+    return _frozen(network, weights, "--model.init_args.critic", path), settings
+
+
+class RewardValue(nn.Module):
+    """A critic's value in units of the reward; a `soft` one was fitted to λ r and is divided by its λ."""
+
+    def __init__(self, critic: CriticNetwork, unit: float) -> None:
+        super().__init__()
+        self.critic, self.unit = critic, unit
+
+    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+        """Z (B, T, d), t (B, T) → (B,)."""
+        value: Tensor = self.critic(z, t)
+        return value / self.unit
+
+
+def load_value(path: str | None, embedding: TokenEmbedding, reward: str, lam: float) -> RewardValue:
+    """The critic at `path` as a value of the reward called `reward`, for use at λ = `lam`.
+
+    Raises:
+        UserError: as for `load_critic`; if there is none, or it is `soft` and was trained for another λ.
+    """
+    if path is None:
+        raise UserError("--model.init_args.critic: none given, needed for guidance at --model.init_args.lam above 0")
+    network, settings = load_critic(path, embedding, reward)
+    soft = settings["objective"] == "soft"
+    if soft and settings["lam"] != lam:
+        raise UserError(f"--model.init_args.lam: {lam} given, but the soft critic {path} was trained for {settings['lam']}")
+    return RewardValue(network, lam if soft else 1.0)
+
+
+def _frozen(network: N, weights: dict[str, Tensor], option: str, path: str) -> N:
+    load_weights(network, weights, option, path)
+    return network.eval().requires_grad_(False)
