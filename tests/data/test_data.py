@@ -54,7 +54,7 @@ def test_samples_with_prompts_start_with_them(lm_folder: Path, tmp_path: Path) -
     prompts = tmp_path / "p.txt"
     prompts.write_text("the good\n\nthe cheap food\n")
     data = samples(lm_folder, tmp_path, prompts=str(prompts))
-    batch = data.train_rows.__getitems__(list(range(20)))
+    batch = data.train_rows[list(range(20))]
     starts = [data.lm.tokenizer.decode(row[mask]) for row, mask in zip(batch["tokens"], batch["prompt_mask"], strict=True)]
     assert set(starts) == {"the good", "the cheap food"}
     assert torch.equal(fill_after_end(batch["tokens"], batch["prompt_mask"], data.lm.end_id), batch["tokens"])
