@@ -10,6 +10,21 @@ from torch import nn
 from dia_lightning.resources import UserError
 
 
+def check_recipe(lr: float, weight_decay: float, warmup_steps: int) -> None:
+    """That the options of a module make an optimiser.
+
+    Raises:
+        UserError: naming the option that does not.
+    """
+    for option, value, fits, allowed in (
+        ("lr", lr, 0 < lr < math.inf, "above 0"),
+        ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "0 or more"),
+        ("warmup_steps", warmup_steps, warmup_steps >= 0, "0 or more"),
+    ):
+        if not fits:
+            raise UserError(f"--model.init_args.{option}: {value} given, must be {allowed}")
+
+
 def adamw_warmup_cosine(
     parameters: Iterable[tuple[str, nn.Parameter]],
     lr: float,
@@ -22,8 +37,9 @@ def adamw_warmup_cosine(
     Biases, norms and other vectors are not decayed. `total_steps` counts optimiser steps.
 
     Raises:
-        UserError: if the number of steps is unknown (neither `max_steps` nor `max_epochs` given).
+        UserError: if the number of steps is unknown (neither `max_steps` nor `max_epochs` given), or see `check_recipe`.
     """
+    check_recipe(lr, weight_decay, warmup_steps)
     if not 0 < total_steps < 1 << 60:
         raise UserError("--trainer.max_steps: give a number of steps, the cosine schedule needs its end")
     named = [(n, p) for n, p in parameters if p.requires_grad]

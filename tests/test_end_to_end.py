@@ -85,6 +85,16 @@ def test_training_writes_where_the_configs_say(workshop: Path) -> None:
     assert len(contents("runs/samples")) == 1
 
 
+def test_unguided_samples_and_their_log_p_are_on_tensorboard(workshop: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator("runs/ddpm_tiny/version_0").Reload()
+    (log_p,) = events.Scalars("val/log_p_per_token")
+    assert -20 < log_p.value < 0
+    (texts,) = events.Tensors("val/samples/text_summary")
+    assert len(texts.tensor_proto.string_val[0].decode().split("\n\n")) == 8
+
+
 def test_the_base_model_has_learnt_its_corpus(workshop: Path) -> None:
     lm = BaseLM.load(LM)
     assert lm.vocab_size == 300

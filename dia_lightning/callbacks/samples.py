@@ -29,7 +29,7 @@ class UnguidedSamples(L.Callback):
     def on_validation_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        # Here and not at the epoch's end: EMAWeightAveraging has its weights in the module only in between.
+        # Here and not at the epoch's end: WeightEMA has its weights in the module only in between.
         if batch_idx or trainer.sanity_checking or not isinstance(pl_module, DenoiserModule):
             return
         lm, device = pl_module.lm.to(pl_module.device), pl_module.device

@@ -11,7 +11,7 @@ from dia_lightning.critic.loss import OBJECTIVES, SOFT_CLIP
 from dia_lightning.critic.network import CriticNetwork
 from dia_lightning.diffusion.denoiser import NetworkSize
 from dia_lightning.diffusion.loss import Noised
-from dia_lightning.diffusion.module import N_BANDS, NoisedRowsModule
+from dia_lightning.diffusion.module import BANDS, N_BANDS, NoisedRowsModule
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import CachedReward, call_reward
 from dia_lightning.types import Reward
@@ -54,6 +54,8 @@ class CriticModule(NoisedRowsModule):
         super().__init__(base_lm, schedule, denoiser, max_length, lr, weight_decay, warmup_steps, seed)
         if objective not in OBJECTIVES:
             raise UserError(f"--model.init_args.objective: {objective!r} given, allowed are {', '.join(OBJECTIVES)}")
+        if objective == "soft" and lam == 0:
+            raise UserError("--model.init_args.lam: 0 given, --model.init_args.objective soft needs another λ")
         self.reward, self.objective, self.lam = CachedReward(reward), objective, lam
         size = NetworkSize(width, layers, heads, max_length, rotary)
         self.network = CriticNetwork(self.embedding.dim, self.schedule, size)
@@ -63,63 +65,61 @@ class CriticModule(NoisedRowsModule):
     def on_fit_start(self) -> None:
         """Standardise: mean and scale of the reward over the held-out rows."""
         rows = self.trainer.datamodule.val_rows  # type: ignore[attr-defined]
-        batch = rows.__getitems__(list(range(len(rows))))
+        batch = rows[list(range(len(rows)))]
         rewards = self._rewards({k: v.to(self.device) for k, v in batch.items()})
         if not float(rewards.std()) > 0:
             raise UserError(f"--model.init_args.reward: {self.reward.name} is {float(rewards.mean()):g} on every sample")
-        self.network.mean.copy_(rewards.mean())
-        self.network.scale.copy_(rewards.std())
+        self.network.mean.copy_(self._units * rewards.mean())
+        self.network.scale.copy_(rewards.new_ones(()) if self.objective == "soft" else rewards.std())
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        noised = self._noised(batch, self.trainer.global_step)
-        target = self._standardised_rewards(batch)
+        noised = self._clean(batch) if self.objective == "clean" else self.noised(batch, self.batch_number)
+        target = self._targets(batch)
         value = self.network.standardised(noised.z, noised.t)
-        lam = self.lam * float(self.network.scale) if self.objective == "soft" else 1.0
-        loss = OBJECTIVES[self.objective](value, target, lam).mean()
+        loss = OBJECTIVES[self.objective](value, target).mean()
         if self.objective == "soft":
-            self.log("train/clipped", (lam * target - value > SOFT_CLIP).float().mean(), sync_dist=True)
+            self.log("train/clipped", (target - value > SOFT_CLIP).float().mean(), sync_dist=True)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        self._moments = torch.zeros(4, N_BANDS, device=self.device)
+        # Rows: squared error, target, its square, count; columns: the bands, and all rows without noise.
+        self._moments = torch.zeros(4, N_BANDS + 1, device=self.device)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        noised = self._noised(batch, -1 - batch_idx)
-        target = self._standardised_rewards(batch)
-        error = (self._point_estimate(noised) - target).square()
+        noised, clean, target = self.noised(batch, -1 - batch_idx), self._clean(batch), self._targets(batch)
         level = torch.where(noised.noised, noised.t, 0.0).amax(1)
-        for row, values in enumerate((error, target, target.square())):
-            total, count = self.band_means(values, level)
-            self._moments[row] += total
-        self._moments[3] += count
-
-    def _point_estimate(self, noised: Noised) -> Tensor:
-        value = self.network.standardised(noised.z, noised.t)
-        return value / (self.lam * float(self.network.scale)) if self.objective == "soft" else value
+        for columns, rows in ((slice(N_BANDS), noised), (slice(N_BANDS, None), clean)):
+            error = (self.network.standardised(rows.z, rows.t) - target).square()
+            for row, values in enumerate((error, target, target.square(), torch.ones_like(target))):
+                self._moments[row, columns] += self.band_sums(values, level) if rows is noised else values.sum()
 
     def on_validation_epoch_end(self) -> None:
-        """R² on held-out samples, in five bands of each row's highest noise level u (for `soft`, of h/λ)."""
+        """R² on held-out samples, in five bands of each row's highest noise level u, and on clean text (for `soft`, of h/λ)."""
         moments = self.trainer.strategy.reduce(self._moments, reduce_op="sum")
         assert isinstance(moments, Tensor)
-        for band, (error, total, square, count) in enumerate(moments.T):
-            spread = square - total.square() / count.clamp_min(1)
-            name = f"val/r2_u_{band / N_BANDS:.1f}_{(band + 1) / N_BANDS:.1f}"
-            self.log(name, 1 - error / spread.clamp_min(1e-6), rank_zero_only=True)
-        error, total, square, count = moments.sum(1)
-        self.log("val/r2", 1 - error / (square - total.square() / count), prog_bar=True, rank_zero_only=True)
+        names = [*(f"val/r2_{band}" for band in BANDS), "val/r2_clean", "val/r2"]
+        columns = [*moments.T, moments[:, :N_BANDS].sum(1)]
+        for name, (error, total, square, count) in zip(names, columns, strict=True):
+            spread = square - total.square() / count
+            if spread > 1e-6:  # neither an empty band (NaN) nor one of equal rewards has an R²
+                self.log(name, 1 - error / spread, prog_bar=name == "val/r2", sync_dist=True)
 
-    def _noised(self, batch: dict[str, Tensor], stream: int) -> Noised:
-        noised = self.noised(batch, stream)
-        if self.objective != "clean":
-            return noised
-        return Noised(self.embedding(batch["tokens"]), torch.zeros_like(noised.t), torch.zeros_like(noised.noised))
+    def _clean(self, batch: dict[str, Tensor]) -> Noised:
+        tokens = batch["tokens"]
+        return Noised(self.embedding(tokens), tokens.new_zeros(tokens.shape, dtype=torch.float32), torch.zeros_like(tokens) > 0)
 
     def _rewards(self, batch: dict[str, Tensor]) -> Tensor:
         return call_reward(self.reward, self.lm.decode(batch["tokens"], batch["prompt_mask"])).to(self.device)
 
-    def _standardised_rewards(self, batch: dict[str, Tensor]) -> Tensor:
-        return (self._rewards(batch) - self.network.mean) / self.network.scale
+    @property
+    def _units(self) -> float:
+        """`soft` learns in units of λ r."""
+        return self.lam if self.objective == "soft" else 1.0
+
+    def _targets(self, batch: dict[str, Tensor]) -> Tensor:
+        """What `network.standardised` is to be, (B,)."""
+        return (self._units * self._rewards(batch) - self.network.mean) / self.network.scale
 
     def settings(self) -> dict[str, Any]:
         return {

@@ -24,6 +24,10 @@ class ModelSamples(TokenData):
     goes on with the first missing shard, and more texts later only add shards. The folder's name is a hash of everything
     that determines the rows.
 
+    A run of few steps draws no more shards than its steps use. As rows are independent draws, the first epoch takes them
+    in the order in which they were drawn: step k sees the same rows however long the run is, and when it is prolonged
+    later the missing shards are drawn and it goes on with the rows after the last.
+
     Args:
         base_lm: hub id or folder of p_θ.
         n_texts: training rows; `n_val` more are held out.
@@ -35,6 +39,8 @@ class ModelSamples(TokenData):
         shard_size: rows a shard, which is also the batch in which they are drawn.
         seed: of the samples, and of the order of batches.
     """
+
+    shuffled = 1
 
     def __init__(
         self,
@@ -66,16 +72,23 @@ class ModelSamples(TokenData):
         return self._lm
 
     @property
+    def device(self) -> torch.device:
+        """Where rows are drawn."""
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
+    @property
     def folder(self) -> Path:
         """The cache folder of these settings."""
-        key = {
-            "weights": _fingerprint(self.lm),
+        key: dict[str, Any] = {
+            "weights": fingerprint(self.lm),
             "prompts": read_prompts(self.prompts) if self.prompts else None,
             "max_length": self.max_length,
             "temperature": self.temperature,
             "shard_size": self.shard_size,
             "seed": self.seed,
         }
+        if self.device.type != "cpu":  # generators of another kind of device draw other numbers
+            key["device"] = self.device.type
         return self.cache / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
 
     def shard_path(self, folder: Path, shard: int) -> Path:
@@ -83,9 +96,20 @@ class ModelSamples(TokenData):
 
     @property
     def n_shards(self) -> int:
-        return -(-(self.n_texts + self.n_val) // self.shard_size)
+        """Shards that this run uses: held-out rows come first."""
+        return -(-(min(self.n_texts, self._rows_of_all_steps()) + self.n_val) // self.shard_size)
+
+    def _rows_of_all_steps(self) -> int:
+        trainer = self.trainer
+        if not trainer or trainer.max_steps < 0:
+            return self.n_texts
+        world = trainer.num_nodes * trainer.num_devices
+        return max(1, trainer.max_steps) * trainer.accumulate_grad_batches * self.batch_size * world
 
     def prepare_data(self) -> None:
+        if self.max_length > self.lm.max_length:
+            allowed = f"{self.base_lm} allows at most {self.lm.max_length}"
+            raise UserError(f"--data.init_args.max_length: {self.max_length} given, {allowed}")
         folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
         missing = [i for i in range(self.n_shards) if not self.shard_path(folder, i).exists()]
@@ -96,12 +120,11 @@ class ModelSamples(TokenData):
         from rich.progress import track
         from safetensors.torch import save_file
 
-        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        self.lm.to(device)
+        self.lm.to(self.device)
         for shard in track(missing, description=f"Sampling from {self.base_lm}"):
             path = self.shard_path(folder, shard)
             partial = path.with_suffix(f".tmp{os.getpid()}")
-            save_file(self.draw(shard, device), partial)
+            save_file(self.draw(shard, self.device), partial)
             partial.replace(path)
 
     def draw(self, shard: int, device: torch.device) -> dict[str, Tensor]:
@@ -129,13 +152,18 @@ class ModelSamples(TokenData):
         return {"samples": self.folder.name}
 
 
-def _fingerprint(lm: BaseLM) -> str:
+def fingerprint(lm: BaseLM) -> str:
     """A hash of all weights and of the tokenizer."""
-    tokenizer = json.loads(lm.tokenizer.backend_tokenizer.to_str())
-    # Left behind by the last call of the tokenizer, not part of what it is.
-    tokenizer.pop("truncation"), tokenizer.pop("padding")
-    digest = hashlib.sha256(json.dumps(tokenizer, sort_keys=True).encode())
+    digest = hashlib.sha256(tokenizer_content(lm.tokenizer).encode())
     for name, weight in sorted(lm.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def tokenizer_content(tokenizer: Any) -> str:
+    """Everything that a tokenizer is, in one string."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Left behind by the last call of the tokenizer, not part of what it is.
+    content.pop("truncation"), content.pop("padding")
+    return json.dumps(content, sort_keys=True)

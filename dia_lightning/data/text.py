@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dia_lightning.data.base import TokenData, TokenRows
+from dia_lightning.lm import _resolve
 from dia_lightning.resources import UserError, find_path, require_path
 
 END_OF_TEXT = "<|endoftext|>"
@@ -91,8 +92,18 @@ class _Corpus(TokenData):
     def setup(self, stage: str) -> None:
         from transformers import AutoTokenizer
 
-        folder = require_path(self.tokenizer_path, "--data.init_args.tokenizer")
-        self.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        option = "--data.init_args.tokenizer"
+        try:
+            folder = str(find_path(self.tokenizer_path) or _resolve(self.tokenizer_path))
+        except UserError as error:
+            raise UserError(str(error).replace("--model.init_args.base_lm", option)) from error
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+            raise UserError(f"{option}: cannot load {self.tokenizer_path} ({reason})") from error
+        if self.tokenizer.eos_token_id is None:
+            raise UserError(f"{option}: {self.tokenizer_path} has no end token")
         train, val = self.train_and_val_texts()
         self.train_rows = encode_rows(self.tokenizer, train, self.max_length)
         self.val_rows = encode_rows(self.tokenizer, val, self.max_length)
@@ -105,7 +116,7 @@ class TextFiles(_Corpus):
         path: the file with the training texts.
         column: field of a `.jsonl` or `.csv` file that holds the text.
         val_path: a file with held-out texts; without one, `val_fraction` of `path` is held out.
-        tokenizer: folder of a tokenizer in transformers' format.
+        tokenizer: folder of a tokenizer in transformers' format, or hub id.
         train_vocab_size: where that folder does not exist, train a byte-level BPE of this size there; 0 = never.
         max_length: longest row in tokens, end token included; longer texts are cut.
         batch_size: rows a step and process.
@@ -141,7 +152,7 @@ class HubText(_Corpus):
     Args:
         dataset: name on the hub, for example `Skylion007/openwebtext`. config: its configuration, where it has several.
         split: which part. column: the field that holds the text. n_texts: how many to take.
-        tokenizer, train_vocab_size, max_length, batch_size, val_fraction, seed: as for `TextFiles`.
+        tokenizer: folder or hub id. train_vocab_size, max_length, batch_size, val_fraction, seed: as for `TextFiles`.
     """
 
     def __init__(
@@ -159,6 +170,8 @@ class HubText(_Corpus):
         seed: int = 0,
     ) -> None:
         super().__init__(tokenizer, train_vocab_size, max_length, batch_size, val_fraction, seed)
+        if n_texts < 2:
+            raise UserError(f"--data.init_args.n_texts: {n_texts} given, at least 2 allowed")
         self.dataset, self.config, self.hub_split, self.column, self.n_texts = dataset, config, split, column, n_texts
 
     def train_and_val_texts(self) -> tuple[list[str], list[str]]:

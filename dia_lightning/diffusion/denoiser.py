@@ -26,6 +26,9 @@ class NetworkSize:
     rotary: bool = False
 
     def __post_init__(self) -> None:
+        for option in ("width", "layers", "heads", "max_length"):
+            if getattr(self, option) < 1:
+                raise UserError(f"--model.init_args.{option}: {getattr(self, option)} given, at least 1 allowed")
         if self.width % (2 * self.heads):
             raise UserError(f"--model.init_args.width: {self.width} given, must be a multiple of 2 × heads ({self.heads})")
 
@@ -95,7 +98,8 @@ class Trunk(nn.Module):
         self.z_in = nn.Linear(dim, size.width)
         self.z0_in = nn.Linear(dim, size.width, bias=False)
         self.start = nn.Parameter(torch.zeros(size.width))
-        self.positions = nn.Parameter(torch.zeros(size.max_length + 1, size.width))
+        # A trained parameter must have a gradient at every step (DDP): rotary networks leave this one as it is.
+        self.positions = nn.Parameter(torch.zeros(size.max_length + 1, size.width), requires_grad=not size.rotary)
         modulate = nn.Linear(size.width, 6 * size.width)
         self.time = nn.Sequential(nn.Linear(128, size.width), nn.SiLU(), modulate)
         self.blocks = nn.ModuleList(Block(size) for _ in range(size.layers))
@@ -111,9 +115,8 @@ class Trunk(nn.Module):
         """Z (B, T, d), t and alpha (B, T), z0_prev (B, T, d) → (B, T + 1, width), the start position first."""
         if z.shape[1] > self.size.max_length:
             raise ValueError(f"text of {z.shape[1]} tokens, this network was built for {self.size.max_length}")
-        x = self.z_in(alpha[..., None] * z)
-        if z0_prev is not None:
-            x = x + self.z0_in(z0_prev)
+        # `z0_in` has no bias, so that zeros are the same as nothing, but keep its weight in the graph (DDP).
+        x = self.z_in(alpha[..., None] * z) + self.z0_in(torch.zeros_like(z) if z0_prev is None else z0_prev)
         x = torch.cat([self.start.expand(len(x), 1, -1).to(x.dtype), x], 1)
         if not self.size.rotary:
             x = x + self.positions[: x.shape[1]]

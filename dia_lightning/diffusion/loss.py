@@ -59,13 +59,16 @@ def _outside_span(share: Tensor, place: Tensor, scatter: Tensor) -> Tensor:
     return (place < begin + revealed) | (place >= begin + width)
 
 
-def noise(tokens: Tensor, times: Tensor, ends: Tensor, embedding: TokenEmbedding, schedule: Schedule, eps: Tensor) -> Noised:
+def noise(
+    tokens: Tensor, times: Tensor, ends: Tensor, rows: Tensor, embedding: TokenEmbedding, schedule: Schedule, eps: Tensor
+) -> Noised:
     """Noise rows: z = α E(x) + σ ε at (B, T) `times`.
 
-    `ends` (B, T) bool marks end tokens after a text's own; in the first half of the rows they are left clean, so that the
-    network learns both: texts whose length is known, and texts that decide where they end.
+    `ends` (B, T) bool marks end tokens after a text's own; in every second row they are left clean, so that the network
+    learns both: texts whose length is known, and texts that decide where they end. `rows` (B,) numbers the rows in the
+    batch of all processes.
     """
-    known = torch.arange(len(tokens), device=tokens.device)[:, None] % 2 == 0
+    known = (rows % 2 == 0)[:, None]
     t = torch.where(ends & known, 0.0, times)
     alpha, sigma = schedule.alpha(t)[..., None], schedule.sigma(t)[..., None]
     noised = t > 0

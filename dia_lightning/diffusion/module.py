@@ -9,25 +9,28 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from dia_lightning.data.samples import ModelSamples, fingerprint, tokenizer_content
 from dia_lightning.diffusion.checkpoint import load_weights, read_network, save_network
 from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
 from dia_lightning.diffusion.loss import LOSSES, Noised, draw_times, expected_embedding, noise, warp_knots
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
-from dia_lightning.optim import adamw_warmup_cosine
+from dia_lightning.optim import adamw_warmup_cosine, check_recipe
 from dia_lightning.resources import UserError
 from dia_lightning.types import text_mask
 
 _BINS = 100  # of t, for the running loss
 N_BANDS = 5
+BANDS = [f"u_{band / N_BANDS:.1f}_{(band + 1) / N_BANDS:.1f}" for band in range(N_BANDS)]
 
 
 class NoisedRowsModule(L.LightningModule):
     """What denoiser and critic share: p_θ's embedding, the noise of a step, optimiser and export.
 
-    The noise of step k is drawn for the rows of all processes from (seed, k) and each takes its own, so that W processes
-    compute what one does with W times the batch size, and a continued run what an uninterrupted one does.
+    The noise of batch k is drawn for the rows of all processes from (seed, k) and each takes its own, so that W processes
+    compute what one does with W times the batch size, and a continued run what an uninterrupted one does (the data module
+    counts k in the same way).
     """
 
     def __init__(
@@ -35,9 +38,14 @@ class NoisedRowsModule(L.LightningModule):
         max_length: int, lr: float, weight_decay: float, warmup_steps: int, seed: int,
     ) -> None:  # fmt: skip
         super().__init__()
+        check_recipe(lr, weight_decay, warmup_steps)
+        if not 0 <= seed < 1 << 32:
+            raise UserError(f"--model.init_args.seed: {seed} given, allowed are 0 to 4294967295")
         self.base_lm_name, self.max_length, self.seed = base_lm, max_length, seed
         self.lr, self.weight_decay, self.warmup_steps = lr, weight_decay, warmup_steps
         self.lm = BaseLM.load(base_lm)
+        if max_length > self.lm.max_length:
+            raise UserError(f"--model.init_args.max_length: {max_length} given, {base_lm} allows at most {self.lm.max_length}")
         self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer))
         self.schedule_name, self.schedule = schedule, make_schedule(schedule)
         if denoiser is not None:
@@ -46,23 +54,52 @@ class NoisedRowsModule(L.LightningModule):
             self.schedule.set_warp(weights["schedule.knots"])
         self.network: Any
 
+    def setup(self, stage: str) -> None:
+        """Check that the data is of this base model.
+
+        Raises:
+            UserError: if it was drawn from another model, has another tokenizer, or rows longer than the network takes.
+        """
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data.max_length > self.max_length:
+            raise UserError(
+                f"--model.init_args.max_length: {self.max_length} given, rows have up to {data.max_length} tokens "
+                "(--data.init_args.max_length)"
+            )
+        if isinstance(data, ModelSamples) and fingerprint(data.lm) != fingerprint(self.lm):
+            raise UserError(
+                f"--data.init_args.base_lm: {data.base_lm} is another model than {self.base_lm_name} "
+                "(--model.init_args.base_lm); give the same for both"
+            )
+        tokenizer = getattr(data, "tokenizer", None)
+        if tokenizer is not None and tokenizer_content(tokenizer) != tokenizer_content(self.lm.tokenizer):
+            raise UserError(
+                f"--data.init_args.tokenizer: {data.tokenizer_path} is not the tokenizer of {self.base_lm_name} "
+                "(--model.init_args.base_lm); give that model"
+            )
+
     def noised(self, batch: dict[str, Tensor], stream: int) -> Noised:
-        """The batch at training noise; `stream` numbers the draw (the step in training)."""
+        """The batch at training noise; `stream` numbers the draw (`batch_number` in training)."""
         tokens, prompt_mask = batch["tokens"], batch["prompt_mask"]
         world, rank = self.trainer.world_size, self.trainer.global_rank
         generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + stream)
         n_rows = len(tokens) * world
-        times = draw_times(n_rows, self.max_length, self.schedule, generator)[rank::world, : tokens.shape[1]]
+        rows = torch.arange(rank, n_rows, world, device=self.device)
+        times = draw_times(n_rows, self.max_length, self.schedule, generator)[rows, : tokens.shape[1]]
         shape = (n_rows, self.max_length, self.embedding.dim)
-        eps = torch.randn(shape, generator=generator, device=self.device)[rank::world, : tokens.shape[1]]
+        eps = torch.randn(shape, generator=generator, device=self.device)[rows, : tokens.shape[1]]
         ends = ~text_mask(tokens, prompt_mask, self.lm.end_id)
-        return noise(tokens, torch.where(prompt_mask, 0.0, times), ends, self.embedding, self.schedule, eps)
+        return noise(tokens, torch.where(prompt_mask, 0.0, times), ends, rows, self.embedding, self.schedule, eps)
 
-    def band_means(self, values: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums and counts of `values` in five bands of the warped time u; (N,) each."""
+    @property
+    def batch_number(self) -> int:
+        """Batches of the whole run before this one: of several that make one step, each has noise of its own."""
+        return self.trainer.fit_loop.total_batch_idx
+
+    def band_sums(self, values: Tensor, t: Tensor) -> Tensor:
+        """(N_BANDS,) sums of `values` (N,) at times t (N,) in bands of the warped time u."""
         band = (self.schedule.unwarp(t) * N_BANDS).long().clamp(0, N_BANDS - 1)
-        zeros = torch.zeros(N_BANDS, device=values.device)
-        return zeros.index_add(0, band, values.float()), zeros.index_add(0, band, torch.ones_like(values).float())
+        return torch.zeros(N_BANDS, device=values.device).index_add(0, band, values.float())
 
     def configure_optimizers(self) -> Any:
         total = int(self.trainer.estimated_stepping_batches)
@@ -124,6 +161,8 @@ class DenoiserModule(NoisedRowsModule):
         seed: int = 0,
     ) -> None:
         super().__init__(base_lm, schedule, None, max_length, lr, weight_decay, warmup_steps, seed)
+        if time_warp < 0:
+            raise UserError(f"--model.init_args.time_warp: {time_warp} given, must be 0 (never) or more")
         if loss not in LOSSES:
             raise UserError(f"--model.init_args.loss: {loss!r} given, allowed are {', '.join(LOSSES)}")
         self.loss_name, self.time_warp = loss, time_warp
@@ -151,9 +190,8 @@ class DenoiserModule(NoisedRowsModule):
         return LOSSES[self.loss_name](self.network, hidden[keep], query[keep], tokens[keep], t), t
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        step = self.trainer.global_step
-        noised = self.noised(batch, step)
-        values, t = self.losses(batch["tokens"], noised, self_condition=step % 2 == 1)
+        number = self.batch_number
+        values, t = self.losses(batch["tokens"], self.noised(batch, number), self_condition=number % 2 == 1)
         # Mean over the positions of all processes, so that the gradient is that of one process with the whole batch.
         count = self.trainer.strategy.reduce(values.new_tensor(float(len(values))), reduce_op="mean")
         loss = values.sum() / count
@@ -177,13 +215,21 @@ class DenoiserModule(NoisedRowsModule):
             centres = (torch.arange(_BINS, device=t.device) + 0.5) / _BINS
             self.schedule.set_warp(warp_knots(centres[seen], self.loss_in_bin[seen], len(self.schedule.knots) - 1))
 
+    def on_validation_epoch_start(self) -> None:
+        self._in_bands = torch.zeros(2, N_BANDS, device=self.device)
+
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         values, t = self.losses(batch["tokens"], self.noised(batch, -1 - batch_idx), self_condition=True)
-        totals, counts = self.band_means(values, t)
-        for band in range(N_BANDS):
-            name = f"val/loss_u_{band / N_BANDS:.1f}_{(band + 1) / N_BANDS:.1f}"
-            self.log(name, totals[band] / counts[band].clamp_min(1), sync_dist=True)
-        self.log("val/loss", values.mean(), prog_bar=True, sync_dist=True)
+        self._in_bands += torch.stack([self.band_sums(values, t), self.band_sums(torch.ones_like(values), t)])
+
+    def on_validation_epoch_end(self) -> None:
+        """Mean loss over all noised positions, and in each band that has any."""
+        sums = self.trainer.strategy.reduce(self._in_bands, reduce_op="sum")
+        assert isinstance(sums, Tensor)
+        for name, (total, count) in zip(BANDS, sums.T, strict=True):
+            if count > 0:
+                self.log(f"val/loss_{name}", total / count, sync_dist=True)
+        self.log("val/loss", sums[0].sum() / sums[1].sum(), prog_bar=True, sync_dist=True)
 
     def settings(self) -> dict[str, Any]:
         size, tied = self.network.size.as_dict(), self.network.tied_head

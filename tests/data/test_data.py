@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from dia_lightning.data import ModelSamples, PromptData, TextFiles
+from dia_lightning.data import HubText, ModelSamples, PromptData, TextFiles
 from dia_lightning.data.prompts import read_prompts
 from dia_lightning.data.text import read_texts
 from dia_lightning.resources import UserError
@@ -54,7 +56,7 @@ def test_samples_with_prompts_start_with_them(lm_folder: Path, tmp_path: Path) -
     prompts = tmp_path / "p.txt"
     prompts.write_text("the good\n\nthe cheap food\n")
     data = samples(lm_folder, tmp_path, prompts=str(prompts))
-    batch = data.train_rows.__getitems__(list(range(20)))
+    batch = data.train_rows[list(range(20))]
     starts = [data.lm.tokenizer.decode(row[mask]) for row, mask in zip(batch["tokens"], batch["prompt_mask"], strict=True)]
     assert set(starts) == {"the good", "the cheap food"}
     assert torch.equal(fill_after_end(batch["tokens"], batch["prompt_mask"], data.lm.end_id), batch["tokens"])
@@ -114,3 +116,103 @@ def test_prompt_batches_are_numbered_and_skipped(lm_folder: Path) -> None:
     data.skip({0})
     assert [b.index for b in data.predict_dataloader()] == [1]
     assert data.n_batches == 2
+
+
+def in_a_run(data: Any, steps: int, done: int = 0, accumulate: int = 1, device: str = "cpu") -> Any:
+    """`data` as a trainer sees it that has `done` batches behind it."""
+    data.trainer = SimpleNamespace(
+        max_steps=steps, accumulate_grad_batches=accumulate, num_nodes=1, num_devices=1, world_size=1, global_rank=0,
+        fit_loop=SimpleNamespace(total_batch_idx=done - 1), strategy=SimpleNamespace(root_device=torch.device(device)),
+    )  # fmt: skip
+    return data
+
+
+def test_a_short_run_draws_what_it_uses_and_can_be_prolonged(lm_folder: Path, tmp_path: Path) -> None:
+    """4 held-out rows and 3 steps of 4 rows: two shards of 8 (200 rows are 26), whose order a longer run keeps."""
+
+    def batches(steps: int, accumulate: int = 1) -> tuple[int, list[Any]]:
+        made = ModelSamples(str(lm_folder), 200, 4, 12, 4, cache=str(tmp_path), shard_size=8)
+        data = in_a_run(made, steps, accumulate=accumulate)
+        data.prepare_data()
+        data.setup("fit")
+        return len(list(data.folder.glob("*.safetensors"))), [b["tokens"] for b in data.train_dataloader()]
+
+    n_short, short = batches(3)
+    assert n_short == 2
+    n_long, long = batches(3, accumulate=2)
+    assert n_long == 4
+    assert len(short) == 3
+    assert all(torch.equal(a, b) for a, b in zip(short, long, strict=False))
+    assert in_a_run(ModelSamples(str(lm_folder), 200, 4, shard_size=8), -1).n_shards == 26
+    assert in_a_run(ModelSamples(str(lm_folder), 200, 4, shard_size=8), 10**6).n_shards == 26
+
+
+def test_what_a_batch_holds_depends_on_its_number_alone(lm_folder: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "a.txt"
+    texts.write_text("\n".join(f"the food number {i} is good" for i in range(20)) + "\n")
+    for data in (samples(lm_folder, tmp_path), TextFiles(str(texts), tokenizer=str(lm_folder), batch_size=4)):
+        data.setup("fit")
+        n = len(data.train_dataloader())
+
+        def rows(done: int) -> list[list[list[int]]]:
+            return [b["tokens"].tolist() for b in in_a_run(data, -1, done).train_dataloader()]
+
+        epochs = [rows(0), rows(n)]
+        assert epochs[0] != epochs[1]
+        assert rows(2) == epochs[0][2:]
+        assert rows(n + 1) == epochs[1][1:]
+
+
+def test_samples_of_a_gpu_are_kept_apart(lm_folder: Path, tmp_path: Path) -> None:
+    folders = [in_a_run(ModelSamples(str(lm_folder), cache=str(tmp_path)), 1, device=kind).folder for kind in ("cpu", "cuda")]
+    assert folders[0] != folders[1]
+
+
+def test_a_data_set_is_streamed_and_its_tokenizer_found(lm_folder: Path, tmp_path: Path) -> None:
+    """A folder of jsonl files in the place of a data set of the hub; as many texts as asked for, none on both sides."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("\n".join(json.dumps({"body": f"the food number {i} is good"}) for i in range(50)))
+    data = HubText(str(folder), column="body", n_texts=20, tokenizer=str(lm_folder), max_length=16, batch_size=4)
+    data.prepare_data()
+    data.setup("fit")
+    texts = data.tokenizer.batch_decode(torch.cat([data.train_rows.tokens, data.val_rows.tokens]), skip_special_tokens=True)
+    assert sorted(texts) == sorted(f"the food number {i} is good" for i in range(20))
+    with pytest.raises(UserError, match=r"--data.init_args.dataset: cannot stream .*\(.*text"):
+        HubText(str(folder), tokenizer=str(lm_folder)).setup("fit")
+
+
+def test_a_tokenizer_is_looked_up_on_the_hub(lm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`gpt2`, the default, is no path: the hub's copy is used, or the option is named."""
+    (tmp_path / "a.txt").write_text("the good food\nthe bad food\n")
+    asked: list[str] = []
+
+    def fetch(repo_id: str) -> str:
+        asked.append(repo_id)
+        return str(lm_folder)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dia_lightning.lm._fetch", fetch)
+    data = TextFiles("a.txt", tokenizer="gpt2")
+    data.setup("fit")
+    assert asked == ["gpt2"]
+    assert data.train_rows.end_id == data.tokenizer.eos_token_id
+
+    def unreachable(repo_id: str) -> str:
+        raise UserError(f"--model.init_args.base_lm: cannot fetch {repo_id!r}")
+
+    monkeypatch.setattr("dia_lightning.lm._fetch", unreachable)
+    with pytest.raises(UserError, match=r"^--data.init_args.tokenizer: cannot fetch 'gpt2'"):
+        TextFiles("a.txt", tokenizer="gpt2").setup("fit")
+
+
+def test_impossible_data_options_are_named(lm_folder: Path) -> None:
+    for options, message in (
+        ({"seed": 1 << 70}, "--data.init_args.seed: .* allowed are 0 to"),
+        ({"seed": -1}, "--data.init_args.seed"),
+        ({"max_length": 999}, "--data.init_args.max_length: 999 given, .* at most 31"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ModelSamples(str(lm_folder), **options).prepare_data()  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"--data.init_args.n_texts: 0 given"):
+        HubText("x", n_texts=0)

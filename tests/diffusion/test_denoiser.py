@@ -107,7 +107,7 @@ def test_losses_by_hand(embedding: TokenEmbedding) -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, embedding.vocab_size, (2, 8), generator=generator)
     t, eps = torch.full((2, 8), 0.6), torch.randn(2, 8, 16, generator=generator)
-    noised = noise(tokens, t, torch.zeros(2, 8, dtype=torch.bool), embedding, net.schedule, eps)
+    noised = noise(tokens, t, torch.zeros(2, 8, dtype=torch.bool), torch.arange(2), embedding, net.schedule, eps)
     hidden, query = net.hidden(noised.z, noised.t)
     z0 = embedding.expected(net.readout(hidden, query))
     alpha, sigma = net.schedule.alpha(t)[..., None], net.schedule.sigma(t)[..., None]
@@ -123,7 +123,7 @@ def test_noise_leaves_clean_what_is_clean(embedding: TokenEmbedding) -> None:
     t[:, 0] = 0
     ends = torch.zeros(2, 8, dtype=torch.bool)
     ends[:, -2:] = True
-    noised = noise(tokens, t, ends, embedding, make_schedule("cosine"), torch.ones(2, 8, 16))
+    noised = noise(tokens, t, ends, torch.tensor([4, 7]), embedding, make_schedule("cosine"), torch.ones(2, 8, 16))
     assert noised.noised.tolist() == [[False] + [True] * 5 + [False] * 2, [False] + [True] * 7]
     assert torch.equal(noised.z[~noised.noised], embedding(tokens)[~noised.noised])
     schedule = make_schedule("cosine")
