@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class ModelSamples(TokenData):
     def folder(self) -> Path:
         """The cache folder of these settings."""
         key = {
-            "weights": _fingerprint(self.lm),
+            "weights": fingerprint(self.lm),
             "prompts": read_prompts(self.prompts) if self.prompts else None,
             "max_length": self.max_length,
             "temperature": self.temperature,
@@ -129,13 +130,14 @@ class ModelSamples(TokenData):
         return {"samples": self.folder.name}
 
 
-def _fingerprint(lm: BaseLM) -> str:
-    """A hash of all weights and of the tokenizer."""
+def fingerprint(lm: BaseLM, others: Mapping[str, Tensor] | None = None) -> str:
+    """A hash of all weights and of the tokenizer, and of the weights of other networks, if any."""
     tokenizer = json.loads(lm.tokenizer.backend_tokenizer.to_str())
     # Left behind by the last call of the tokenizer, not part of what it is.
     tokenizer.pop("truncation"), tokenizer.pop("padding")
     digest = hashlib.sha256(json.dumps(tokenizer, sort_keys=True).encode())
-    for name, weight in sorted(lm.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for weights in (lm.model.state_dict(), others or {}):
+        for name, weight in sorted(weights.items()):
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
