@@ -26,6 +26,7 @@ from dia_lightning.resources import UserError
 _IGNORED_WARNINGS = (
     "num_workers", r"isinstance\(treespec", "litlogger", "logging interval", "args parameter is intended",
     "Precision bf16-mixed is not", "The dirpath has changed", "WeightAveraging state cannot be restored",
+    "across ranks is zero",
 )  # fmt: skip
 # What no user can act on: advertising, and what is absent.
 _CHATTER = re.compile(

@@ -56,7 +56,7 @@ class Generations:
     tokens (B, T) int64 in canonical form; texts, without the prompt; log_p (B,) nats of the text and its end token under
     p_θ given the prompt; n_tokens (B,) int64 of the same; latency_s, seconds for the whole batch; nfe, evaluations of each
     network per text; accept_rate (B,), share of accepted moves where the method has moves; diagnostics, further figures
-    (B,) by name.
+    (B,) by name; warm, False for the first batch of a process, whose time includes compilation and caches.
     """
 
     index: int
@@ -74,6 +74,7 @@ class Generations:
     nfe: dict[str, int] = field(default_factory=dict)
     accept_rate: Tensor | None = None
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    warm: bool = True
 
 
 class Denoiser(Protocol):

@@ -371,9 +371,11 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, lightning: Run) -> None:
     assert running.returncode == 130
     assert err == "interrupted; finished batches are kept, the same command goes on from there\n"
     assert finished
-    assert not (tmp_path / "out/predictions.jsonl").exists()
+    assert json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))["complete"] is False
+    readable = (tmp_path / "out/predictions.jsonl").read_text(encoding="utf-8").splitlines()
     before = {path: path.stat().st_mtime_ns for path in sorted(tmp_path.glob("out/parts/*/*.json"))}
     assert len(before) < 8
+    assert [json.loads(line)["id"] for line in readable] == list(range(2 * len(before)))
     code, out, err = lightning(*arguments)
     assert code == 0, err
     assert f"{len(before)} of 8 batches were there" in out

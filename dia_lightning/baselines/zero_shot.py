@@ -40,5 +40,4 @@ class ZeroShotModule(SamplerModule):
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
 
     def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
-        tokens = self.lm.generate(batch.tokens, batch.prompt_mask, generator, self.temperature, self.top_k, self.top_p)
-        return Drawn(tokens, {"base_lm": tokens.shape[1]})
+        return self.draw_base(batch, generator, self.temperature, self.top_k, self.top_p)

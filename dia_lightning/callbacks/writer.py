@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import json
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -15,23 +14,13 @@ import torch
 from torch import Tensor
 
 from dia_lightning import __version__
+from dia_lightning.callbacks.run_key import SCHEMA, run_key
+from dia_lightning.data.prompts import PromptData
 from dia_lightning.metrics import compute_metrics
-from dia_lightning.reports.tables import print_results
+from dia_lightning.reports.tables import print_results, print_unfinished
 from dia_lightning.resources import UserError
 from dia_lightning.sampling.base import SamplerModule
 from dia_lightning.types import Generations
-
-SCHEMA = 1
-
-
-def describe(part: Any) -> Any:
-    """The constructor arguments of `part` by name, nested, as JSON values: what determines a run."""
-    if part is None or isinstance(part, str | int | float | bool):
-        return part
-    if isinstance(part, list | tuple):
-        return [describe(item) for item in part]
-    names = [name for name in inspect.signature(type(part).__init__).parameters if name != "self"]
-    return {"class": type(part).__qualname__} | {n: describe(getattr(part, n)) for n in names if hasattr(part, n)}
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -80,11 +69,20 @@ def _from_json(fields: dict[str, Any]) -> Generations:
     return Generations(**fields)
 
 
+def _without_nan(value: Any) -> Any:
+    """NaN and infinity, which JSON does not have, as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return {key: _without_nan(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
 class PredictionWriter(L.Callback):
     """`predictions.jsonl`, `metrics.json` and the table at the end.
 
     Every batch goes to a file of its own under `parts/<hash of the settings>`; at the end rank zero merges them in order.
-    A rerun with the same settings draws only the batches that are missing.
+    A rerun with the same settings draws only the batches that are missing. A run that ends early, by an error, Ctrl-C or
+    a limit on batches, leaves the texts that it has in `predictions.jsonl`, and a `metrics.json` with `complete: false`
+    and without figures.
 
     Args:
         folder: where to write.
@@ -97,16 +95,16 @@ class PredictionWriter(L.Callback):
         self._n_batches = self._n_resumed = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._hash = ""
         if stage not in ("predict", "test"):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(pl_module, SamplerModule) or not hasattr(data, "skip"):
+        if not isinstance(pl_module, SamplerModule) or not isinstance(data, PromptData):
             raise UserError(
                 f"--model: {type(pl_module).__name__} does not sample; give a sampler (for example --config "
                 "configs/dia_tiny.yaml), with --data PromptData"
             )
-        settings = {"model": describe(pl_module), "data": describe(data), "version": __version__}
-        self._hash = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        self._hash = run_key(trainer, pl_module, data)
         try:
             self._parts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -132,27 +130,51 @@ class PredictionWriter(L.Callback):
     on_test_batch_end = on_predict_batch_end
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Merge on rank zero, if every batch is there (after an interruption some are not)."""
-        if stage not in ("predict", "test") or not self._hash:
-            return
-        trainer.strategy.barrier()
-        paths = sorted(self._parts.glob("*.json"))
-        if not trainer.is_global_zero or len(paths) < self._n_batches:
+        """Merge on rank zero, when every process has finished."""
+        if self._hash:
+            trainer.strategy.barrier()
+            self._merge(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Make the finished batches readable."""
+        if self._hash:
+            self._merge(trainer)
+
+    def _merge(self, trainer: L.Trainer) -> None:
+        paths = sorted(self._parts.glob("*.json")) if trainer.is_global_zero else []
+        if not paths:
             return
         parts = [[_from_json(g) for g in json.loads(path.read_text(encoding="utf-8"))] for path in paths]
         runs = [list(run) for run in zip(*parts, strict=True)]
-        names = ["predictions.jsonl", "base_predictions.jsonl"]
-        for name, run in zip(names, runs, strict=False):
-            lines = [json.dumps(record, ensure_ascii=False) for batch in run for record in records(batch)]
+        # An earlier run's may be there, which do not belong to these texts.
+        for name in ("metrics.json", "base_predictions.jsonl"):
+            (self.folder / name).unlink(missing_ok=True)
+        for name, run in zip(("predictions.jsonl", "base_predictions.jsonl"), runs, strict=False):
+            lines = [_dumps(record) for batch in run for record in records(batch)]
             write_atomically(self.folder / name, "\n".join(lines) + "\n")
-        metrics = [{"method": run[0].method, **compute_metrics(run)} for run in runs]
-        result = {"schema": SCHEMA, **metrics[0], "config_hash": self._hash, "versions": _versions()}
+        complete = len(paths) == self._n_batches
+        metrics = [
+            {"method": run[0].method, **(_without_nan(compute_metrics(run)) if complete else {"n": sum(map(_size, run))})}
+            for run in runs
+        ]
+        result = {"schema": SCHEMA, "complete": complete, **metrics[0], "config_hash": self._hash, "versions": _versions()}
         if len(metrics) > 1:
             result["base"] = metrics[1]
-        write_atomically(self.folder / "metrics.json", json.dumps(result, indent=2) + "\n")
+        write_atomically(self.folder / "metrics.json", _dumps(result, indent=2) + "\n")
+        if not complete:
+            print_unfinished(self.folder, len(paths), self._n_batches)
+            return
         if trainer.logger:
             trainer.logger.log_metrics({k: v for k, v in metrics[0].items() if isinstance(v, float)})
         print_results(metrics, runs, self.folder, self.n_shown, self._n_resumed, self._n_batches)
+
+
+def _size(batch: Generations) -> int:
+    return len(batch.texts)
+
+
+def _dumps(value: dict[str, Any], indent: int | None = None) -> str:
+    return json.dumps(_without_nan(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
 def _versions() -> dict[str, str]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError, require_path
@@ -68,24 +67,31 @@ def prompt_rows(lm: BaseLM, prompts: list[str], max_length: int) -> tuple[torch.
     return tokens, mask
 
 
-class _Batches(Dataset[Prompts]):
-    def __init__(self, lm: BaseLM, texts: list[str], batch_size: int, max_length: int) -> None:
-        self.lm, self.texts, self.batch_size, self.max_length = lm, texts, batch_size, max_length
-        self.wanted = list(range(-(-len(texts) // batch_size)))
+class _Batches:
+    """The batches of a run that one process draws, by their numbers.
+
+    No `DataLoader`: Lightning would split one among the processes itself, and fails where a process has nothing to do.
+    """
+
+    def __init__(self, lm: BaseLM, texts: list[str], batch_size: int, max_length: int, indices: list[int]) -> None:
+        self.lm, self.texts, self.batch_size, self.max_length, self.indices = lm, texts, batch_size, max_length, indices
 
     def __len__(self) -> int:
-        return len(self.wanted)
+        return len(self.indices)
 
-    def __getitem__(self, i: int) -> Prompts:
-        index = self.wanted[i]
-        start = index * self.batch_size
-        texts = self.texts[start : start + self.batch_size]
-        tokens, mask = prompt_rows(self.lm, texts, self.max_length)
-        return Prompts(index, list(range(start, start + len(texts))), texts, tokens, mask)
+    def __iter__(self) -> Iterator[Prompts]:
+        for index in self.indices:
+            start = index * self.batch_size
+            texts = self.texts[start : start + self.batch_size]
+            tokens, mask = prompt_rows(self.lm, texts, self.max_length)
+            yield Prompts(index, list(range(start, start + len(texts))), texts, tokens, mask)
 
 
 class PromptData(L.LightningDataModule):
     """Work for `lightning predict`: `n_texts` texts for every prompt, or `n_texts` without a prompt.
+
+    Attributes:
+        texts: after `setup`, the prompt of every text of the run.
 
     Args:
         prompts: a `.txt` or `.jsonl` file, a list of strings, or nothing.
@@ -109,19 +115,26 @@ class PromptData(L.LightningDataModule):
                 raise UserError(f"--data.init_args.{option}: {value} given, at least 1 allowed")
         self.base_lm, self.prompts, self.n_texts = base_lm, prompts, n_texts
         self.batch_size, self.max_length = batch_size, max_length
-        self.batches: _Batches
+        # A process may have no batch: fewer may be left than there are processes.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.lm: BaseLM
+        self.texts: list[str] = []
+        self.wanted: list[int] = []
 
     def setup(self, stage: str) -> None:
         model = self.trainer.lightning_module if self.trainer else None
-        lm = getattr(model, "lm", None) or BaseLM.load(self.base_lm)
-        if self.max_length > lm.max_length:
-            raise UserError(f"--data.init_args.max_length: {self.max_length} given, {lm.name} allows at most {lm.max_length}")
+        self.lm = getattr(model, "lm", None) or BaseLM.load(self.base_lm)
+        if self.max_length > self.lm.max_length:
+            raise UserError(
+                f"--data.init_args.max_length: {self.max_length} given, {self.lm.name} allows at most {self.lm.max_length}"
+            )
         prompts = [""] if self.prompts is None else self.prompts
         prompts = read_prompts(prompts) if isinstance(prompts, str) else prompts
         if not prompts:
             raise UserError("--data.init_args.prompts: an empty list given; leave the option out to sample without")
-        self.batches = _Batches(lm, [p for p in prompts for _ in range(self.n_texts)], self.batch_size, self.max_length)
-        self.batches[0]  # a prompt that is too long is an error now, not after hours
+        prompt_rows(self.lm, prompts, self.max_length)  # a prompt that is too long is an error now, not after hours
+        self.texts = [prompt for prompt in prompts for _ in range(self.n_texts)]
+        self.skip(set())
 
     def transfer_batch_to_device(self, batch: Prompts, device: torch.device, dataloader_idx: int) -> Prompts:
         return replace(batch, tokens=batch.tokens.to(device), prompt_mask=batch.prompt_mask.to(device))
@@ -129,14 +142,16 @@ class PromptData(L.LightningDataModule):
     @property
     def n_batches(self) -> int:
         """Batches of the whole run."""
-        return -(-len(self.batches.texts) // self.batch_size)
+        return -(-len(self.texts) // self.batch_size)
 
     def skip(self, done: set[int]) -> None:
         """Leave out batches that an earlier run has finished."""
-        self.batches.wanted = [index for index in range(self.n_batches) if index not in done]
+        self.wanted = [index for index in range(self.n_batches) if index not in done]
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.batches, batch_size=None)
+    def predict_dataloader(self) -> _Batches:
+        """Process r of W draws the batches r, r + W, … of those that are wanted."""
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        return _Batches(self.lm, self.texts, self.batch_size, self.max_length, self.wanted[rank::world])
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> _Batches:
         return self.predict_dataloader()

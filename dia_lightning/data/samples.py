@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +153,13 @@ class ModelSamples(TokenData):
         return {"samples": self.folder.name}
 
 
-def fingerprint(lm: BaseLM) -> str:
-    """A hash of all weights and of the tokenizer."""
+def fingerprint(lm: BaseLM, others: Mapping[str, Tensor] | None = None) -> str:
+    """A hash of all weights and of the tokenizer, and of the weights of other networks, if any."""
     digest = hashlib.sha256(tokenizer_content(lm.tokenizer).encode())
-    for name, weight in sorted(lm.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for weights in (lm.model.state_dict(), others or {}):
+        for name, weight in sorted(weights.items()):
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -77,7 +77,7 @@ class SelfBLEU(_TextMetric):
     >>> metric.update(["the food is good", "the food is bad"])
     >>> metric.update(["quite another text here"])
     >>> metric.compute()
-    tensor(39.6392, dtype=torch.float64)
+    tensor(39.6402, dtype=torch.float64)
     """
 
     higher_is_better = False

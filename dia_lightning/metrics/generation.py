@@ -55,8 +55,8 @@ class GenerationMetrics(nn.Module):
         self.latency = SecondsPer100Tokens(**kwargs)
         self.nfe = NetworkCalls(nfe_kinds, **kwargs)
 
-    def update(self, generations: Generations, warm: bool) -> None:
-        """Add one batch; `warm` is False for the first batch of a process, whose time includes compilation and caches.
+    def update(self, generations: Generations) -> None:
+        """Add one batch.
 
         Raises:
             ValueError: the fields of the batch do not have one length, or a reward is unknown, missing or not finite.
@@ -69,7 +69,7 @@ class GenerationMetrics(nn.Module):
             metric.update(batch.rewards[name])
         self.perplexity.update(batch.log_p, batch.n_tokens)
         self.text.update(batch.texts)
-        self.latency.update(batch.latency_s, int(batch.n_tokens.sum()), warm)
+        self.latency.update(batch.latency_s, int(batch.n_tokens.sum()), batch.warm)
         self.n.update(len(batch.texts))
 
     def _by_name(self) -> list[tuple[str, MeanReward]]:
@@ -116,7 +116,7 @@ class GenerationMetrics(nn.Module):
 def compute_metrics(batches: Iterable[Generations]) -> dict[str, Any]:
     """All figures of a run whose batches lie in this process, with the keys of `metrics.json`.
 
-    Those of `GenerationMetrics`, batch 0 being the warm-up, but with one entry `nfe`: by kind, the network calls that the
+    Those of `GenerationMetrics`, but with one entry `nfe`: by kind, the network calls that the
     batch of a text took, averaged over texts, and with the means of `accept_rate` and of each of the diagnostics, if any.
 
     Raises:
@@ -128,7 +128,7 @@ def compute_metrics(batches: Iterable[Generations]) -> dict[str, Any]:
     kinds = list(dict.fromkeys(kind for batch in batches for kind in batch.nfe))
     metrics = GenerationMetrics(list(batches[0].rewards), kinds, sync_on_compute=False)
     for batch in batches:
-        metrics.update(batch, warm=batch.index > 0)
+        metrics.update(batch)
     figures = metrics.compute()
     for kind in kinds:
         del figures[f"nfe_{kind}"]

@@ -31,7 +31,7 @@ def print_results(
     order = sorted(range(len(metrics)), key=lambda i: metrics[i]["method"] != "zero_shot")
     table = Table("", *(_title(metrics[i]["method"]) for i in order))
     for key, label, form in _ROWS:
-        table.add_row(label, *(form.format(metrics[i][key]) for i in order))
+        table.add_row(label, *("–" if metrics[i][key] is None else form.format(metrics[i][key]) for i in order))
     console.print(table)
     for i in order:
         console.print(Text(f"{_title(metrics[i]['method'])}:", style="bold"))
@@ -41,6 +41,18 @@ def print_results(
     if n_resumed:
         console.print(f"{n_resumed} of {n_batches} batches were there from an earlier run with the same settings.")
     console.print(f"Wrote {folder / 'predictions.jsonl'} and {folder / 'metrics.json'}", soft_wrap=True)
+
+
+def print_unfinished(folder: Path, n_done: int, n_batches: int) -> None:
+    """How much of a run is there, where, and how to get the rest."""
+    from rich.console import Console
+
+    Console().print(
+        f"{n_done} of {n_batches} batches are finished, {n_batches - n_done} are missing; their texts are in "
+        f"{folder / 'predictions.jsonl'}, figures come with the last batch. The same command again, without a limit on "
+        "batches, draws what is missing.",
+        soft_wrap=True,
+    )
 
 
 def _title(method: str) -> str:

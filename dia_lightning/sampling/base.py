@@ -56,22 +56,25 @@ class SamplerModule(L.LightningModule):
 
     def predict_step(self, batch: Prompts, batch_idx: int = 0) -> list[Generations]:
         """The method's texts, and with `compare_base` as many samples of p_θ for the same prompts."""
-        generations = [self._generate(batch, self.draw, self.method, 0)]
+        warm = batch_idx > 0
+        generations = [self._generate(batch, self.draw, self.method, 0, warm)]
         if self.compare_base:
-            generations.append(self._generate(batch, self.draw_base, "zero_shot", 1))
+            generations.append(self._generate(batch, self.draw_base, "zero_shot", 1, warm))
         return generations
 
     def test_step(self, batch: Prompts, batch_idx: int = 0) -> Any:
         """The same; the figures are made by `PredictionWriter`."""
         return {"generations": self.predict_step(batch, batch_idx)}
 
-    def draw_base(self, batch: Prompts, generator: torch.Generator) -> Drawn:
-        """Samples of p_θ itself."""
+    def draw_base(
+        self, batch: Prompts, generator: torch.Generator, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+    ) -> Drawn:
+        """Samples of p_θ, with the defaults of exactly p_θ, in its own precision whatever the trainer's."""
         with torch.autocast(self.device.type, enabled=False):
-            tokens = self.lm.generate(batch.tokens, batch.prompt_mask, generator)
+            tokens = self.lm.generate(batch.tokens, batch.prompt_mask, generator, temperature, top_k, top_p)
         return Drawn(tokens, {"base_lm": tokens.shape[1]})
 
-    def _generate(self, batch: Prompts, draw: Draw, method: str, stream: int) -> Generations:
+    def _generate(self, batch: Prompts, draw: Draw, method: str, stream: int, warm: bool) -> Generations:
         generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + 2 * batch.index + stream)
         start = self._now()
         drawn = draw(batch, generator)
@@ -88,7 +91,7 @@ class SamplerModule(L.LightningModule):
             index=batch.index, ids=batch.ids, prompts=batch.prompts, texts=texts, tokens=tokens.cpu(),
             log_p=log_p.cpu(), n_tokens=keep.sum(1).cpu(),
             rewards=parts(full) if parts else {self.reward.name: reward}, reward=reward,
-            method=method, seed=self.seed, latency_s=latency_s, nfe=drawn.nfe,
+            method=method, seed=self.seed, latency_s=latency_s, warm=warm, nfe=drawn.nfe,
             accept_rate=None if drawn.accept_rate is None else drawn.accept_rate.cpu(),
             diagnostics={name: values.cpu() for name, values in (drawn.diagnostics or {}).items()},
         )  # fmt: skip

@@ -1,0 +1,94 @@
+"""The key of a run: a hash of everything that determines its texts, so that only equal runs share their batches."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+
+from dia_lightning import __version__
+from dia_lightning.data.prompts import PromptData
+from dia_lightning.data.samples import fingerprint
+from dia_lightning.resources import UserError
+from dia_lightning.sampling.base import SamplerModule
+
+SCHEMA = 1
+
+
+def run_key(trainer: L.Trainer, module: SamplerModule, data: PromptData) -> str:
+    """16 hexadecimal digits made of the settings, the prompts themselves, all weights, precision and kind of device.
+
+    Raises:
+        UserError: if a part of the run does not keep one of its arguments, see `describe`.
+    """
+    checkpoint = str(trainer.ckpt_path or "")
+    settings = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "model": describe(module),
+        "data": {**describe(data), "prompts": data.texts},
+        "weights": fingerprint(module.lm, module.state_dict()),
+        # Its weights replace the module's after this hash is made.
+        "checkpoint": _sha256(Path(checkpoint).read_bytes()) if Path(checkpoint).is_file() else checkpoint,
+        "precision": str(trainer.precision),
+        "accelerator": type(trainer.accelerator).__name__,
+    }
+    return _sha256(json.dumps(settings, sort_keys=True).encode())[:16]
+
+
+def describe(part: Any) -> Any:
+    """What a value is, as JSON: of an object its class and its constructor's arguments, nested.
+
+    An argument `x` is looked for in the attributes `x` and `_x`.
+
+    Raises:
+        UserError: if it is in neither, since two objects that differ in it would look equal.
+    """
+    if part is None or isinstance(part, str | int | float | bool):
+        return part
+    if isinstance(part, list | tuple):
+        return [describe(item) for item in part]
+    if isinstance(part, set | frozenset):
+        return sorted((describe(item) for item in part), key=json.dumps)
+    if isinstance(part, dict):
+        return {"dict": [[describe(key), describe(value)] for key, value in part.items()]}
+    if isinstance(part, Tensor):
+        return {"tensor": part.tolist()}
+    if isinstance(part, Path | Enum) or not hasattr(part, "__dict__"):
+        return {"value": repr(part)}
+    if inspect.isroutine(part) or inspect.isclass(part):
+        return f"{part.__module__}.{part.__qualname__}"
+    cls = type(part)
+    return {"class": f"{cls.__module__}.{cls.__qualname__}"} | {n: describe(_argument(part, n)) for n in _arguments(cls)}
+
+
+def _arguments(cls: type) -> list[str]:
+    """The names of the constructor's arguments, those that it passes on as `**kwargs` included."""
+    names: list[str] = []
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            _, *parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+            names += [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                break
+    return list(dict.fromkeys(names))
+
+
+def _argument(part: Any, name: str) -> Any:
+    for attribute in (name, f"_{name}"):
+        if hasattr(part, attribute):
+            return getattr(part, attribute)
+    raise UserError(
+        f"{type(part).__name__}: its argument {name!r} is not kept as an attribute of that name, so that runs with different "
+        f"values could not be told apart; write `self.{name} = {name}` in its __init__"
+    )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
