@@ -16,12 +16,14 @@ from dia_lightning.types import Denoiser
 
 class Prediction(NamedTuple):
     """What a solver asks for at (z, t): z0 (B, T, d), the (guided) estimate of the clean embeddings, and the network's own
-    estimate `z0_network`, which the next call is conditioned on; logits (B, T, V) of the (guided) token distribution.
+    estimate `z0_network`, which the next call is conditioned on; logits (B, T, V) of the (guided) token distribution, and
+    the network's own, `logits_network`, where they are others.
     """
 
     z0: Tensor
     z0_network: Tensor
     logits: Tensor
+    logits_network: Tensor | None = None
 
 
 # A solver's view of the model: (z, t, z0_network of the call before or None) → Prediction.
@@ -37,7 +39,7 @@ def unguided(network: Denoiser, embedding: TokenEmbedding, temperature: float = 
     def predict(z: Tensor, t: Tensor, z0_prev: Tensor | None) -> Prediction:
         logits = _token_logits(network, embedding, temperature, z, t, z0_prev)
         z0 = embedding.expected(logits)
-        return Prediction(z0, z0, logits)
+        return Prediction(z0, z0, logits, logits)
 
     return predict
 
@@ -84,7 +86,8 @@ def guided(
         alpha, sigma = schedule.alpha(t)[..., None], schedule.sigma(t)[..., None]
         tilt = (alpha * gradient) @ embedding.weight.T
         z0 = plain.z0 + sigma.square() / alpha * gradient
-        return Prediction(z0, plain.z0_network, plain.logits + tilt)
+        logits_network = plain.logits if plain.logits_network is None else plain.logits_network
+        return Prediction(z0, plain.z0_network, plain.logits + tilt, logits_network)
 
     return with_guidance
 

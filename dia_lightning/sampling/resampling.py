@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,14 +19,40 @@ def effective_size(log_w: Tensor) -> Tensor:
     return (2 * torch.logsumexp(log_w, -1) - torch.logsumexp(2 * log_w, -1)).exp()
 
 
+def _pick(log_w: Tensor, points: Tensor) -> Tensor:
+    """The particle on whose stretch of [0, 1) each point lies, (…, M) → (…, M) int64; one of weight 0 has none."""
+    cumulative = log_w.double().softmax(-1).cumsum(-1)
+    # Division makes the last value 1, and with it those of the particles of weight 0 at the end.
+    cumulative = cumulative / cumulative[..., -1:]
+    below_one = 1 - torch.finfo(torch.float64).eps / 2
+    return torch.searchsorted(cumulative, points.clamp_max(below_one), right=True).clamp_max(log_w.shape[-1] - 1)
+
+
+def _uniform(log_w: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(*log_w.shape[:-1], count, generator=generator, dtype=torch.float64, device=log_w.device)
+
+
 def systematic(log_w: Tensor, generator: torch.Generator) -> Tensor:
     """Ancestors (…, M) int64 for log_w (…, M) float64, by one uniform draw a population (Carpenter et al. 1999)."""
-    cumulative = log_w.softmax(-1).cumsum(-1)
-    cumulative = cumulative / cumulative[..., -1:]
     size = log_w.shape[-1]
-    u = torch.rand(*log_w.shape[:-1], 1, generator=generator, dtype=torch.float64, device=log_w.device)
-    points = (torch.arange(size, device=log_w.device) + u) / size
-    return torch.searchsorted(cumulative, points).clamp_max(size - 1)
+    u = _uniform(log_w, 1, generator)
+    return _pick(log_w, (torch.arange(size, device=log_w.device) + u) / size)
+
+
+def stratified(log_w: Tensor, generator: torch.Generator) -> Tensor:
+    """Ancestors (…, M) int64 for log_w (…, M) float64, by one uniform draw in each M-th of [0, 1) (Kitagawa 1996)."""
+    size = log_w.shape[-1]
+    u = _uniform(log_w, size, generator)
+    return _pick(log_w, (torch.arange(size, device=log_w.device) + u) / size)
+
+
+def multinomial(log_w: Tensor, generator: torch.Generator) -> Tensor:
+    """Ancestors (…, M) int64 for log_w (…, M) float64, drawn independently (Gordon et al. 1993)."""
+    return _pick(log_w, _uniform(log_w, log_w.shape[-1], generator))
+
+
+Resampling = Callable[[Tensor, torch.Generator], Tensor]
+RESAMPLING: dict[str, Resampling] = {"systematic": systematic, "stratified": stratified, "multinomial": multinomial}
 
 
 def next_temperature(rewards: Tensor, log_w: Tensor, lam: Tensor, lam_max: float, ess_fraction: float) -> Tensor:

@@ -33,16 +33,20 @@ def _level(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
     return schedule.alpha(t)[..., None], schedule.sigma(t)[..., None]
 
 
-def posterior_step(z: Tensor, z0: Tensor, schedule: Schedule, t: Tensor, s: Tensor, generator: torch.Generator) -> Tensor:
-    """z_s ~ q(z_s | z_t, z_0 = ẑ_0), the DDPM posterior (Ho et al., arXiv:2006.11239, eq. 6 – 7), per position.
-
-    t, s (B, T) with s ≤ t; where t = 0 the position keeps its value.
+def posterior(z: Tensor, z0: Tensor, schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (B, T, d) and standard deviation (B, T, 1) of q(z_s | z_t, z_0 = ẑ_0), the DDPM posterior (Ho et al.,
+    arXiv:2006.11239, eq. 6 – 7), per position. t, s (B, T) with s ≤ t; the deviation is 0 where s = 0 and where s = t.
     """
     (alpha_s, sigma_s), (_, sigma_t) = _level(schedule, s), _level(schedule, t)
     alpha_ts, var_ts = schedule.alpha_step(t, s)[..., None], schedule.var_step(t, s)[..., None]
     var_t = sigma_t.square().clamp_min(1e-12)
     mean = alpha_ts * sigma_s.square() / var_t * z + alpha_s * var_ts / var_t * z0
-    std = (var_ts.sqrt() * sigma_s / sigma_t.clamp_min(1e-6)).clamp_min(0)
+    return mean, (var_ts.sqrt() * sigma_s / sigma_t.clamp_min(1e-6)).clamp_min(0)
+
+
+def posterior_step(z: Tensor, z0: Tensor, schedule: Schedule, t: Tensor, s: Tensor, generator: torch.Generator) -> Tensor:
+    """z_s drawn from the `posterior`; where t = 0 the position keeps its value."""
+    mean, std = posterior(z, z0, schedule, t, s)
     return torch.where((t > 0)[..., None], mean + std * normal_like(z, generator), z)
 
 
