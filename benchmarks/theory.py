@@ -13,6 +13,8 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -30,6 +32,7 @@ from benchmarks.theory_mixture import Curve
 
 ROOT = Path(__file__).resolve().parents[1]
 DOC, PLOTS = ROOT / "docs" / "theory.md", ROOT / "docs" / "theory"
+RC = {"svg.hashsalt": "theory", "font.size": 9, "svg.fonttype": "none"}
 # Told apart without colour: dark, middle and light, three dashes, many markers.
 STYLES = [
     {"color": color, "linestyle": line, "marker": marker}
@@ -149,16 +152,21 @@ def solvers(folder: Path, n: int = 100_000, seeds: int = 3, largest: int = 256) 
     head = ["solver", "order (− slope)", "steps fitted", f"W2 at {steps[len(steps) // 3]}", f"W2 at {steps[-1]}"]
     text = table(head, rows) + (
         f"\n\n{n:,} samples, {seeds} seeds for the solvers that draw noise, mean ± standard error; `ddim` and `dpmpp_2m` "
-        f"start at quantiles and draw nothing. Slopes by least squares with their standard error, of points above three floors where "
-        f"noise is drawn. Floor: {floor:.4f} (standard deviation {spread:.4f})."
+        f"start at quantiles and draw nothing. Slopes by least squares with their standard error; where noise is drawn, of "
+        f"points above three floors. Floor: {floor:.4f} (standard deviation {spread:.4f})."
     )
     return {"solvers": text}
 
 
-def tokens(folder: Path, scale: samplers.Scale | None = None) -> dict[str, str]:
-    """Total variation of every sampler on an enumerable problem."""
+def tokens(folder: Path, scale: samplers.Scale | None = None, workers: int = 2) -> dict[str, str]:
+    """Total variation of every sampler on an enumerable problem; workers: processes that share the work, 0 for this one."""
     scale = scale or samplers.Scale()
-    found = samplers.measure(scale)
+    if workers:
+        spawn = get_context("spawn")
+        with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
+            found = samplers.measure(scale, pool.map)
+    else:
+        found = samplers.measure(scale)
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained", sharey=True)
     for ax, names, title in zip(
         axes, samplers.PANELS, ("reverse diffusion, critic `mse`", "exact moves and populations"), strict=True
@@ -181,7 +189,7 @@ def main(names: Sequence[str]) -> None:
     if unknown:
         raise SystemExit(f"{', '.join(sorted(unknown))}: no such part, allowed: {', '.join(PARTS)}")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    plt.rcParams.update({"svg.hashsalt": "theory", "font.size": 9, "svg.fonttype": "none"})
+    plt.rcParams.update(RC)
     for name in names or PARTS:
         start = time.perf_counter()
         for marker, body in PARTS[name](PLOTS).items():

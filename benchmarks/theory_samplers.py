@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.theory_mixture import Curve, curve
 from benchmarks.theory_tokens import (
     Problem,
+    Run,
     best_of_n,
     chains,
     exact_mean_reward,
@@ -24,14 +25,15 @@ from benchmarks.theory_tokens import (
     reverse_process,
     steered,
 )
+from dia_lightning.guidance import Predict
 
 # (problem, critic, network calls a text, texts, generator) → tokens (n, T), weights (n,) or None where all are equal.
 Sampler = Callable[[Problem, str, int, int, torch.Generator], tuple[Tensor, np.ndarray | None]]
 
 
-def _solver(solver: str, calls_a_level: int, **options: Any) -> Sampler:
+def _solver(solver: str, calls_a_level: int, denoise: Callable[[Problem, str], Predict] = predictor, **options: Any) -> Sampler:
     def sampler(problem: Problem, critic: str, budget: int, n: int, generator: torch.Generator) -> tuple[Tensor, None]:
-        predict = predictor(problem, critic)
+        predict = denoise(problem, critic)
         return reverse_process(problem, predict, solver, budget // calls_a_level, n, generator, **options), None
 
     return sampler
@@ -79,6 +81,7 @@ ON_P: dict[str, Sampler] = {
     "population, suffix": _moves(population, "suffix"),
     "population, denoise-and-accept": _moves(population, "denoise_accept"),
 }
+SOFT = ("ancestral (classifier guidance)", "ddim", "dpmpp_2m", "dia", "SMC, DAS")
 # Network calls a level.
 CALLS = {
     **dict.fromkeys(GUIDED, 2),
@@ -86,6 +89,16 @@ CALLS = {
     "dia": 4,
     "SMC, DAS": 3,
 }
+PREDICTORS = ("ancestral", "ddim", "dpmpp_2m")
+# From the exact value function to what was trained, one approximation more in each row.
+STAGES: dict[tuple[str, str], Callable[[Problem, str], Predict]] = {
+    ("exact", "exact, log E[exp(λ r) \\| z]"): lambda problem, _: exact_predictor(problem, problem.lam),
+    ("exact", "exact, λ E[r \\| z]"): lambda problem, _: exact_mean_reward(problem, exact_predictor(problem, 0.0)),
+    ("exact", "critic `mse`"): lambda problem, critic: predictor(problem, critic, exact_predictor(problem, 0.0)),
+    ("trained", "critic `mse`"): predictor,
+}
+COSTS = {(*stage, s): _solver(s, 2, predict) for stage, predict in STAGES.items() for s in PREDICTORS}
+ALL: dict[Any, Sampler] = {**GUIDED, **GUIDED_AT_THE_END, **ON_P, **COSTS}
 PANELS = (tuple(GUIDED), tuple(ON_P))
 
 
@@ -96,11 +109,11 @@ class Scale:
     V: int = 5
     T: int = 4
     lam: float = 1.0
-    n: int = 2000
+    n: int = 1500
     seeds: int = 3
     budgets: tuple[int, ...] = (8, 16, 32, 64)
     levels: tuple[int, ...] = (16, 32, 64)
-    train_steps: int = 5000
+    train_steps: int = 4000
     batch: int = 256
 
 
@@ -117,23 +130,40 @@ class Found(NamedTuple):
     notes: dict[str, str]
 
 
-def measure(scale: Scale) -> Found:
-    """Train, sample, compare."""
-    problem = make_problem(scale.V, scale.T, scale.lam, scale.train_steps, scale.batch)
+def measure(scale: Scale, run: Run = map) -> Found:
+    """Train, sample, compare; `run` maps the work, which is the same in whatever order it is done."""
+    problem = make_problem(scale.V, scale.T, scale.lam, scale.train_steps, scale.batch, run=run)
     rng = np.random.default_rng(0)
     floors = {lam: problem.listed.floor(scale.n, lam, rng, 50) for lam in (0.0, scale.lam)}
-    untouched = problem.listed.total_variation(problem.listed.draw(20 * scale.n, 0.0, rng), scale.lam)
-    curves = {name: _curve(problem, sampler, "mse", scale.budgets, scale) for name, sampler in {**GUIDED, **ON_P}.items()}
-    rows = _table_of_samplers(problem, curves, scale)
+    base = [problem.listed.draw(scale.n, 0.0, rng) for _ in range(20)]
+    untouched = float(np.mean([problem.listed.total_variation(tokens, scale.lam) for tokens in base]))
     unguided = _table_of_denoisers(problem, scale)
-    costs = _table_of_costs(problem, curves, scale)
+    print("unguided: levels, trained, exact denoiser:", *unguided, f"floor {floors[0.0]:.3f}", flush=True)
+    every = [(name, "mse", budget) for name in (*GUIDED, *ON_P) for budget in scale.budgets]
+    last = scale.budgets[-1]
+    every += [(name, "mse", last) for name in (*GUIDED_AT_THE_END, *COSTS)] + [(name, "soft", last) for name in SOFT]
+    jobs = [(*job, seed) for job in every for seed in range(scale.seeds)]
+    values = dict(zip(jobs, run(partial(distance, problem, scale.n), jobs), strict=True))
+
+    def line(name: Any, critic: str, budgets: Sequence[int]) -> Curve:
+        return curve(budgets, [[values[name, critic, b, seed] for b in budgets] for seed in range(scale.seeds)])
+
+    curves = {name: line(name, "mse", scale.budgets) for name in (*GUIDED, *ON_P)}
+    rows = []
+    for name in (*GUIDED, *GUIDED_AT_THE_END):
+        soft = _cell(line(name, "soft", [last])) if name in SOFT else "–"
+        rows.append([name, _cell(line(name, "mse", [last])), soft, f"{last // CALLS[name]} levels"])
+    rows += [[name, f"{_cell(curves[name])} (no critic)", "", _steps(name, scale)] for name in ON_P]
+    costs = [
+        [*stage, *(_cell(line((*stage, s), "mse", [last])) for s in ("ancestral", "ddim", "dpmpp_2m"))] for stage in STAGES
+    ]
     size = f"{len(problem.listed.sequences)} texts (V = {scale.V}, T = {scale.T}), λ = {scale.lam:g}"
     common = f"{size}; {scale.n:,} texts a run, {scale.seeds} seeds, mean ± standard error."
     floor, floor_p = f"{floors[scale.lam]:.3f}", f"{floors[0.0]:.3f}"
     tables = {
         "denoiser": (["noise levels", "trained denoiser", "exact denoiser"], unguided),
         "samplers": (["sampler", "critic `mse`", "critic `soft`", "steps"], rows),
-        "costs": (["denoiser", "guidance", "ancestral", "ddim", "dpmpp_2m"], costs),
+        "costs": (["denoiser", "guidance", *PREDICTORS], costs),
     }
     notes = {
         "denoiser": f"Total variation to p of unguided `ancestral` samples. {common} Floor: {floor_p}.",
@@ -144,14 +174,10 @@ def measure(scale: Scale) -> Found:
     return Found(curves, floors[scale.lam], untouched, tables, notes)
 
 
-def _curve(problem: Problem, sampler: Sampler, critic: str, budgets: Sequence[int], scale: Scale) -> Curve:
-    return curve(
-        budgets, [[_distance(problem, sampler, critic, b, scale.n, seed) for b in budgets] for seed in range(scale.seeds)]
-    )
-
-
-def _distance(problem: Problem, sampler: Sampler, critic: str, budget: int, n: int, seed: int) -> float:
-    tokens, weights = sampler(problem, critic, budget, n, torch.Generator().manual_seed(1_000 * seed + budget))
+def distance(problem: Problem, n: int, job: tuple[Any, str, int, int]) -> float:
+    """Total variation to π of n texts, for a job (sampler, critic, network calls, seed)."""
+    name, critic, budget, seed = job
+    tokens, weights = ALL[name](problem, critic, budget, n, torch.Generator().manual_seed(1_000 * seed + budget))
     return problem.listed.total_variation(tokens, problem.lam, weights)
 
 
@@ -169,17 +195,6 @@ def _cell(line: Curve) -> str:
     return f"{line.mean[-1]:.3f} ± {line.error[-1]:.3f}"
 
 
-def _table_of_samplers(problem: Problem, curves: dict[str, Curve], scale: Scale) -> list[list[str]]:
-    last, rows = scale.budgets[-1:], []
-    for name, sampler in {**GUIDED, **GUIDED_AT_THE_END}.items():
-        mse = curves[name] if name in curves else _curve(problem, sampler, "mse", last, scale)
-        rows.append(
-            [f"{name}", _cell(mse), _cell(_curve(problem, sampler, "soft", last, scale)), f"{last[0] // CALLS[name]} levels"]
-        )
-    rows += [[name, f"{_cell(curves[name])} (no critic)", "", _steps(name, scale)] for name in ON_P]
-    return rows
-
-
 def _table_of_denoisers(problem: Problem, scale: Scale) -> list[list[str]]:
     rows = []
     for levels in scale.levels:
@@ -192,31 +207,5 @@ def _table_of_denoisers(problem: Problem, scale: Scale) -> list[list[str]]:
                 for seed in range(scale.seeds)
             ]
             row.append(_cell(curve([levels], [[v] for v in values])))
-        rows.append(row)
-    return rows
-
-
-def _table_of_costs(problem: Problem, curves: dict[str, Curve], scale: Scale) -> list[list[str]]:
-    """From the exact value function to what was trained, one approximation more in each row."""
-    exact = exact_predictor(problem, 0.0)
-    stages = [
-        ("exact", "exact, log E[exp(λ r) \\| z]", exact_predictor(problem, problem.lam)),
-        ("exact", "exact, λ E[r \\| z]", exact_mean_reward(problem, exact)),
-        ("exact", "critic `mse`", predictor(problem, "mse", exact)),
-        ("trained", "critic `mse`", None),
-    ]
-    rows = []
-    for denoiser, guidance, predict in stages:
-        row = [denoiser, guidance]
-        for solver, name in (("ancestral", "ancestral (classifier guidance)"), ("ddim", "ddim"), ("dpmpp_2m", "dpmpp_2m")):
-            if predict is None:
-                row.append(_cell(curves[name]))
-                continue
-            budget = scale.budgets[-1]
-
-            def sampler(p: Problem, _: str, b: int, n: int, g: torch.Generator, f=predict, s=solver) -> tuple[Tensor, None]:  # type: ignore[no-untyped-def]
-                return reverse_process(p, f, s, b // 2, n, g), None
-
-            row.append(_cell(_curve(problem, sampler, "mse", [budget], scale)))
         rows.append(row)
     return rows

@@ -6,8 +6,9 @@ p_θ (scoring a text is one call, drawing T tokens is T). Calls of the reward ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,20 +55,32 @@ class Problem:
         return ListedTarget(self.listed, self.lam)
 
 
-def make_problem(V: int, T: int, lam: float, train_steps: int, batch: int, seed: int = 0) -> Problem:
-    """Train a denoiser and critics on samples of p, never on π."""
+def make_problem(V: int, T: int, lam: float, train_steps: int, batch: int, seed: int = 0, run: Run = map) -> Problem:
+    """Train a denoiser and critics on samples of p, never on π; `run` maps a function over the networks' names."""
     listed = Enumerable(V, T, seed)
     table = np.random.default_rng(seed + 1).normal(size=(V, DIM)).astype(np.float32)
     embedding, size = TokenEmbedding(torch.from_numpy(table)), NetworkSize(width=32, layers=2, heads=4, max_length=T)
+    train = partial(trained, listed, embedding, size, lam, train_steps, batch, seed)
+    denoiser, mse, soft = run(train, ("denoiser", "mse", "soft"))
+    return Problem(listed, lam, embedding, denoiser, {"mse": mse, "soft": soft})
+
+
+def trained(
+    listed: Enumerable, embedding: TokenEmbedding, size: NetworkSize, lam: float, steps: int, batch: int, seed: int, name: str
+) -> Any:
+    """The network called `name`, for less time where it is a critic."""
     torch.manual_seed(seed)
-    denoiser = DenoiserNetwork(embedding, make_schedule("cosine"), size)
-    critics = {name: CriticNetwork(DIM, denoiser.schedule, size) for name in ("mse", "soft")}
-    _train(denoiser, _denoiser_loss(denoiser), listed, train_steps, batch, seed)
-    for name, critic in critics.items():
-        _train(critic, _critic_loss(critic, embedding, name, lam), listed, train_steps * 2 // 5, batch, seed)
-    return Problem(listed, lam, embedding, denoiser, critics)
+    schedule = make_schedule("cosine")
+    if name == "denoiser":
+        denoiser = DenoiserNetwork(embedding, schedule, size)
+        _train(denoiser, _denoiser_loss(denoiser), listed, steps, batch, seed)
+        return denoiser
+    critic = CriticNetwork(DIM, schedule, size)
+    _train(critic, _critic_loss(critic, embedding, name, lam), listed, steps * 2 // 5, batch, seed)
+    return critic
 
 
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]  # `map`, or that of a pool of processes
 Loss = Callable[[int, Tensor, Tensor, torch.Generator], Tensor]  # step, tokens (B, T), rewards (B,), generator
 
 

@@ -33,7 +33,7 @@ MOVES: dict[str, tuple[Positions, int]] = {
 }
 CASES = [(name, lam) for name in PROBLEMS for lam in (0.5, 1.0, 3.0)]
 # Enough to forget the first text; at λ = 3 nine of ten proposals are refused.
-STEPS = {0.5: 200, 1.0: 200, 3.0: 600}
+STEPS = {0.5: 200, 1.0: 200, 3.0: 500}
 
 
 def kernel(name: str, lam: float) -> DenoiseAccept:
@@ -86,7 +86,9 @@ def gets_there(name: str, lam: float, steps: int) -> None:
     assert problem.total_variation(start, lam) > 0.99
     state = run(step, start, steps, seed=1)
     floor = problem.floor(N, lam, np.random.default_rng(0))
-    assert problem.total_variation(state.tokens, lam) < floor + 0.02
+    distance = problem.total_variation(state.tokens, lam)
+    print(f"{name}, λ = {lam}: {distance:.4f}, floor {floor:.4f}")
+    assert distance < floor + 0.02
     torch.testing.assert_close(state.log_prob, step.target.log_prob(state.tokens))
 
 
@@ -98,6 +100,7 @@ def stays_there(name: str, lam: float, steps: int) -> None:
     state = run(step, start, steps, seed=2)
     assert float((state.tokens != torch.from_numpy(start)).any(1).double().mean()) > 0.4
     chi2, df = chi2_of_pools(problem, state.tokens, lam)
+    print(f"{name}, λ = {lam}: χ² {chi2:.0f} with {df} degrees of freedom, limit {chi2_limit(df):.0f}")
     assert df > 30
     assert chi2 < chi2_limit(df)
 
@@ -119,17 +122,12 @@ def test_gets_to_pi_from_one_text_everywhere(name: str, lam: float) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "lam"), CASES)
 def test_stays_at_pi_everywhere(name: str, lam: float) -> None:
-    stays_there(name, lam, 60)
+    stays_there(name, lam, 30)
 
 
 @pytest.mark.parametrize("left_out", ["noise", "length"])
-def test_a_wrong_ratio_shows(left_out: str) -> None:
-    """The χ² above sees the reverse move left out of the ratio, or the number of spans."""
-
-    class Wrong(DenoiseAccept):
-        def _redraw(self, state, choice, z, t, old, generator):  # type: ignore[no-untyped-def]
-            new, log_q = super()._redraw(state, choice, z, t, old, generator)
-            return new, log_q * 0
+def test_a_wrong_ratio_shows(left_out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The χ² above sees the density of the noise left out of the ratio, or the number of spans."""
 
     class Uncounted(Spans):
         def log_ratio(self, choice, tokens, proposed, prompt_mask, end_id):  # type: ignore[no-untyped-def]
@@ -138,7 +136,7 @@ def test_a_wrong_ratio_shows(left_out: str) -> None:
 
     step = kernel("end token", 1.0)
     if left_out == "noise":
-        step.__class__ = Wrong
+        monkeypatch.setattr("dia_lightning.sampling.denoise_accept._log_normal", lambda z, mean, sigma: z[..., 0].double() * 0)
     else:
         step.positions = Uncounted(4)
     problem: Enumerable = step.target.problem  # type: ignore[union-attr]
