@@ -90,12 +90,11 @@ CALLS = {
     "SMC, DAS": 3,
 }
 PREDICTORS = ("ancestral", "ddim", "dpmpp_2m")
-# From the exact value function to what was trained, one approximation more in each row.
+# One approximation more in each row; the last, the trained denoiser, is in the curves already.
 STAGES: dict[tuple[str, str], Callable[[Problem, str], Predict]] = {
     ("exact", "exact, log E[exp(λ r) \\| z]"): lambda problem, _: exact_predictor(problem, problem.lam),
     ("exact", "exact, λ E[r \\| z]"): lambda problem, _: exact_mean_reward(problem, exact_predictor(problem, 0.0)),
     ("exact", "critic `mse`"): lambda problem, critic: predictor(problem, critic, exact_predictor(problem, 0.0)),
-    ("trained", "critic `mse`"): predictor,
 }
 COSTS = {(*stage, s): _solver(s, 2, predict) for stage, predict in STAGES.items() for s in PREDICTORS}
 ALL: dict[Any, Sampler] = {**GUIDED, **GUIDED_AT_THE_END, **ON_P, **COSTS}
