@@ -62,9 +62,8 @@ def lines(lam: float) -> list[Line]:
             if t[i] == 0 or t[i] == s[i]:
                 gain[i] = 1
                 continue
-            (a_t, a_s), (v_t, v_s) = (
-                (SCHEDULE.alpha(x).item() for x in (t[i], s[i])),
-                (SCHEDULE.sigma(x).item() ** 2 for x in (t[i], s[i])),
+            (a_t, a_s), (v_t, v_s) = (SCHEDULE.alpha(x).item() for x in (t[i], s[i])), (
+                SCHEDULE.sigma(x).item() ** 2 for x in (t[i], s[i])
             )
             a, v = a_t / a_s, v_t - (a_t / a_s) ** 2 * v_s
             # Precision of z_s: a²/v from z_t = a z_s + noise of variance v, 1/v_s from z_s ~ N(a_s z_0, v_s).
@@ -90,9 +89,7 @@ def gaussian_start(n: int, generator: torch.Generator) -> Tensor:
 def gaussian_log_z(lam: float) -> float:
     first = lines(lam)
     slope, offset = first[0].slope * first[0].gain, None
-    offset = first[0].offset + float(
-        (first[0].slope * first[0].shift).sum() + (first[0].slope * first[0].std).square().sum() / 2
-    )
+    offset = first[0].offset + float((first[0].slope * first[0].shift).sum() + (first[0].slope * first[0].std).square().sum() / 2)
     return offset + float(slope[0] @ HELD) + float(slope[1:].square().sum()) / 2
 
 
@@ -181,7 +178,7 @@ def test_the_best_proposal_leaves_no_variance() -> None:
     def _mean_of(z: Tensor, z0: Tensor, t: Tensor) -> Tensor:
         from dia_lightning.sampling.solvers import posterior
 
-        k = int((t[0] == TIMES).all(1).nonzero()[0])
+        k = int((TIMES == t[0]).all(1).nonzero()[0])
         return posterior(z, z0, SCHEDULE, t, TIMES[k + 1].expand(t.shape))[0]
 
     def value(z: Tensor, t: Tensor) -> Tensor:
@@ -308,7 +305,7 @@ for step, place in enumerate(ORDER, 1):
 def compatible(z: Tensor, t: Tensor) -> Tensor:
     """(B, N) whether a text agrees with the tokens at the positions that are clean."""
     tokens = EMBEDDING.decode(z)
-    return ((tokens[:, None] == TEXTS) | (t > 0)[:, None]).all(-1).double()
+    return ((TEXTS == tokens[:, None]) | (t > 0)[:, None]).all(-1).double()
 
 
 def table(weights: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -534,7 +531,9 @@ def test_particle_gibbs_keeps_the_retained_path() -> None:
         return torch.where((drawn == rows).all(1), 0.0, -1e4)
 
     steering = Steering(only_this, None, 1.0, resampling="multinomial")
-    kernel = ParticleGibbs(plain, SCHEDULE, TOKEN_TIMES, steering, lambda g: torch.randn(20, 4, 3, generator=g), EMBEDDING, 5)
+    kernel = ParticleGibbs(
+        plain, SCHEDULE, TOKEN_TIMES, steering, lambda g: torch.randn(20, 4, 3, generator=g), EMBEDDING, 5
+    )
     state = kernel.step(kernel.init(path)._replace(reward=torch.zeros(5)), seeded(1))[0]
     assert torch.equal(EMBEDDING.decode(state.path[-1]), tokens)
 
