@@ -167,14 +167,14 @@ def tokens(folder: Path, scale: samplers.Scale | None = None, workers: int = 2) 
             found = samplers.measure(scale, pool.map)
     else:
         found = samplers.measure(scale)
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 6.2), layout="constrained", sharey=True)
     for ax, names, title in zip(
         axes, samplers.PANELS, ("reverse diffusion, critic `mse`", "exact moves and populations"), strict=True
     ):
         draw(ax, {name: found.curves[name] for name in names}, found.floor, f"{scale.n:,} exact draws (floor)")
         ax.axhline(found.untouched, color="#999999", linewidth=1, linestyle="-.", zorder=0, label="samples of p, untouched")
         ax.set(xlabel="network calls a text", title=title)
-        ax.legend(fontsize=7.5, loc="lower left")
+        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncol=2)
         plain_ticks(ax, scale.budgets, [0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1])
     axes[0].set_ylabel("total variation to π")
     save(figure, "tokens", folder)
