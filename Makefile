@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format typecheck ablations doctor clean
+.PHONY: help demo test test-slow lint format typecheck ablations doctor clean theory
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +33,9 @@ format: $(VENV)/.installed  ## ruff: mend what can be mended
 
 typecheck: $(VENV)/.installed  ## mypy --strict on the package
 	$(BIN)/mypy
+
+theory: $(VENV)/.installed  ## remake the plots and tables of docs/theory.md
+	$(BIN)/python benchmarks/theory.py
 
 ablations:  ## the ablation grid and its report (not yet)
 	@echo "ablations: not yet; they come with the baselines" >&2; exit 2
