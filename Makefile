@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format typecheck ablations doctor clean theory
+.PHONY: help demo test test-slow lint format typecheck ablations doctor clean theory bench
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,11 +17,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed  ## aligned text from the shipped kit, beside the base model's (no network, no GPU)
 	$(BIN)/python -m dia_lightning predict
 
-test: $(VENV)/.installed  ## the whole test suite
+test: $(VENV)/.installed  ## the test suite but what takes minutes
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/.installed  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.installed  ## seconds and network calls of the exact kernels
+	$(BIN)/python benchmarks/kernels.py
 
 lint: $(VENV)/.installed  ## ruff: lint and format, changes nothing
 	$(BIN)/ruff check .

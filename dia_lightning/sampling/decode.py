@@ -11,7 +11,8 @@ from dia_lightning.diffusion.schedule import Schedule, time_grid
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import Predict, Prediction
 from dia_lightning.lm import draw_categorical
-from dia_lightning.sampling.solvers import SOLVERS, Commit
+from dia_lightning.sampling.solvers import Commit
+from dia_lightning.sampling.solvers import sample as sample_latent
 from dia_lightning.types import Prompts, fill_after_end
 
 
@@ -43,6 +44,6 @@ def draw_texts(
     """Run the solver called `sampler` from noise to text: tokens (B, T) in canonical form, prompts untouched."""
     z, times = starting_point(batch, embedding, schedule, steps, stagger, generator)
     commit = commit_tokens(embedding, sample, generator)
-    z = SOLVERS[sampler](predict, schedule, z, times, generator, commit, **options)
+    z = sample_latent(sampler, predict, schedule, z, times, generator, commit, **options)
     tokens = torch.where(batch.prompt_mask, batch.tokens, embedding.decode(z))
     return fill_after_end(tokens, batch.prompt_mask, end_id)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dia_lightning.sampling.denoise_accept import Kernel, State
+from dia_lightning.sampling.resampling import log_mean_exp
 from dia_lightning.target import terms_of
 
 
@@ -32,6 +33,15 @@ def chain_diagnostics(values: Tensor) -> dict[str, float]:
     ess = float(array_stats.ess(chains, chain_axis=0, draw_axis=1))
     rhat = float(array_stats.rhat(chains, chain_axis=0, draw_axis=1))
     return {"ess": ess, "rhat": rhat, "autocorrelation": n_steps * n_chains / ess}
+
+
+def log_z_upper(reward: Tensor, lam: float) -> Tensor:
+    """−log (1/M) Σ_m exp(−λ r(x_m)) of M draws of π: above log Z in expectation, as log Ẑ of an annealed population is below.
+
+    From 1/Z = E_π[exp(−λ r)] and Jensen's inequality (Grosse et al., arXiv:1511.02543, the reverse bound, in one step).
+    reward (…, M) → (…,).
+    """
+    return -log_mean_exp(-lam * reward)
 
 
 def by_prompt(prompts: Sequence[str], traces: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from dia_lightning.sampling.base import Drawn, SamplerModule
 from dia_lightning.sampling.crowd import crowd_of, pick
 from dia_lightning.sampling.decode import draw_texts
 from dia_lightning.sampling.denoise_accept import Kernel, start
-from dia_lightning.sampling.diagnostics import by_prompt
+from dia_lightning.sampling.diagnostics import by_prompt, log_z_upper
 from dia_lightning.sampling.loading import RewardValue, load_denoiser, load_value
 from dia_lightning.sampling.moves import REFINE, Moves, check_refine, make_kernels, network_calls
 from dia_lightning.sampling.population import anneal, cycle
@@ -198,7 +198,9 @@ class GuidedSamplerModule(SamplerModule):
         state, followed = cycle(kernels, state, rounds, generator)
         chosen = pick(group, len(tokens) // n_groups, generator)
         rates = followed.accepted[:, chosen]
-        diagnostics = {"log_z": log_z[group], "temperatures": torch.full_like(log_z[group], len(trace.lam))}
+        upper = log_z_upper(state.reward.unflatten(0, (n_groups, -1)), self.lam)
+        diagnostics = {"log_z": log_z[group], "log_z_upper": upper[group]}
+        diagnostics |= {"temperatures": torch.full_like(log_z[group], len(trace.lam))}
         diagnostics |= {f"accept_{name}": rate for name, rate in zip(REFINE[self._refine], rates, strict=True)}
         nfe = self._calls(target, kernels, rounds * (1 + len(trace.lam)), tokens.numel(), len(batch.ids))
         nfe["base_lm"] += tokens.numel() // len(batch.ids)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -202,3 +202,17 @@ SOLVERS: dict[str, Solver] = {
     "dia": dia,
     "dia_literal": dia_literal,
 }
+
+
+def sample(
+    method: str, predict: Predict, schedule: Schedule, z: Tensor, times: Tensor, generator: torch.Generator,
+    commit: Commit | None = None, **options: Any,
+) -> Tensor:  # fmt: skip
+    """Run the solver called `method`, one of `SOLVERS`, with its options; z (B, T, d) at times[0] → z at t = 0.
+
+    Raises:
+        ValueError: for a name that is none of `SOLVERS`.
+    """
+    if method not in SOLVERS:
+        raise ValueError(f"method: {method!r} given, allowed: {', '.join(SOLVERS)}")
+    return SOLVERS[method](predict, schedule, z, times, generator, commit, **options)

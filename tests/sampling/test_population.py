@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from dia_lightning.sampling.diagnostics import log_z_upper
 from dia_lightning.sampling.population import anneal, cycle
 from dia_lightning.sampling.suffix import SuffixRegeneration
 from tests.oracles.table_lm import END, LOG_P, REWARD, ROWS, T, TableTarget, codes, pi
@@ -51,6 +52,17 @@ def test_log_z() -> None:
     assert abs(float(log_z.mean()) - exact) < 3 * float(log_z.std()) / 200**0.5 + 0.01
     # Every rise keeps half of the particles effective; the last one may keep more.
     assert bool((trace.ess >= 0.49 * 500).all())
+
+
+def test_log_z_lies_between_its_bounds() -> None:
+    """200 populations of 50: on average log Ẑ is below log Z and the bound from exact draws of π above, by more than 4 s.e."""
+    exact = float(np.log(np.exp(LOG_P + LAM * REWARD).sum()))
+    _, lower, _ = run(200, 50, 4)
+    rng = np.random.default_rng(5)
+    upper = log_z_upper(torch.tensor(REWARD[rng.choice(len(ROWS), (200, 50), p=pi(LAM))]), LAM)
+    for bound, sign in ((lower, -1), (upper, 1)):
+        error = float(bound.std()) / 200**0.5
+        assert 4 * error < sign * (float(bound.mean()) - exact) < 1
 
 
 def test_lambda_zero_is_the_base_model() -> None:

@@ -1,0 +1,99 @@
+"""Seconds and network calls per step of each exact kernel on the shipped kit, and what the kernel adds to its networks' time.
+
+    python benchmarks/kernels.py                    (make bench)
+
+The reference is the time spent inside the networks and the reward in the same steps, taken by timers around their calls.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch
+
+from benchmarks.theory import table
+from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.lm import BaseLM
+from dia_lightning.rewards import VaderSentiment
+from dia_lightning.sampling.loading import load_denoiser, load_value
+from dia_lightning.sampling.moves import Moves, make_kernels, network_calls
+from dia_lightning.sampling.proposal import DenoiserProposal
+from dia_lightning.target import TargetDensity
+
+CHAINS, LENGTH, LAM = 128, 40, 6.0
+KERNELS: dict[str, tuple[str, Moves]] = {
+    "suffix regeneration": ("suffix", Moves()),
+    "denoise-and-accept, span 4, 4 rounds": ("denoise_accept", Moves()),
+    "denoise-and-accept, span 8, 8 rounds": ("denoise_accept", Moves(size=8, rounds=8)),
+    "denoise-and-accept, span 4, 1 round": ("denoise_accept", Moves(rounds=1)),
+    "the same, tilted, with p_θ as expert": ("denoise_accept", Moves(rounds=1, tilt=2.0, expert=0.5)),
+}
+
+
+class Timers:
+    """Time spent in calls of the wrapped functions, nested calls once."""
+
+    def __init__(self) -> None:
+        self.seconds, self._depth = 0.0, 0
+
+    def wrap(self, owner: Any, name: str) -> None:
+        call: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begin, self._depth = time.process_time(), self._depth + 1
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self._depth -= 1
+                if not self._depth:
+                    self.seconds += time.process_time() - begin
+
+        setattr(owner, name, timed)
+
+
+def main(steps: int = 5) -> None:
+    torch.set_num_threads(1)
+    lm = BaseLM.load("checkpoints/tiny/lm")
+    embedding = TokenEmbedding(lm.embedding_table(), len(lm.tokenizer))
+    denoiser = load_denoiser("checkpoints/tiny/denoiser", embedding)
+    reward = VaderSentiment()
+    value = load_value("checkpoints/tiny/critic", embedding, reward.name, LAM)
+    generator, timers = torch.Generator().manual_seed(0), Timers()
+    tokens = torch.full((CHAINS, LENGTH), lm.end_id)
+    begin = lm.generate(tokens, torch.zeros_like(tokens, dtype=torch.bool), generator)
+    for owner, name in ((lm, "_hidden"), (lm, "_logits"), (lm, "generate"), (denoiser, "hidden"), (denoiser, "readout")):
+        timers.wrap(owner, name)
+    for owner, name in ((value, "forward"), (reward._analyzer, "polarity_scores"), (lm, "decode")):
+        timers.wrap(owner, name)
+    rows = []
+    for label, (refine, moves) in KERNELS.items():
+        target = TargetDensity(lm, reward, LAM)
+        [kernel] = make_kernels(refine, moves, target, DenoiserProposal(denoiser), embedding, denoiser.schedule, value)
+        state: Any = kernel.init(begin)  # type: ignore[attr-defined]
+        state, _ = kernel.step(state, generator)
+        target.calls, before = dict.fromkeys(target.calls, 0), network_calls([kernel])
+        timers.seconds, started = 0.0, time.process_time()
+        for _ in range(steps):
+            state, _ = kernel.step(state, generator)
+        total = time.process_time() - started
+        calls = {name: n - before.get(name, 0) for name, n in network_calls([kernel]).items()}
+        per_step = [target.calls["base_lm"], calls.get("denoiser", 0), calls.get("critic", 0)]
+        asked = [f"{n / steps / CHAINS:g}" for n in per_step]
+        if refine == "suffix":
+            asked[0] += f" + {LENGTH} tokens"
+        added = 100 * (total / timers.seconds - 1)
+        rows.append([label, f"{total / steps:.2f}", *asked, f"{added:.1f} %"])
+        print(rows[-1], flush=True)
+    head = [f"kernel, {CHAINS} chains", "processor s a step", "p_θ", "denoiser", "critic", "added to the networks' time"]
+    print(table(head, rows))
+
+
+if __name__ == "__main__":
+    main()
