@@ -104,7 +104,8 @@ def _train(network: nn.Module, loss: Loss, listed: Enumerable, steps: int, batch
 def _noised(tokens: Tensor, embedding: TokenEmbedding, schedule: Any, generator: torch.Generator) -> Any:
     times = draw_times(*tokens.shape, schedule, generator)
     eps = torch.randn(*tokens.shape, embedding.dim, generator=generator)
-    return noise(tokens, times, torch.zeros_like(tokens, dtype=torch.bool), embedding, schedule, eps)
+    rows = torch.arange(len(tokens))
+    return noise(tokens, times, torch.zeros_like(tokens, dtype=torch.bool), rows, embedding, schedule, eps)
 
 
 def _denoiser_loss(network: DenoiserNetwork) -> Loss:
