@@ -122,7 +122,8 @@ def _critic_loss(critic: CriticNetwork, embedding: TokenEmbedding, objective: st
     # The reward of an enumerable problem is standardised under p already.
     def loss(step: int, tokens: Tensor, reward: Tensor, generator: torch.Generator) -> Tensor:
         noised = _noised(tokens, embedding, critic.schedule, generator)
-        return OBJECTIVES[objective](critic.standardised(noised.z, noised.t), reward, lam).mean()
+        target = lam * reward if objective == "soft" else reward
+        return OBJECTIVES[objective](critic.standardised(noised.z, noised.t), target).mean()
 
     return loss
 
