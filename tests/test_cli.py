@@ -358,7 +358,7 @@ def test_predict_says_only_what_matters(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, lightning: Run) -> None:
-    arguments = ["predict", "--data.n_texts=16", "--data.batch_size=2", "--model.steps=8", "--trainer.callbacks.folder=out"]
+    arguments = ["predict", "--data.n_texts=40", "--data.batch_size=2", "--trainer.callbacks.folder=out"]
     command = [sys.executable, "-m", "dia_lightning", *arguments]
     running = subprocess.Popen(
         command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -367,21 +367,25 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, lightning: Run) -> None:
     while not (finished := sorted(tmp_path.glob("out/parts/*/*.json"))) and time.monotonic() < deadline:
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
+    try:
+        _, err = running.communicate(timeout=5)
+    except subprocess.TimeoutExpired:  # Python drops an interrupt that arrives inside a destructor; people press again
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=60)
     assert running.returncode == 130
     assert err == "interrupted; finished batches are kept, the same command goes on from there\n"
     assert finished
     assert json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))["complete"] is False
     readable = (tmp_path / "out/predictions.jsonl").read_text(encoding="utf-8").splitlines()
     before = {path: path.stat().st_mtime_ns for path in sorted(tmp_path.glob("out/parts/*/*.json"))}
-    assert len(before) < 8
+    assert len(before) < 20
     assert [json.loads(line)["id"] for line in readable] == list(range(2 * len(before)))
     code, out, err = lightning(*arguments)
     assert code == 0, err
-    assert f"{len(before)} of 8 batches were there" in out
+    assert f"{len(before)} of 20 batches were there" in out
     assert {path: path.stat().st_mtime_ns for path in before} == before
     lines = (tmp_path / "out/predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["id"] for line in lines] == list(range(16))
+    assert [json.loads(line)["id"] for line in lines] == list(range(40))
 
 
 def test_shipped_files_are_found_from_anywhere(lightning: Run) -> None:

@@ -98,8 +98,8 @@ def test_populations_prompts_and_calls(lm_folder: Path, parts: Path, lm: BaseLM)
         return hook
 
     smc.denoiser_network.trunk.register_forward_pre_hook(count("denoiser"))
-    assert smc.critic_network is not None
-    smc.critic_network.trunk.register_forward_pre_hook(count("critic"))
+    assert smc.value is not None
+    smc.value.critic.trunk.register_forward_pre_hook(count("critic"))
     prompts = ["the good", "the bad", "the good", "the bad"]
     given = batch(lm, prompts)
     (generations,) = smc.predict_step(given)

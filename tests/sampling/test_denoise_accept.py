@@ -390,8 +390,8 @@ def test_one_pass_of_p_a_step_with_the_expert(lm: BaseLM, embedding: TokenEmbedd
         return z @ embedding.weight.T
 
     step = DenoiseAccept(target, nearest, embedding, schedule, Spans(2), (0.4,), 2, lm.end_id, expert=0.5)
-    suffix, passes, scored = SuffixRegeneration(target), [], lm._next_token_log_probs
-    monkeypatch.setattr(lm, "_next_token_log_probs", lambda *given: passes.append(1) or scored(*given))
+    suffix, passes, scored = SuffixRegeneration(target), [], lm._scored
+    monkeypatch.setattr(lm, "_scored", lambda *given: passes.append(1) or scored(*given))
     state, moved = step.init(tokens), 0
     for kernel in (step, suffix, step, step):
         state, info = kernel.step(state, generator)
