@@ -72,6 +72,9 @@ def main(steps: int = 5) -> None:
         timers.wrap(owner, name)
     for owner, name in ((value, "forward"), (reward._analyzer, "polarity_scores"), (lm, "decode")):
         timers.wrap(owner, name)
+    # The critic's backward pass, and p_θ's head as the proposal's expert.
+    for owner, name in ((torch.autograd, "grad"), (lm, "log_probs_at")):
+        timers.wrap(owner, name)
     rows = []
     for label, (refine, moves) in KERNELS.items():
         target = TargetDensity(lm, reward, LAM)

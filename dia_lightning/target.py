@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -64,8 +63,8 @@ class TargetDensity:
         return torch.zeros_like(tokens, dtype=torch.bool) if self.batch is None else self.batch.prompt_mask
 
     def _reward(self, tokens: Tensor) -> Tensor:
-        prompts = [""] * len(tokens) if self.batch is None else self.batch.prompts
-        reward = call_reward(self.reward, full_texts(self.lm, tokens, self._prompt_mask(tokens), prompts)[1])
+        batch = self.batch or Prompts(0, list(range(len(tokens))), [""] * len(tokens), tokens, self._prompt_mask(tokens))
+        reward = call_reward(self.reward, texts_of(self.lm, tokens, batch)[1], batch.records)
         for name in self.calls:
             self.calls[name] += len(tokens)
         return reward.to(tokens.device, torch.float64)
@@ -76,12 +75,12 @@ class TargetDensity:
         return log_base + self.lam * reward
 
 
-def full_texts(lm: BaseLM, tokens: Tensor, prompt_mask: Tensor, prompts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The texts of (B, T) tokens without their prompts, and with them, as rewards read them."""
-    texts = [text.strip() for text in lm.decode(tokens, prompt_mask)]
-    if not any(prompts):
+def texts_of(lm: BaseLM, tokens: Tensor, batch: Prompts) -> tuple[list[str], list[str]]:
+    """The texts of (B, T) tokens without their prompts, and as rewards read them (see `Prompts.whole`)."""
+    texts = [text.strip() for text in lm.decode(tokens, batch.prompt_mask)]
+    if not batch.whole or not any(batch.prompts):
         return texts, texts
-    return texts, [text.strip() for text in lm.decode(tokens, prompt_mask, with_prompt=True)]
+    return texts, [text.strip() for text in lm.decode(tokens, batch.prompt_mask, with_prompt=True)]
 
 
 def terms_of(target: Target | TargetDensity, tokens: Tensor) -> Terms:

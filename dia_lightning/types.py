@@ -1,9 +1,9 @@
 """Values that flow between the parts, and the protocols that a user's own parts obey."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,10 @@ def fill_after_end(tokens: Tensor, prompt_mask: Tensor, end_id: int) -> Tensor:
     return torch.where(text_mask(tokens, prompt_mask, end_id), tokens, end_id)
 
 
+# What is known of a text beforehand: a line of the prompts file, with fields such as prompt, source, mr, references.
+Record = Mapping[str, Any]
+
+
 @dataclass
 class Prompts:
     """One batch of work for a sampler.
@@ -40,6 +44,8 @@ class Prompts:
     ids: number of each text in the whole run.
     prompts: the prompt of each text ("" where there is none).
     tokens: (B, T) int64 with the prompt at the left and end tokens after it; prompt_mask: (B, T) bool.
+    records: the record of each text, for rewards that compare with it.
+    whole: rewards read prompt and text as one; False: the text alone.
     """
 
     index: int
@@ -47,6 +53,11 @@ class Prompts:
     prompts: list[str]
     tokens: Tensor
     prompt_mask: Tensor
+    records: list[Record] = field(default_factory=list)
+    whole: bool = True
+
+    def __post_init__(self) -> None:
+        self.records = self.records or [{}] * len(self.prompts)
 
 
 @dataclass
@@ -87,11 +98,13 @@ class Reward(ABC):
     """r: a batch of texts → (B,) float32, finite, larger is better. `name` labels it in every output.
 
     Your own is a subclass, named by `class_path` in a YAML file; `rewards.check_reward` tries its laws. A subclass sets
-    `deterministic = False` where two calls may differ.
+    `deterministic = False` where two calls may differ, and `conditional = True` where a value depends on the text's record
+    too (a source text, say): it is then called as `reward(texts, records)`, records a sequence of B mappings.
     """
 
     name: str
     deterministic: bool = True
+    conditional: bool = False
 
     @abstractmethod
     def __call__(self, texts: Sequence[str]) -> Tensor:

@@ -15,7 +15,7 @@ from dia_lightning.sampling.decode import starting_point
 from dia_lightning.sampling.loading import load_denoiser, load_value
 from dia_lightning.sampling.particles import Particles, Steering, check_steering, lineage, smc
 from dia_lightning.sampling.resampling import RESAMPLING, effective_size
-from dia_lightning.target import full_texts
+from dia_lightning.target import texts_of
 from dia_lightning.types import Prompts, Reward, fill_after_end
 
 
@@ -109,8 +109,7 @@ class SMCModule(SamplerModule):
     def _steering(self, crowd: Prompts) -> Steering:
         def reward(tokens: Tensor) -> Tensor:
             tokens = self._canonical(tokens, crowd.tokens, crowd.prompt_mask)
-            texts = full_texts(self.lm, tokens, crowd.prompt_mask, crowd.prompts)[1]
-            return call_reward(self._cached, texts).to(tokens.device)
+            return call_reward(self._cached, texts_of(self.lm, tokens, crowd)[1], crowd.records).to(tokens.device)
 
         return Steering(reward, self.value, self.lam, self.potential, self.every, self.ess, self.resampling)
 

@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dia_lightning.resources import UserError
-from dia_lightning.types import Reward
+from dia_lightning.types import Record, Reward
 
 
 class RewardError(UserError):
     """A reward broke one of its laws; the message names the reward, the law and the first text that shows it."""
 
 
-def call_reward(reward: Reward, texts: Sequence[str]) -> Tensor:
+def call_reward(reward: Reward, texts: Sequence[str], records: Sequence[Record] | None = None) -> Tensor:
     """`reward(texts)`, (B,) float32 on the CPU, after a look at its type, device, shape and values.
 
-    The reward gets a list of its own. What it raises itself is passed on.
+    The reward gets a list of its own, and the texts' records where it is `conditional`. What it raises itself is passed on.
 
     Raises:
         RewardError: if one of the laws 'texts unchanged', 'float32 tensor', 'one value a text', 'on the CPU' and 'finite'
             is broken.
     """
     given = list(texts)
-    values = reward(given)
+    ask: Any = reward
+    values = ask(given, [{}] * len(given) if records is None else list(records)) if reward.conditional else ask(given)
     _require_unchanged(reward, texts, given)
     if not isinstance(values, Tensor) or values.dtype != torch.float32:
         got = values.dtype if isinstance(values, Tensor) else type(values).__name__
@@ -42,18 +45,36 @@ def call_reward(reward: Reward, texts: Sequence[str]) -> Tensor:
     return values
 
 
+def field_of(record: Record, field: str, reward: Reward) -> str:
+    """The text in `field` of a record, as a conditional reward reads it.
+
+    Raises:
+        RewardError: if the record has no such field or it holds no string.
+    """
+    value = record.get(field)
+    if not isinstance(value, str):
+        has = ", ".join(record) or "none"
+        raise RewardError(f"reward {reward.name!r} needs the field {field!r}, a text, for every prompt (fields there: {has})")
+    return value
+
+
 class CachedReward(Reward):
     """Asks `reward` for each text once in a run; `check_reward` belongs on `reward` itself, since a cache hides faults."""
 
     def __init__(self, reward: Reward) -> None:
-        self.reward, self.name = reward, reward.name
-        self._known: dict[str, float] = {}
+        self.reward, self.name, self.conditional = reward, reward.name, reward.conditional
+        self._known: dict[tuple[str, str], float] = {}
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+    def __call__(self, texts: Sequence[str], records: Sequence[Record] | None = None) -> Tensor:
+        given = [{}] * len(texts) if records is None or not self.conditional else records
+        # One record is shared by all texts of a prompt: written out once.
+        written = {id(record): json.dumps(record, sort_keys=True, default=str) if record else "" for record in given}
+        keys = [(text, written[id(record)]) for text, record in zip(texts, given, strict=True)]
+        new = {key: record for key, record in zip(keys, given, strict=True) if key not in self._known}
         if new:
-            self._known.update(zip(new, call_reward(self.reward, new).tolist(), strict=True))
-        return torch.tensor([self._known[text] for text in texts], dtype=torch.float32)
+            values = call_reward(self.reward, [text for text, _ in new], list(new.values()))
+            self._known.update(zip(new, values.tolist(), strict=True))
+        return torch.tensor([self._known[key] for key in keys], dtype=torch.float32)
 
 
 _TEXTS = ("The food was lovely.", "The food was terrible!", "Cheap Italian food near the river.", "ΩMEGA, 1 + 1 = 2")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dia_lightning.resources import UserError
 from dia_lightning.rewards.base import call_reward
-from dia_lightning.types import Reward
+from dia_lightning.types import Record, Reward
 
 _OPTION = "--model.init_args.reward.init_args"
 
@@ -36,11 +36,12 @@ class WeightedSum(Reward):
             raise UserError(f"{_OPTION}.weights: {weights} given, allowed: {len(rewards)} finite numbers, one a reward")
         self.rewards, self.weights, self.name = rewards, weights, name
         self.deterministic = all(reward.deterministic for reward in rewards)
+        self.conditional = any(reward.conditional for reward in rewards)
 
-    def parts(self, texts: Sequence[str]) -> dict[str, Tensor]:
+    def parts(self, texts: Sequence[str], records: Sequence[Record] | None = None) -> dict[str, Tensor]:
         """The values of every part, (B,) each, unweighted."""
-        return {reward.name: call_reward(reward, texts) for reward in self.rewards}
+        return {reward.name: call_reward(reward, texts, records) for reward in self.rewards}
 
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        parts = torch.stack(list(self.parts(texts).values()))
+    def __call__(self, texts: Sequence[str], records: Sequence[Record] | None = None) -> Tensor:
+        parts = torch.stack(list(self.parts(texts, records).values()))
         return (torch.tensor(self.weights, dtype=torch.float32)[:, None] * parts).sum(0)

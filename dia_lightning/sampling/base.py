@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dia_lightning.lm import BaseLM
 from dia_lightning.rewards import CachedReward, call_reward
-from dia_lightning.target import full_texts
+from dia_lightning.target import texts_of
 from dia_lightning.types import Generations, Prompts, Reward, text_mask
 
 
@@ -81,16 +81,16 @@ class SamplerModule(L.LightningModule):
         latency_s = self._now() - start
         tokens = drawn.tokens
         keep = text_mask(tokens, batch.prompt_mask, self.lm.end_id) & ~batch.prompt_mask
-        texts, full = full_texts(self.lm, tokens, batch.prompt_mask, batch.prompts)
-        reward = call_reward(self._cached, full)
-        parts = getattr(self.reward, "parts", None)
+        texts, seen = texts_of(self.lm, tokens, batch)
+        reward = call_reward(self._cached, seen, batch.records)
+        parts: Any = getattr(self.reward, "parts", None)
         # In p_θ's own precision, whatever the trainer's: these numbers are compared between runs.
         with torch.autocast(self.device.type, enabled=False):
             log_p = self.lm.log_prob(tokens, batch.prompt_mask)
         return Generations(
             index=batch.index, ids=batch.ids, prompts=batch.prompts, texts=texts, tokens=tokens.cpu(),
             log_p=log_p.cpu(), n_tokens=keep.sum(1).cpu(),
-            rewards=parts(full) if parts else {self.reward.name: reward}, reward=reward,
+            rewards=parts(seen, batch.records) if parts else {self.reward.name: reward}, reward=reward,
             method=method, seed=self.seed, latency_s=latency_s, warm=warm, nfe=drawn.nfe,
             accept_rate=None if drawn.accept_rate is None else drawn.accept_rate.cpu(),
             diagnostics={name: values.cpu() for name, values in (drawn.diagnostics or {}).items()},

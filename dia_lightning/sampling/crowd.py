@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -12,13 +14,18 @@ def crowd_of(batch: Prompts, particles: int) -> tuple[Prompts, int, Tensor]:
     """The particles' prompts, `particles` a text, one population after the other, a population for the texts that share a
     prompt; the number of populations; the population of each text (B,).
     """
-    distinct = {prompt: i for i, prompt in enumerate(dict.fromkeys(batch.prompts))}
-    group = torch.tensor([distinct[prompt] for prompt in batch.prompts], device=batch.tokens.device)
-    first = torch.tensor([batch.prompts.index(prompt) for prompt in distinct], device=batch.tokens.device)
+    # Texts of one prompt share its record; records that merely look alike are told apart by their prompts or not at all.
+    keys = [(prompt, id(record) if record else 0) for prompt, record in zip(batch.prompts, batch.records, strict=True)]
+    distinct = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    group = torch.tensor([distinct[key] for key in keys], device=batch.tokens.device)
+    first = torch.tensor([keys.index(key) for key in distinct], device=batch.tokens.device)
     size = particles * int(group.bincount().max())
     rows = first.repeat_interleave(size)
-    prompts = [batch.prompts[i] for i in rows.tolist()]
-    crowd = Prompts(batch.index, list(range(len(rows))), prompts, batch.tokens[rows], batch.prompt_mask[rows])
+    chosen = rows.tolist()
+    crowd = replace(
+        batch, ids=list(range(len(rows))), prompts=[batch.prompts[i] for i in chosen],
+        tokens=batch.tokens[rows], prompt_mask=batch.prompt_mask[rows], records=[batch.records[i] for i in chosen],
+    )  # fmt: skip
     return crowd, len(distinct), group
 
 
