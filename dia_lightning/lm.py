@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dia_lightning.resources import UserError, find_path
-from dia_lightning.types import fill_after_end, text_mask
+from dia_lightning.types import fill_after_end, leading, must_go_on, text_mask
 
 # No full B×T×V tensor for a 50k vocabulary. On a CPU larger temporaries are given back to the system after every operation:
 # at 512 rows of 40 tokens, page faults take half of p_θ's time and a third of the denoiser's.
@@ -120,9 +120,9 @@ class BaseLM:
         return rows
 
     def decode(self, tokens: Tensor, prompt_mask: Tensor, with_prompt: bool = False) -> list[str]:
-        """The text of each row without the end token, and without its prompt unless asked for."""
+        """The text of each row without the end token, and without its leading prompt unless asked for."""
         keep = text_mask(tokens, prompt_mask, self.end_id)
-        keep = (keep if with_prompt else keep & ~prompt_mask).cpu()
+        keep = (keep if with_prompt else keep & ~leading(prompt_mask)).cpu()
         rows = [row[mask].tolist() for row, mask in zip(tokens.cpu(), keep, strict=True)]
         texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
         return texts
@@ -154,6 +154,7 @@ class BaseLM:
 
         Prompts of different lengths share a batch: each row is forced to its prompt and free afterwards. Categorical
         draws are made in float64. Every 8 tokens (so that a GPU is not made to wait oftener) finished rows are dropped.
+        Blanks are filled from what stands on their left alone, without an end token: this is not p_θ given both sides.
         """
         from dia_lightning.kv_cache import allocated_cache
 
@@ -163,8 +164,10 @@ class BaseLM:
         inputs = torch.full_like(tokens[:, :1], self.bos_id)
         cache = allocated_cache(self.model.config, length)
         forced, given, ended = prompt_mask, tokens, torch.zeros_like(rows, dtype=torch.bool)
+        barred = must_go_on(prompt_mask)
         for i in range(length):
             logits = self.model(inputs, past_key_values=cache, use_cache=True).logits[:, -1]
+            logits[:, self.end_id].masked_fill_(barred[:, i], -torch.inf)
             drawn = draw_categorical(_next_log_probs(logits, temperature, top_k, top_p), generator)
             drawn = torch.where(ended, self.end_id, drawn)
             drawn = torch.where(forced[:, i], given[:, i], drawn)
@@ -178,7 +181,7 @@ class BaseLM:
                 if len(going) < len(rows):
                     cache.batch_select_indices(going)
                     rows, inputs, ended = rows[going], inputs[going], ended[going]
-                    forced, given = forced[going], given[going]
+                    forced, given, barred = forced[going], given[going], barred[going]
         return fill_after_end(out, prompt_mask, self.end_id)
 
     def log_prob_and_hidden(self, tokens: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,7 +214,7 @@ class BaseLM:
             parts = zip(hidden[kept].split(n), x[kept].split(n), strict=True)
             log_p = torch.cat([-F.cross_entropy(self._logits(h), y, reduction="none") for h, y in parts])
             out[chunk, :longest] = torch.zeros_like(out[chunk, :longest]).masked_scatter(kept, log_p)
-        return torch.where(prompt_mask, 0.0, out)
+        return torch.where(leading(prompt_mask), 0.0, out)
 
     def _hidden(self, inputs: Tensor) -> Tensor:
         """(B, T, H) last hidden states, or the logits of a model whose head is not linear."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dia_lightning.lm import BaseLM
 from dia_lightning.rewards import call_reward
-from dia_lightning.types import Prompts, Reward, text_mask
+from dia_lightning.types import Prompts, Reward, leading, text_mask
 
 
 class Terms(NamedTuple):
@@ -76,11 +76,17 @@ class TargetDensity:
 
 
 def texts_of(lm: BaseLM, tokens: Tensor, batch: Prompts) -> tuple[list[str], list[str]]:
-    """The texts of (B, T) tokens without their prompts, and as rewards read them (see `Prompts.whole`)."""
+    """The texts of (B, T) tokens without their prompts, and as rewards read them (see `Prompts.whole`).
+
+    A text with blanks in its middle is no text without its prompt: it stays whole in both.
+    """
     texts = [text.strip() for text in lm.decode(tokens, batch.prompt_mask)]
-    if not batch.whole or not any(batch.prompts):
+    if not any(batch.prompts):
         return texts, texts
-    return texts, [text.strip() for text in lm.decode(tokens, batch.prompt_mask, with_prompt=True)]
+    whole = [text.strip() for text in lm.decode(tokens, batch.prompt_mask, with_prompt=True)]
+    filled = (batch.prompt_mask & ~leading(batch.prompt_mask) & (tokens != lm.end_id)).any(1).tolist()
+    texts = [full if blanks else text for text, full, blanks in zip(texts, whole, filled, strict=True)]
+    return texts, whole if batch.whole else texts
 
 
 def terms_of(target: Target | TargetDensity, tokens: Tensor) -> Terms:

@@ -14,17 +14,37 @@ class Tokens(NamedTuple):
 
     tokens: (B, T) int64. The text ends at the first end token that is not part of the prompt; every later position
         holds the end token too, so that a row says by itself how long it is.
-    prompt_mask: (B, T) bool, True at positions that belong to the prompt and are never changed.
+    prompt_mask: (B, T) bool, True at positions that belong to the prompt and are never changed: on the left, and with
+        blanks to fill in (see `data.prompts.prompt_rows`) elsewhere too.
     """
 
     tokens: Tensor
     prompt_mask: Tensor
 
 
+def leading(prompt_mask: Tensor) -> Tensor:
+    """(B, T) bool, the prompt at the left: what is given before the first position that is free."""
+    return prompt_mask.long().cumprod(1).bool()
+
+
 def text_mask(tokens: Tensor, prompt_mask: Tensor, end_id: int) -> Tensor:
-    """(B, T) bool, True up to and including the first end token outside the prompt: what counts as text."""
-    ended = (tokens == end_id) & ~prompt_mask
+    """(B, T) bool, True up to and including the first end token after the leading prompt: what counts as text."""
+    ended = (tokens == end_id) & ~leading(prompt_mask)
     return (ended.cumsum(1) - ended.long()) == 0
+
+
+def scored_mask(tokens: Tensor, prompt_mask: Tensor, end_id: int) -> Tensor:
+    """(B, T) bool, the text after the leading prompt and its end token: what log p_θ(x | c) counts.
+
+    Fixed words after a blank belong to it, since their probability depends on what fills the blank.
+    """
+    return text_mask(tokens, prompt_mask, end_id) & ~leading(prompt_mask)
+
+
+def must_go_on(prompt_mask: Tensor) -> Tensor:
+    """(B, T) bool, free positions where the text may not end, since a fixed one follows."""
+    fixed = prompt_mask.long()
+    return ~prompt_mask & (fixed.flip(1).cumsum(1).flip(1) > 0)
 
 
 def fill_after_end(tokens: Tensor, prompt_mask: Tensor, end_id: int) -> Tensor:

@@ -16,7 +16,7 @@ from dia_lightning.sampling.loading import load_denoiser, load_value
 from dia_lightning.sampling.particles import Particles, Steering, check_steering, lineage, smc
 from dia_lightning.sampling.resampling import RESAMPLING, effective_size
 from dia_lightning.target import texts_of
-from dia_lightning.types import Prompts, Reward, fill_after_end
+from dia_lightning.types import Prompts, Reward, fill_after_end, must_go_on
 
 
 class SMCModule(SamplerModule):
@@ -85,6 +85,10 @@ class SMCModule(SamplerModule):
         self.value = load_value(critic, self.embedding, reward.name, lam) if lam else None
 
     def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
+        if bool(must_go_on(batch.prompt_mask).any()):
+            raise UserError(
+                "--data.init_args: blanks or a length given, which SMCModule does not hold; see GuidedSamplerModule"
+            )
         crowd, n_groups, group = crowd_of(batch, self.particles)
         schedule = self.denoiser_network.schedule
         z, times = starting_point(crowd, self.embedding, schedule, self.steps, self.stagger, generator)

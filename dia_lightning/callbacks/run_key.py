@@ -32,14 +32,14 @@ def run_key(trainer: L.Trainer, module: SamplerModule, data: PromptData) -> str:
         "schema": SCHEMA,
         "version": __version__,
         "model": describe(module),
-        "data": {**describe(data), "prompts": data.texts},
+        "data": {**describe(data), "prompts": data.texts, "records": list({id(r): r for r in data.records}.values())},
         "weights": fingerprint(module.lm, module.state_dict()),
         # Its weights replace the module's after this hash is made.
         "checkpoint": _sha256(Path(checkpoint).read_bytes()) if Path(checkpoint).is_file() else checkpoint,
         "precision": str(trainer.precision),
         "accelerator": type(trainer.accelerator).__name__,
     }
-    return _sha256(json.dumps(settings, sort_keys=True).encode())[:16]
+    return _sha256(json.dumps(settings, sort_keys=True, default=str).encode())[:16]
 
 
 def describe(part: Any) -> Any:

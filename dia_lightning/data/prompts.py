@@ -2,69 +2,66 @@
 
 from __future__ import annotations
 
-import json
+import random
+import re
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import lightning as L
 import torch
 
+from dia_lightning.data.records import fill_template, read_records, template_fields
+from dia_lightning.data.text import read_texts
 from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError, require_path
-from dia_lightning.types import Prompts
+from dia_lightning.resources import UserError
+from dia_lightning.types import Prompts, Record
+
+_BLANK = re.compile(r"\[blank:(\d+)\]")
 
 
-def read_prompts(path: str | Path) -> list[str]:
-    """Prompts of a `.txt` file (one a line) or a `.jsonl` file (field `prompt`), empty lines left out.
-
-    Raises:
-        UserError: if the file is missing, not UTF-8, of another kind, empty, or a line of it is no such object.
-    """
-    option = "--data.init_args.prompts"
-    file = require_path(path, option)
-    if file.suffix not in (".txt", ".jsonl"):
-        raise UserError(f"{option}: {path} given, allowed are files ending in .txt or .jsonl")
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{option}: cannot read {path} as UTF-8 text ({error})") from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if file.suffix == ".jsonl":
-        prompts = [_prompt_of(line, f"{path}, text line {i}") for i, line in enumerate(prompts, 1)]
-    if not prompts:
-        raise UserError(f"{option}: {path} holds no prompt; leave the option out to sample without prompts")
-    return prompts
-
-
-def _prompt_of(line: str, where: str) -> str:
-    try:
-        prompt = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'--data.init_args.prompts: {where} is no JSON object with a field "prompt"') from error
-    if not isinstance(prompt, str):
-        raise UserError(f"--data.init_args.prompts: {where}: the prompt is no string but {prompt!r:.60}")
-    return prompt
+def has_blank(prompt: str) -> bool:
+    """Whether a prompt has blanks to fill in, `[blank:N]`."""
+    return _BLANK.search(prompt) is not None
 
 
 def prompt_rows(lm: BaseLM, prompts: list[str], max_length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens (B, max_length) with each prompt at the left, and its mask (B, max_length).
+    """Tokens (B, max_length) of each prompt, and its mask (B, max_length), True at what is given.
+
+    A prompt is the beginning of a text. One with blanks, `[blank:N]` for N free tokens each, is the whole of it: its end
+    token is given too.
 
     Raises:
         UserError: if a prompt leaves no position free.
     """
-    ids = lm.tokenizer(prompts, add_special_tokens=False)["input_ids"]
-    for prompt, row in zip(prompts, ids, strict=True):
-        if len(row) >= max_length:
+    tokens = torch.full((len(prompts), max_length), lm.end_id, dtype=torch.int64)
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    for row, given, (prompt, ids) in zip(tokens, mask, zip(prompts, _ids(lm, prompts), strict=True), strict=True):
+        whole = has_blank(prompt)
+        if len(ids) > max_length or (len(ids) == max_length and not whole):
             raise UserError(
-                f"--data.init_args.prompts: {prompt[:40]!r} has {len(row)} tokens, allowed are at most {max_length - 1} "
+                f"--data.init_args.prompts: {prompt[:40]!r} has {len(ids)} tokens, allowed are at most {max_length - 1} "
                 f"(--data.init_args.max_length is {max_length})"
             )
-    lengths = torch.tensor([len(row) for row in ids])
-    mask = torch.arange(max_length) < lengths[:, None]
-    tokens = torch.full((len(prompts), max_length), lm.end_id, dtype=torch.int64)
-    tokens[mask] = torch.tensor([i for row in ids for i in row], dtype=torch.int64)
+        values = torch.tensor(ids, dtype=torch.int64)
+        row[: len(ids)] = torch.where(values < 0, lm.end_id, values)
+        given[: len(ids)] = values >= 0
+        given[len(ids) :] = whole
     return tokens, mask
+
+
+def _ids(lm: BaseLM, prompts: list[str]) -> list[list[int]]:
+    """The tokens of each prompt, −1 for one that is free."""
+    pieces = [_BLANK.split(prompt) for prompt in prompts]
+    # The space before a blank belongs to the word that fills it, as byte-level tokenizers have it.
+    texts = [part.rstrip() if i < len(parts) - 1 else part for parts in pieces for i, part in enumerate(parts[::2])]
+    known = iter(lm.tokenizer(["", *texts], add_special_tokens=False)["input_ids"][1:])
+    rows = []
+    for parts in pieces:
+        row = list(next(known))
+        for count in parts[1::2]:
+            row += [-1] * int(count) + next(known)
+        rows.append(row)
+    return rows
 
 
 class _Batches:
@@ -73,18 +70,15 @@ class _Batches:
     No `DataLoader`: Lightning would split one among the processes itself, and fails where a process has nothing to do.
     """
 
-    def __init__(self, lm: BaseLM, texts: list[str], batch_size: int, max_length: int, indices: list[int]) -> None:
-        self.lm, self.texts, self.batch_size, self.max_length, self.indices = lm, texts, batch_size, max_length, indices
+    def __init__(self, data: PromptData, indices: list[int]) -> None:
+        self.data, self.indices = data, indices
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __iter__(self) -> Iterator[Prompts]:
         for index in self.indices:
-            start = index * self.batch_size
-            texts = self.texts[start : start + self.batch_size]
-            tokens, mask = prompt_rows(self.lm, texts, self.max_length)
-            yield Prompts(index, list(range(start, start + len(texts))), texts, tokens, mask)
+            yield self.data.batch(index)
 
 
 class PromptData(L.LightningDataModule):
@@ -92,12 +86,22 @@ class PromptData(L.LightningDataModule):
 
     Attributes:
         texts: after `setup`, the prompt of every text of the run.
+        records: the record of each: the fields of its line in the file, for rewards and metrics that compare with them.
 
     Args:
-        prompts: a `.txt` or `.jsonl` file, a list of strings, or nothing.
+        prompts: a list of strings, a file or data set that `records.read_records` reads, or nothing. A prompt begins the
+            text; blanks to be filled in are written `[blank:N]`, N tokens each, in a prompt that is the whole text.
+        fields: which of the file's columns make a record's fields, see `records.read_records`.
+        split: which part of a data set that has several.
+        limit: take the first `limit` records only.
+        template: makes the prompt from a record's fields, for example `"{source} TL;DR:"`; by default it is the field
+            `prompt`; `""`: no prompt, the records serve rewards and metrics alone.
         n_texts: texts for each prompt.
         batch_size: texts sampled together; with the seed it determines the result, the number of processes does not.
         max_length: longest text in tokens, prompt and end token included.
+        length: tokens after the prompt, end token not counted, exactly; or a file of texts whose lengths are drawn. By
+            default texts end where p_θ ends them. For solvers and denoise_accept, which can hold an end token in its place.
+        reward_sees_prompt: rewards read prompt and text as one; otherwise the text alone.
         base_lm: hub id or folder of p_θ, for its tokenizer; the model's by default.
     """
 
@@ -105,20 +109,30 @@ class PromptData(L.LightningDataModule):
         self,
         base_lm: str = "checkpoints/tiny/lm",
         prompts: str | list[str] | None = None,
+        fields: dict[str, str | list[str]] | None = None,
+        split: str = "train",
+        limit: int | None = None,
+        template: str | None = None,
         n_texts: int = 64,
         batch_size: int = 64,
         max_length: int = 40,
+        length: int | str | None = None,
+        reward_sees_prompt: bool = True,
     ) -> None:
         super().__init__()
-        for option, value in (("n_texts", n_texts), ("batch_size", batch_size), ("max_length", max_length)):
-            if value < 1:
+        for option, value in (("n_texts", n_texts), ("batch_size", batch_size), ("max_length", max_length), ("limit", limit)):
+            if value is not None and value < 1:
                 raise UserError(f"--data.init_args.{option}: {value} given, at least 1 allowed")
         self.base_lm, self.prompts, self.n_texts = base_lm, prompts, n_texts
-        self.batch_size, self.max_length = batch_size, max_length
+        self.fields, self.split, self.limit, self.template = fields, split, limit, template
+        self.batch_size, self.max_length, self.length = batch_size, max_length, length
+        self.reward_sees_prompt = reward_sees_prompt
         # A process may have no batch: fewer may be left than there are processes.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.lm: BaseLM
         self.texts: list[str] = []
+        self.records: list[Record] = []
+        self.lengths: list[int] = []
         self.wanted: list[int] = []
 
     def setup(self, stage: str) -> None:
@@ -128,13 +142,54 @@ class PromptData(L.LightningDataModule):
             raise UserError(
                 f"--data.init_args.max_length: {self.max_length} given, {self.lm.name} allows at most {self.lm.max_length}"
             )
-        prompts = [""] if self.prompts is None else self.prompts
-        prompts = read_prompts(prompts) if isinstance(prompts, str) else prompts
-        if not prompts:
-            raise UserError("--data.init_args.prompts: an empty list given; leave the option out to sample without")
-        prompt_rows(self.lm, prompts, self.max_length)  # a prompt that is too long is an error now, not after hours
+        records = self._read()
+        prompts = [self._prompt(record) for record in records]
         self.texts = [prompt for prompt in prompts for _ in range(self.n_texts)]
+        self.records = [record for record in records for _ in range(self.n_texts)]
+        self.lengths = self._lengths(len(self.texts))
+        # A prompt that is too long is an error now, not after hours.
+        for index in range(self.n_batches) if self.lengths else ():
+            self.batch(index)
+        prompt_rows(self.lm, prompts, self.max_length)
         self.skip(set())
+
+    def _read(self) -> list[Record]:
+        if self.prompts is None:
+            return [{"prompt": ""}]
+        if isinstance(self.prompts, str):
+            needs = ("prompt",) if self.template is None else template_fields(self.template)
+            return read_records(self.prompts, self.fields, self.split, self.limit, needs=needs)
+        if not self.prompts:
+            raise UserError("--data.init_args.prompts: an empty list given; leave the option out to sample without")
+        return [{"prompt": prompt} for prompt in self.prompts[: self.limit]]
+
+    def _prompt(self, record: Record) -> str:
+        return str(record["prompt"]) if self.template is None else fill_template(self.template, record)
+
+    def _lengths(self, n: int) -> list[int]:
+        """The number of tokens of each text, where it is given."""
+        if self.length is None:
+            return []
+        if isinstance(self.length, int):
+            if self.length < 1:
+                raise UserError(f"--data.init_args.length: {self.length} given, at least 1 allowed")
+            return [self.length] * n
+        column = "ref" if self.length.endswith(".csv") else "text"
+        seen = self.lm.tokenizer(read_texts(self.length, column, "--data.init_args.length"), add_special_tokens=False)[
+            "input_ids"
+        ]
+        fitting = [len(ids) for ids in seen if 0 < len(ids) < self.max_length]
+        if not fitting:
+            raise UserError(f"--data.init_args.length: {self.length} has no text of 1 to {self.max_length - 1} tokens")
+        return random.Random(0).choices(fitting, k=n)
+
+    def batch(self, index: int) -> Prompts:
+        """Batch number `index` of the run."""
+        ids = range(index * self.batch_size, min((index + 1) * self.batch_size, len(self.texts)))
+        prompts = [self.texts[i] for i in ids]
+        shaped = [f"{self.texts[i]}[blank:{self.lengths[i]}]" for i in ids] if self.lengths else prompts
+        tokens, mask = prompt_rows(self.lm, shaped, self.max_length)
+        return Prompts(index, list(ids), prompts, tokens, mask, [self.records[i] for i in ids], self.reward_sees_prompt)
 
     def transfer_batch_to_device(self, batch: Prompts, device: torch.device, dataloader_idx: int) -> Prompts:
         return replace(batch, tokens=batch.tokens.to(device), prompt_mask=batch.prompt_mask.to(device))
@@ -151,7 +206,7 @@ class PromptData(L.LightningDataModule):
     def predict_dataloader(self) -> _Batches:
         """Process r of W draws the batches r, r + W, … of those that are wanted."""
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        return _Batches(self.lm, self.texts, self.batch_size, self.max_length, self.wanted[rank::world])
+        return _Batches(self, self.wanted[rank::world])
 
     def test_dataloader(self) -> _Batches:
         return self.predict_dataloader()

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dia_lightning.data.base import TokenData, TokenRows
-from dia_lightning.data.prompts import prompt_rows, read_prompts
+from dia_lightning.data.prompts import has_blank, prompt_rows
+from dia_lightning.data.records import read_records
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 
@@ -82,7 +83,7 @@ class ModelSamples(TokenData):
         """The cache folder of these settings."""
         key: dict[str, Any] = {
             "weights": fingerprint(self.lm),
-            "prompts": read_prompts(self.prompts) if self.prompts else None,
+            "prompts": self._prompts() if self.prompts else None,
             "max_length": self.max_length,
             "temperature": self.temperature,
             "shard_size": self.shard_size,
@@ -131,11 +132,17 @@ class ModelSamples(TokenData):
     def draw(self, shard: int, device: torch.device) -> dict[str, Tensor]:
         """Rows of one shard: `tokens` (N, T) int32 and `prompt_length` (N,) int32."""
         generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + shard)
-        prompts = read_prompts(self.prompts) if self.prompts else [""]
+        prompts = self._prompts()
         chosen = torch.randint(len(prompts), (self.shard_size,), generator=generator, device=device).tolist()
         tokens, mask = prompt_rows(self.lm, [prompts[i] for i in chosen], self.max_length)
         drawn = self.lm.generate(tokens.to(device), mask.to(device), generator, self.temperature)
         return {"tokens": drawn.int().cpu(), "prompt_length": mask.sum(1).int()}
+
+    def _prompts(self) -> list[str]:
+        prompts = [str(r["prompt"]) for r in read_records(self.prompts, needs=("prompt",))] if self.prompts else [""]
+        for prompt in filter(has_blank, prompts):
+            raise UserError(f"--data.init_args.prompts: {prompt[:40]!r} has blanks, which p_θ cannot fill from both sides")
+        return prompts
 
     def setup(self, stage: str) -> None:
         from safetensors.torch import load_file

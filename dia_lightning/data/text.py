@@ -42,12 +42,15 @@ def read_texts(path: str | Path, column: str, option: str = "--data.init_args.pa
     return texts
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
-    """A byte-level BPE tokenizer in GPT-2's style with one special token, `<|endoftext|>`, for start, end and padding."""
+def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool = False) -> Any:
+    """A byte-level BPE tokenizer in GPT-2's style with one special token, `<|endoftext|>`, for start, end and padding.
+
+    With `lowercase` it turns every text into lower case first, also those that it will be given later.
+    """
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
-    bpe = ByteLevelBPETokenizer()
+    bpe = ByteLevelBPETokenizer(lowercase=lowercase)
     bpe.train_from_iterator(texts, vocab_size, min_frequency=2, special_tokens=[END_OF_TEXT], show_progress=False)
     special = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END_OF_TEXT)
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **special)
@@ -67,12 +70,14 @@ class _Corpus(TokenData):
     """A corpus tokenized with a given tokenizer, or with one trained on it."""
 
     def __init__(
-        self, tokenizer: str, train_vocab_size: int, max_length: int, batch_size: int, val_fraction: float, seed: int
-    ) -> None:
+        self, tokenizer: str, train_vocab_size: int, train_lowercase: bool, max_length: int, batch_size: int,
+        val_fraction: float, seed: int,
+    ) -> None:  # fmt: skip
         super().__init__(max_length, batch_size, seed)
         if not 0 < val_fraction < 1:
             raise UserError(f"--data.init_args.val_fraction: {val_fraction} given, allowed is 0 < fraction < 1")
         self.tokenizer_path, self.train_vocab_size, self.val_fraction = tokenizer, train_vocab_size, val_fraction
+        self.train_lowercase = train_lowercase
         self.tokenizer: Any = None
 
     def train_and_val_texts(self) -> tuple[list[str], list[str]]:
@@ -87,7 +92,8 @@ class _Corpus(TokenData):
 
     def prepare_data(self) -> None:
         if self.train_vocab_size and find_path(self.tokenizer_path) is None:
-            train_tokenizer(self.train_and_val_texts()[0], self.train_vocab_size).save_pretrained(self.tokenizer_path)
+            texts = self.train_and_val_texts()[0]
+            train_tokenizer(texts, self.train_vocab_size, self.train_lowercase).save_pretrained(self.tokenizer_path)
 
     def setup(self, stage: str) -> None:
         from transformers import AutoTokenizer
@@ -118,6 +124,7 @@ class TextFiles(_Corpus):
         val_path: a file with held-out texts; without one, `val_fraction` of `path` is held out.
         tokenizer: folder of a tokenizer in transformers' format, or hub id.
         train_vocab_size: where that folder does not exist, train a byte-level BPE of this size there; 0 = never.
+        train_lowercase: one that knows lower case only.
         max_length: longest row in tokens, end token included; longer texts are cut.
         batch_size: rows a step and process.
         val_fraction: part held out where no `val_path` is given.
@@ -131,12 +138,13 @@ class TextFiles(_Corpus):
         val_path: str | None = None,
         tokenizer: str = "checkpoints/tiny/lm",
         train_vocab_size: int = 0,
+        train_lowercase: bool = False,
         max_length: int = 64,
         batch_size: int = 64,
         val_fraction: float = 0.05,
         seed: int = 0,
     ) -> None:
-        super().__init__(tokenizer, train_vocab_size, max_length, batch_size, val_fraction, seed)
+        super().__init__(tokenizer, train_vocab_size, train_lowercase, max_length, batch_size, val_fraction, seed)
         self.path, self.column, self.val_path = path, column, val_path
 
     def train_and_val_texts(self) -> tuple[list[str], list[str]]:
@@ -152,7 +160,8 @@ class HubText(_Corpus):
     Args:
         dataset: name on the hub, for example `Skylion007/openwebtext`. config: its configuration, where it has several.
         split: which part. column: the field that holds the text. n_texts: how many to take.
-        tokenizer: folder or hub id. train_vocab_size, max_length, batch_size, val_fraction, seed: as for `TextFiles`.
+        tokenizer: folder or hub id.
+        train_vocab_size, train_lowercase, max_length, batch_size, val_fraction, seed: as for `TextFiles`.
     """
 
     def __init__(
@@ -164,12 +173,13 @@ class HubText(_Corpus):
         n_texts: int = 100_000,
         tokenizer: str = "gpt2",
         train_vocab_size: int = 0,
+        train_lowercase: bool = False,
         max_length: int = 64,
         batch_size: int = 64,
         val_fraction: float = 0.05,
         seed: int = 0,
     ) -> None:
-        super().__init__(tokenizer, train_vocab_size, max_length, batch_size, val_fraction, seed)
+        super().__init__(tokenizer, train_vocab_size, train_lowercase, max_length, batch_size, val_fraction, seed)
         if n_texts < 2:
             raise UserError(f"--data.init_args.n_texts: {n_texts} given, at least 2 allowed")
         self.dataset, self.config, self.hub_split, self.column, self.n_texts = dataset, config, split, column, n_texts

@@ -13,7 +13,7 @@ from torch import Tensor
 from dia_lightning.lm import BaseLM
 from dia_lightning.rewards import CachedReward, call_reward
 from dia_lightning.target import texts_of
-from dia_lightning.types import Generations, Prompts, Reward, text_mask
+from dia_lightning.types import Generations, Prompts, Reward, scored_mask
 
 
 class Drawn(NamedTuple):
@@ -80,7 +80,7 @@ class SamplerModule(L.LightningModule):
         drawn = draw(batch, generator)
         latency_s = self._now() - start
         tokens = drawn.tokens
-        keep = text_mask(tokens, batch.prompt_mask, self.lm.end_id) & ~batch.prompt_mask
+        keep = scored_mask(tokens, batch.prompt_mask, self.lm.end_id)
         texts, seen = texts_of(self.lm, tokens, batch)
         reward = call_reward(self._cached, seen, batch.records)
         parts: Any = getattr(self.reward, "parts", None)

@@ -289,7 +289,8 @@ def _without_nonsense(
     What is known lies outside S or was revealed in an earlier round, so the rule is the same in both directions.
     """
     is_end = tokens == end_id
-    word = (~is_end & ~is_hidden & ~prompt_mask).long()
+    # A fixed end token counts as a word here: the text must reach it.
+    word = ((~is_end | prompt_mask) & ~is_hidden).long()
     end = (is_end & ~is_hidden & ~prompt_mask).long()
     word_follows = ((word.flip(1).cumsum(1).flip(1) - word) > 0).gather(1, index)
     end_precedes = ((end.cumsum(1) - end) > 0).gather(1, index)

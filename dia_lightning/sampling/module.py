@@ -13,7 +13,7 @@ from dia_lightning.guidance import LogValue, Predict, guided, true_gradient, ung
 from dia_lightning.resources import UserError
 from dia_lightning.sampling.base import Drawn, SamplerModule
 from dia_lightning.sampling.crowd import crowd_of, pick
-from dia_lightning.sampling.decode import draw_texts
+from dia_lightning.sampling.decode import draw_texts, source_rows
 from dia_lightning.sampling.denoise_accept import Kernel, start
 from dia_lightning.sampling.diagnostics import by_prompt, log_z_upper
 from dia_lightning.sampling.loading import RewardValue, load_denoiser, load_value
@@ -22,9 +22,9 @@ from dia_lightning.sampling.population import anneal, cycle
 from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.sampling.solvers import SOLVERS
 from dia_lightning.target import TargetDensity
-from dia_lightning.types import Prompts, Reward
+from dia_lightning.types import Prompts, Reward, must_go_on
 
-STARTS = ("annealed", "base_lm")
+STARTS = ("annealed", "base_lm", "source")
 GRADIENTS = ("critic", "true", "straight_through")
 
 
@@ -40,8 +40,9 @@ class GuidedSamplerModule(SamplerModule):
         base_lm: hub id or folder of p_θ.
         denoiser: checkpoint (folder or `.ckpt`) of a denoiser for base_lm; for a solver and for denoise_accept.
         critic: checkpoint of a critic trained on `reward`; for guidance and for `moves.tilt`.
-        sampler: `annealed`; `base_lm`, samples of p_θ to be refined; or a solver: `ancestral`, `ddim`, `dpmpp_2m`, `dia`
-            (predictor and Langevin corrector), `dia_literal`.
+        sampler: `annealed`; `base_lm`, samples of p_θ to be refined; `source`, the text to rewrite in each record's field
+            `source`, to be refined; or a solver: `ancestral`, `ddim`, `dpmpp_2m`, `dia` (predictor and Langevin
+            corrector), `dia_literal`.
         lam: λ, inverse temperature of the reward; 0 = p_θ itself.
         particles: of `annealed`, size of the population per text. Texts that share a prompt share a population.
         ess: of `annealed`, each rise of λ keeps this share of effective particles.
@@ -49,6 +50,7 @@ class GuidedSamplerModule(SamplerModule):
         refine_steps: rounds of them: after a solver, or at each temperature and at the end of `annealed`.
         moves: options of denoise_accept.
         steps: of a solver, noise levels each text passes.
+        strength: of a solver, the noise level u it starts from; below 1 it starts at the record's `source`, noised so far.
         stagger: how far left positions run ahead of right ones; 0 = all positions together (see `staggered`).
         corrector_steps: of `dia`, Langevin steps at each level.
         eta: of `dia` and `dia_literal`, their size η relative to σ²; of `ddim`, its noise, from 0 (ODE) to 1 (`ancestral`).
@@ -80,6 +82,7 @@ class GuidedSamplerModule(SamplerModule):
         refine_steps: int = 1,
         moves: Moves | None = None,
         steps: int = 64,
+        strength: float = 1.0,
         stagger: float = 40.0,
         corrector_steps: int = 1,
         eta: float = 0.1,
@@ -98,6 +101,7 @@ class GuidedSamplerModule(SamplerModule):
         self.denoiser, self.critic, self.sampler, self.lam = denoiser, critic, sampler, lam
         self.particles, self.ess, self.refine, self.refine_steps = particles, ess, refine, refine_steps
         self.moves, self.steps, self.stagger, self.corrector_steps = moves or Moves(), steps, stagger, corrector_steps
+        self.strength = strength
         self.eta, self.reading, self.gradient, self.guidance_scale = eta, reading, gradient, guidance_scale
         self.guidance_decay, self.guidance_cap, self.guidance_window = guidance_decay, guidance_cap, guidance_window
         self.temperature, self.final, self.method = temperature, final, sampler
@@ -111,6 +115,7 @@ class GuidedSamplerModule(SamplerModule):
         _check("gradient", self.gradient, self.gradient in GRADIENTS, ", ".join(GRADIENTS))
         _check("eta", self.eta, 0 <= self.eta <= 1, "0 ≤ eta ≤ 1")
         _check("ess", self.ess, 0 < self.ess < 1, "between 0 and 1")
+        _check("strength", self.strength, 0 < self.strength <= 1, "0 < strength ≤ 1")
         for name in ("lam", "refine_steps", "stagger", "corrector_steps", "guidance_decay"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < float("inf"), "0 or more, finite")
         for name in ("particles", "steps"):
@@ -162,15 +167,28 @@ class GuidedSamplerModule(SamplerModule):
         return true_gradient(soft, network, self.embedding, factor, straight, self.temperature)
 
     def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
+        left_to_right = self.sampler in ("annealed", "base_lm") or "suffix" in REFINE[self._refine]
+        if left_to_right and bool(must_go_on(batch.prompt_mask).any()):
+            raise UserError(
+                f"--data.init_args: blanks or a length given, but p_θ writes from left to right (--model.init_args.sampler "
+                f"{self.sampler}, refine {self._refine}); allowed: a solver or source, with refine denoise_accept or none"
+            )
         if self.sampler == "annealed":
             return self._anneal(batch, generator)
-        begin = self.draw_base(batch, generator) if self.sampler == "base_lm" else self._diffuse(batch, generator)
+        begin = self._begin(batch, generator)
         return begin if self._refine == "none" else self._refined(begin, batch, generator)
+
+    def _begin(self, batch: Prompts, generator: torch.Generator) -> Drawn:
+        if self.sampler == "base_lm":
+            return self.draw_base(batch, generator)
+        return Drawn(source_rows(self.lm, batch), {}) if self.sampler == "source" else self._diffuse(batch, generator)
 
     def _diffuse(self, batch: Prompts, generator: torch.Generator) -> Drawn:
         network, known = self.denoiser_network, inspect.signature(SOLVERS[self.sampler]).parameters
         assert network is not None
-        options = {name: getattr(self, name) for name in ("corrector_steps", "eta", "reading") if name in known}
+        options: dict[str, Any] = {n: getattr(self, n) for n in ("corrector_steps", "eta", "reading") if n in known}
+        if self.strength < 1:
+            options |= {"begin": source_rows(self.lm, batch), "strength": self.strength}
         tokens = draw_texts(
             self.predictor(), batch, self.embedding, network.schedule, self.lm.end_id, generator,
             self.sampler, self.steps, self.stagger, self.final == "sample", **options,

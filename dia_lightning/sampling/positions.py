@@ -48,10 +48,17 @@ def n_text(tokens: Tensor, prompt_mask: Tensor, end_id: int | None) -> Tensor:
     return text_mask(tokens, prompt_mask, end_id).sum(1)
 
 
-class Spans:
-    """`length` neighbouring positions that touch the text (its end token included), uniformly over all such spans.
+def n_free(tokens: Tensor, prompt_mask: Tensor, end_id: int | None) -> Tensor:
+    """(B,) number of free positions that hold text, its end token included."""
+    text = torch.ones_like(prompt_mask) if end_id is None else text_mask(tokens, prompt_mask, end_id)
+    return (text & ~prompt_mask).sum(1)
 
-    The number of spans depends on the length of the text, so the choice enters the ratio.
+
+class Spans:
+    """`length` neighbouring free positions that touch the text (its end token included), uniformly over all such spans.
+
+    The number of spans depends on the length of the text, so the choice enters the ratio. Free positions are neighbours
+    also across what is fixed between them.
 
     Args:
         length: positions in a span. shuffle: reveal them in random order instead of from left to right.
@@ -63,9 +70,9 @@ class Spans:
         self.length, self.shuffle = length, shuffle
 
     def _bounds(self, tokens: Tensor, prompt_mask: Tensor, end_id: int | None) -> tuple[Tensor, Tensor]:
-        """First possible start (B,), which may lie before the text, and the number of possible starts (B,)."""
-        low = prompt_mask.sum(1) - self.length + 1
-        return low, n_text(tokens, prompt_mask, end_id) - low
+        """First possible start (B,), counted in free positions, and the number of possible starts (B,)."""
+        low = torch.full((len(tokens),), 1 - self.length, device=tokens.device)
+        return low, n_free(tokens, prompt_mask, end_id) - low
 
     def draw(self, tokens: Tensor, prompt_mask: Tensor, end_id: int | None, generator: torch.Generator) -> Choice:
         low, count = self._bounds(tokens, prompt_mask, end_id)
@@ -75,8 +82,9 @@ class Spans:
         if self.shuffle:
             steps = torch.rand(steps.shape, generator=generator, device=tokens.device).argsort(1)
         index = begin[:, None] + steps
-        valid = (index >= prompt_mask.sum(1, keepdim=True)) & (index < tokens.shape[1])
-        return Choice(index.clamp(0, tokens.shape[1] - 1), valid)
+        valid = (index >= 0) & (index < (~prompt_mask).sum(1, keepdim=True))
+        free_first = prompt_mask.long().argsort(dim=1, stable=True)
+        return Choice(free_first.gather(1, index.clamp(0, tokens.shape[1] - 1)), valid)
 
     def log_ratio(self, choice: Choice, tokens: Tensor, proposed: Tensor, prompt_mask: Tensor, end_id: int | None) -> Tensor:
         _, count = self._bounds(tokens, prompt_mask, end_id)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from dia_lightning.data import HubText, ModelSamples, PromptData, TextFiles
-from dia_lightning.data.prompts import read_prompts
+from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.data.text import read_texts
+from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.types import fill_after_end
 
@@ -101,10 +102,54 @@ def test_unusable_prompts_are_named(lm_folder: Path, tmp_path: Path) -> None:
         ("none.txt", "no such file"),
     ):
         with pytest.raises(UserError, match=message):
-            read_prompts(tmp_path / name)
+            PromptData(str(lm_folder), prompts=str(tmp_path / name), max_length=16).setup("predict")
     data = PromptData(str(lm_folder), prompts=["the " * 30], max_length=16)
     with pytest.raises(UserError, match="at most 15"):
         data.setup("predict")
+
+
+def test_blanks_and_lengths_are_fixed_where_they_should_be(lm_folder: Path) -> None:
+    lm = BaseLM.load(str(lm_folder))
+    the, food, good = (lm.tokenizer(w, add_special_tokens=False)["input_ids"] for w in ("the", " food", " good"))
+    tokens, mask = prompt_rows(lm, ["the [blank:2] food", "the good", "[blank:3]"], 12)
+    n = [len(the) + 2 + len(food), len(the) + len(good), 3]
+    assert tokens[0].tolist() == [*the, lm.end_id, lm.end_id, *food, *[lm.end_id] * (12 - n[0])]
+    free = [[len(the), len(the) + 1], list(range(n[1], 12)), [0, 1, 2]]
+    assert [(~row).nonzero()[:, 0].tolist() for row in mask] == free
+    data = PromptData(str(lm_folder), prompts=["the"], n_texts=2, max_length=12, length=4)
+    data.setup("predict")
+    [batch] = list(data.predict_dataloader())
+    assert [(~row).nonzero()[:, 0].tolist() for row in batch.prompt_mask] == [list(range(len(the), len(the) + 4))] * 2
+    assert batch.prompts == ["the", "the"]
+    with pytest.raises(UserError, match=r"length: 0 given, at least 1 allowed"):
+        PromptData(str(lm_folder), length=0, max_length=12).setup("predict")
+    with pytest.raises(UserError, match="allowed are at most"):
+        PromptData(str(lm_folder), length=12, max_length=12, prompts=["the"]).setup("predict")
+
+
+def test_lengths_are_drawn_from_a_file_s(lm_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("the\nthe food\n")
+    lm = BaseLM.load(str(lm_folder))
+    seen = {len(ids) for ids in lm.tokenizer(["the", "the food"], add_special_tokens=False)["input_ids"]}
+    data = PromptData(str(lm_folder), n_texts=40, max_length=12, length=str(tmp_path / "texts.txt"))
+    data.setup("predict")
+    free = torch.cat([(~batch.prompt_mask).sum(1) for batch in data.predict_dataloader()])
+    assert set(free.tolist()) == seen  # chance of one missing: 2⁻³⁹
+
+
+def test_a_template_makes_prompts_of_records(lm_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"source": "food", "references": ["x", "y"]}\n{"source": "place", "references": ["z"]}\n'
+    )
+    data = PromptData(str(lm_folder), str(tmp_path / "a.jsonl"), template="the {source}", n_texts=2, max_length=12)
+    data.setup("predict")
+    assert data.texts == ["the food"] * 2 + ["the place"] * 2
+    assert [r["references"] for r in data.records] == [["x", "y"]] * 2 + [["z"]] * 2
+    none = PromptData(str(lm_folder), str(tmp_path / "a.jsonl"), template="", limit=1, n_texts=1, max_length=12)
+    none.setup("predict")
+    assert none.texts == [""]
+    with pytest.raises(UserError, match="prompt"):
+        PromptData(str(lm_folder), str(tmp_path / "a.jsonl"), max_length=12).setup("predict")
 
 
 def test_prompt_batches_are_numbered_and_skipped(lm_folder: Path) -> None:
