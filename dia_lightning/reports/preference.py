@@ -30,6 +30,11 @@ LABELLING_CONFIG = """<View>
   </Choices>
 </View>
 """
+_EXPORT_HELP = """Draw pairs of texts that different runs have for the same prompt: the same number for every two runs, sides
+at random. DIR/annotators is for those who judge: tasks.json and labelling_config.xml for Label Studio, or pairs.csv. DIR/key.json,
+which says whose texts they are, is not."""
+_IMPORT_HELP = """Read people's choices. Writes DIR/preference.json and prints win rates and Bradley-Terry strengths, both with
+95 %% bootstrap intervals, and Krippendorff's alpha."""
 _CSV_FIELDS = ("pair_id", "prompt", "text_1", "text_2", "choice")
 
 
@@ -127,7 +132,7 @@ def export(paths: Sequence[Path], out: Path, n: int, seed: int) -> None:
         raise UserError(f"--out: cannot write to {out} ({error.strerror})") from error
     for count in counts:
         a, b = count["methods"]
-        print(f"{a} and {b}: {count['n']} pairs; {count['matched']} matched, {count['identical']} identical, left out")
+        print(f"{a} and {b}: {count['n']} pairs of {count['matched']} that match; {count['identical']} identical ones left out")
     print(
         f"Wrote {len(pairs)} pairs to {out / 'annotators'}: tasks.json with labelling_config.xml for Label Studio, or pairs.csv"
     )
@@ -242,12 +247,12 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> _Parser:
     parser = _Parser(prog="dia preference", description="Let people judge pairs of texts, and read what they chose.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    out = commands.add_parser("export", help="blinded pairs of texts from two runs or more", description=export.__doc__)
+    out = commands.add_parser("export", help="blinded pairs of texts from two runs or more", description=_EXPORT_HELP)
     out.add_argument("predictions", nargs="+", type=Path, metavar="PREDICTIONS", help="predictions.jsonl of each run")
     out.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
     out.add_argument("--n", type=int, default=100, help="pairs in all, spread over all pairs of methods (default: 100)")
     out.add_argument("--seed", type=int, default=0, help="of the choice of pairs and sides (default: 0)")
-    read = commands.add_parser("import", help="people's choices: win rates and strengths", description=import_choices.__doc__)
+    read = commands.add_parser("import", help="people's choices: win rates and strengths", description=_IMPORT_HELP)
     read.add_argument("folder", type=Path, metavar="DIR", help="the folder that export wrote")
     read.add_argument(
         "--annotations", nargs="+", required=True, type=Path, metavar="FILE",
