@@ -58,7 +58,7 @@ def has_estimate(wins: _Floats) -> NDArray[np.bool_]:
     reach = (wins > 0) | np.eye(wins.shape[-1], dtype=bool)
     for _ in range(wins.shape[-1]):
         reach = (reach.astype(int) @ reach.astype(int)) > 0
-    return reach.all((-2, -1))
+    return np.asarray(reach.all((-2, -1)))
 
 
 def bradley_terry(wins: _Floats, max_steps: int = 200) -> _Floats:

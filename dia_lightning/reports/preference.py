@@ -31,8 +31,8 @@ LABELLING_CONFIG = """<View>
 </View>
 """
 _EXPORT_HELP = """Draw pairs of texts that different runs have for the same prompt: the same number for every two runs, sides
-at random. DIR/annotators is for those who judge: tasks.json and labelling_config.xml for Label Studio, or pairs.csv. DIR/key.json,
-which says whose texts they are, is not."""
+at random. DIR/annotators is for those who judge: tasks.json and labelling_config.xml for Label Studio, or pairs.csv.
+DIR/key.json, which says whose texts they are, is not."""
 _IMPORT_HELP = """Read people's choices. Writes DIR/preference.json and prints win rates and Bradley-Terry strengths, both with
 95 %% bootstrap intervals, and Krippendorff's alpha."""
 _CSV_FIELDS = ("pair_id", "prompt", "text_1", "text_2", "choice")
