@@ -25,17 +25,21 @@ COMMANDS = {
     "predict": "sample texts; with no option, aligned texts from the shipped kit",
 }
 
+# Commands that run no trainer, and have options of their own.
+TOOLS = {"preference": "let people judge pairs of texts: export them blinded, import the choices"}
+
 HELP = f"""usage: lightning COMMAND [--config FILE] [--OPTION VALUE ...]
 
 Sample text from p_theta(x) exp(lambda r(x)): a frozen language model, steered by a reward.
 
 commands:
-{chr(10).join(f"  {name:10}{text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:12}{text}" for name, text in {**COMMANDS, **TOOLS}.items())}
 
 A run is one YAML file and what you change in it:
   lightning predict
   lightning predict --model.lam 8 --data.prompts my_prompts.txt
   lightning fit --config configs/ddpm_tiny.yaml --trainer.max_steps 100
+  dia preference export runs/dia_tiny/predictions.jsonl runs/dia_tiny/base_predictions.jsonl --out runs/people
 
 `lightning COMMAND --help` says more. `--version` prints the version; `--debug` shows the traceback of an error.
 `dia` and `python -m dia_lightning` are the same program.
@@ -127,7 +131,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     command = next((a for a in arguments if a in COMMANDS), "")
     if not command:
         given = f"{arguments[0]!r} given" if arguments else "none given"
-        raise UserError(f"COMMAND: {given}, allowed are {', '.join(COMMANDS)} (see `lightning --help`)")
+        raise UserError(f"COMMAND: {given}, allowed are {', '.join({**COMMANDS, **TOOLS})} (see `lightning --help`)")
     out, named = [], False
     rest = iter(arguments)
     for argument in rest:
@@ -173,6 +177,8 @@ def _end(message: str, code: int) -> NoReturn:
 
 
 def _end_interrupted(command: str) -> NoReturn:
+    if command in TOOLS:
+        _end("interrupted", 130)
     hint = "finished batches are kept, the same command goes on from there"
     _end(f"interrupted; {'go on from its last checkpoint with --ckpt_path' if command == 'fit' else hint}", 130)
 
@@ -188,6 +194,11 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
+        if arguments[:1] == ["preference"]:
+            from dia_lightning.reports import preference
+
+            preference.run(arguments[1:])
+            return
         prepared = prepare_arguments(["--help" if a == "--help-all" else a for a in arguments])
         from dia_lightning.parser import run
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from dia_lightning import __version__
 from dia_lightning.callbacks.run_key import SCHEMA, run_key
 from dia_lightning.data.prompts import PromptData
-from dia_lightning.metrics import compute_metrics
+from dia_lightning.metrics import Evaluation, compute_metrics
 from dia_lightning.reports.tables import print_results, print_unfinished
 from dia_lightning.resources import UserError
 from dia_lightning.sampling.base import SamplerModule
-from dia_lightning.types import Generations
+from dia_lightning.types import Generations, Record
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -77,7 +77,7 @@ def _without_nan(value: Any) -> Any:
 
 
 class PredictionWriter(L.Callback):
-    """`predictions.jsonl`, `metrics.json` and the table at the end.
+    """`predictions.jsonl`, `metrics.json` and the table at the end; with an evaluation its figures and `hacking.jsonl` too.
 
     Every batch goes to a file of its own under `parts/<hash of the settings>`; at the end rank zero merges them in order.
     A rerun with the same settings draws only the batches that are missing. A run that ends early, by an error, Ctrl-C or
@@ -87,11 +87,13 @@ class PredictionWriter(L.Callback):
     Args:
         folder: where to write.
         n_shown: sample texts under the table.
+        evaluation: what the task measures besides; a rerun with another one draws nothing again.
     """
 
-    def __init__(self, folder: str = "runs/predict", n_shown: int = 3) -> None:
-        self.folder, self.n_shown = Path(folder), n_shown
+    def __init__(self, folder: str = "runs/predict", n_shown: int = 3, evaluation: Evaluation | None = None) -> None:
+        self.folder, self.n_shown, self.evaluation = Path(folder), n_shown, evaluation
         self._hash = ""
+        self._records: list[Record] = []
         self._n_batches = self._n_resumed = 0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -104,6 +106,10 @@ class PredictionWriter(L.Callback):
                 f"--model: {type(pl_module).__name__} does not sample; give a sampler (for example --config "
                 "configs/dia_tiny.yaml), with --data PromptData"
             )
+        self._records = list(getattr(data, "records", None) or [{}] * len(data.texts))
+        if self.evaluation is not None:
+            has_base = pl_module.compare_base or pl_module.method == "zero_shot"
+            self.evaluation.check(data.texts, self._records, has_base)
         self._hash = run_key(trainer, pl_module, data)
         try:
             self._parts.mkdir(parents=True, exist_ok=True)
@@ -133,30 +139,32 @@ class PredictionWriter(L.Callback):
         """Merge on rank zero, when every process has finished."""
         if self._hash:
             trainer.strategy.barrier()
-            self._merge(trainer)
+            self._merge(trainer, self.evaluation)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Make the finished batches readable."""
+        """Make the finished batches readable; without an evaluation, which may be what failed."""
         if self._hash:
-            self._merge(trainer)
+            self._merge(trainer, None)
 
-    def _merge(self, trainer: L.Trainer) -> None:
+    def _merge(self, trainer: L.Trainer, evaluation: Evaluation | None) -> None:
         paths = sorted(self._parts.glob("*.json")) if trainer.is_global_zero else []
         if not paths:
             return
         parts = [[_from_json(g) for g in json.loads(path.read_text(encoding="utf-8"))] for path in paths]
         runs = [list(run) for run in zip(*parts, strict=True)]
         # An earlier run's may be there, which do not belong to these texts.
-        for name in ("metrics.json", "base_predictions.jsonl"):
+        for name in ("metrics.json", "base_predictions.jsonl", "hacking.jsonl"):
             (self.folder / name).unlink(missing_ok=True)
         for name, run in zip(("predictions.jsonl", "base_predictions.jsonl"), runs, strict=False):
-            lines = [_dumps(record) for batch in run for record in records(batch)]
-            write_atomically(self.folder / name, "\n".join(lines) + "\n")
+            self._write_lines(name, [record for batch in run for record in records(batch)])
         complete = len(paths) == self._n_batches
-        metrics = [
-            {"method": run[0].method, **(_without_nan(compute_metrics(run)) if complete else {"n": sum(map(_size, run))})}
-            for run in runs
-        ]
+        figures = [_without_nan(compute_metrics(run)) if complete else {"n": sum(map(_size, run))} for run in runs]
+        if complete and evaluation is not None:
+            evaluated = evaluation(runs, self._records)
+            figures = [_joined(*both) for both in zip(figures, evaluated.figures, strict=True)]
+            if evaluation.hacking is not None:
+                self._write_lines("hacking.jsonl", evaluated.flagged)
+        metrics = [{"method": run[0].method, **values} for run, values in zip(runs, figures, strict=True)]
         result = {"schema": SCHEMA, "complete": complete, **metrics[0], "config_hash": self._hash, "versions": _versions()}
         if len(metrics) > 1:
             result["base"] = metrics[1]
@@ -166,7 +174,19 @@ class PredictionWriter(L.Callback):
             return
         if trainer.logger:
             trainer.logger.log_metrics({k: v for k, v in metrics[0].items() if isinstance(v, float)})
-        print_results(metrics, runs, self.folder, self.n_shown, self._n_resumed, self._n_batches)
+        rows = [] if evaluation is None else evaluation.rows()
+        print_results(metrics, runs, self.folder, self.n_shown, self._n_resumed, self._n_batches, rows)
+
+    def _write_lines(self, name: str, lines: list[dict[str, Any]]) -> None:
+        write_atomically(self.folder / name, "".join(_dumps(line) + "\n" for line in lines))
+
+
+def _joined(figures: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    if taken := sorted(set(figures) & set(more)):
+        raise UserError(
+            f"--trainer.callbacks.init_args.evaluation: {taken[0]!r} is another figure too; give the judge another name"
+        )
+    return {**figures, **_without_nan(more)}
 
 
 def _size(batch: Generations) -> int:

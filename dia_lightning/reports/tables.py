@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,13 @@ _ROWS = [
 
 
 def print_results(
-    metrics: list[dict[str, Any]], runs: list[list[Generations]], folder: Path, n_shown: int, n_resumed: int, n_batches: int
-) -> None:
-    """A table with one column a method (base first), a few texts of each, and where the files are."""
+    metrics: list[dict[str, Any]], runs: list[list[Generations]], folder: Path, n_shown: int, n_resumed: int, n_batches: int,
+    rows: Sequence[tuple[str, str, str]] = (),
+) -> None:  # fmt: skip
+    """A table with one column a method (base first), a few texts of each, and where the files are.
+
+    `rows` are those of the task, below the reward's: key, label and format of each.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -30,8 +35,9 @@ def print_results(
     console = Console()
     order = sorted(range(len(metrics)), key=lambda i: metrics[i]["method"] != "zero_shot")
     table = Table("", *(_title(metrics[i]["method"]) for i in order))
-    for key, label, form in _ROWS:
-        table.add_row(label, *("–" if metrics[i][key] is None else form.format(metrics[i][key]) for i in order))
+    for key, label, form in [*_ROWS[:2], *rows, *_ROWS[2:]]:
+        # As it is: a judge's name is no markup.
+        table.add_row(Text(label), *("–" if metrics[i][key] is None else form.format(metrics[i][key]) for i in order))
     console.print(table)
     for i in order:
         console.print(Text(f"{_title(metrics[i]['method'])}:", style="bold"))

@@ -1,0 +1,99 @@
+"""People's choices from their files: Label Studio's JSON export, or a filled CSV file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dia_lightning.resources import UserError
+
+CHOICES = ("1", "2", "tie")
+
+
+class Vote(NamedTuple):
+    """One person's choice for a pair: the left text, the right one, or neither; where it was found, for messages."""
+
+    pair_id: str
+    annotator: str
+    choice: str
+    where: str
+
+
+def read_votes(paths: Sequence[Path], known: Collection[str]) -> dict[str, dict[str, str]]:
+    """Choices by pair and annotator.
+
+    Raises:
+        UserError: for a file that is neither kind, a pair that is not among `known`, a choice that is none, or two different
+            choices of one person for one pair.
+    """
+    votes: dict[str, dict[str, str]] = {}
+    for path in paths:
+        for vote in _label_studio(path) if path.suffix.lower() == ".json" else _csv(path):
+            if vote.pair_id not in known:
+                raise UserError(f"--annotations: {vote.where}: the pair {vote.pair_id!r} is not in this export")
+            if vote.choice not in CHOICES:
+                raise UserError(f"--annotations: {vote.where}: choice {vote.choice!r} given, allowed: 1, 2, tie or empty")
+            given = votes.setdefault(vote.pair_id, {})
+            if given.setdefault(vote.annotator, vote.choice) != vote.choice:
+                both = f"{given[vote.annotator]!r} and {vote.choice!r}"
+                raise UserError(f"--annotations: {vote.where}: {vote.annotator!r} chose {both} for one pair")
+    return votes
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--annotations: cannot read {path} as UTF-8 text ({error})") from error
+
+
+def _csv(path: Path) -> Iterator[Vote]:
+    """Rows with a choice. The delimiter is what follows `pair_id` in the header, since spreadsheets may write another one."""
+    text = _text_of(path)
+    header = text.partition("\n")[0]
+    delimiter = next((d for d in (",", ";", "\t") if d in header), ",")
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    if not {"pair_id", "choice"} <= set(rows.fieldnames or ()):
+        raise UserError(f"--annotations: {path} has no columns pair_id and choice; allowed: a filled pairs.csv, or .json")
+    for row in rows:
+        choice = (row["choice"] or "").strip().lower()
+        if choice:
+            annotator = (row.get("annotator") or "").strip() or path.stem
+            yield Vote((row["pair_id"] or "").strip(), annotator, choice, f"{path}, line {rows.line_num}")
+
+
+def _label_studio(path: Path) -> Iterator[Vote]:
+    """Annotations of a JSON export (not JSON-MIN); those that were skipped or left empty are no choice."""
+    try:
+        tasks = json.loads(_text_of(path))
+        for task in tasks:
+            for annotation in task["annotations"]:
+                where = f"{path}, task {task.get('id', '?')}"
+                choice = "" if annotation.get("was_cancelled") else _choice_of(annotation["result"])
+                if choice:
+                    yield Vote(str(task["data"]["pair_id"]), _annotator_of(annotation), choice, where)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"--annotations: {path} is no JSON export of Label Studio (JSON, not JSON-MIN): {reason}") from error
+
+
+def _choice_of(result: Sequence[dict[str, Any]]) -> str:
+    """1, 2, tie or "" from the results of an annotation; what is none of them as it is."""
+    found = []
+    for item in result:
+        if item["type"] == "pairwise":
+            selected = item["value"]["selected"]
+            found.append({"left": "1", "right": "2"}.get(selected, str(selected)))
+        elif item["from_name"] == "tie":
+            found += item["value"]["choices"]
+    return " and ".join(found)
+
+
+def _annotator_of(annotation: dict[str, Any]) -> str:
+    """E-mail address, else number, of who made it."""
+    by = annotation.get("completed_by", "unknown")
+    return str(by.get("email") or by.get("id")) if isinstance(by, dict) else str(by)
