@@ -187,7 +187,7 @@ def load_classifier(model: str) -> tuple[Any, Any]:
             str(error).replace("--model.init_args.base_lm", option, 1).split(", or use the shipped kit")[0]
         ) from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         network, loading = AutoModelForSequenceClassification.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, trust_remote_code=False,
             output_loading_info=True,
@@ -219,6 +219,7 @@ def tokenize(network: Any, tokenizer: Any, texts: list[str], pairs: list[str] | 
     """A row for each text, or text and its pair; none empty."""
     if not texts:
         return []
+    texts, pairs = [readable(text) for text in texts], pairs and [readable(text) for text in pairs]
     encoded: Mapping[str, list[list[int]]] = tokenizer(texts, pairs, truncation=True, max_length=max_length)
     names = ["input_ids", "attention_mask"]
     # GPT-2 would add an embedding for segments that it was never trained with.
@@ -229,6 +230,11 @@ def tokenize(network: Any, tokenizer: Any, texts: list[str], pairs: list[str] | 
     end = tokenizer.eos_token_id
     alone = {"input_ids": [network.config.get_text_config().pad_token_id if end is None else end], "attention_mask": [1]}
     return [row if row["input_ids"] else alone for row in rows]
+
+
+def readable(text: str) -> str:
+    """The text with `?` for halves of surrogate pairs, which JSON can hold and tokenizers refuse."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dia_lightning.resources import UserError
 from dia_lightning.rewards.base import RewardError, field_of
-from dia_lightning.rewards.classifier import load_classifier, logits_of, tokenize, window_of
+from dia_lightning.rewards.classifier import load_classifier, logits_of, readable, tokenize, window_of
 from dia_lightning.rewards.options import OPTION, require
 from dia_lightning.types import Record, Reward
 
@@ -138,7 +138,11 @@ def _halved(tokenizer: Any, text: str, most: int) -> list[str]:
 
 def _sizes(tokenizer: Any, texts: list[str]) -> list[int]:
     """Tokens of each text, special tokens not counted."""
-    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+    return (
+        [len(ids) for ids in tokenizer([readable(text) for text in texts], add_special_tokens=False)["input_ids"]]
+        if texts
+        else []
+    )
 
 
 def _entailment_index(config: Any, model: str) -> int:
