@@ -143,6 +143,8 @@ class GuidedSamplerModule(SamplerModule):
                 f"--model.init_args.gradient: {self.gradient} given, but the reward {self.reward.name!r} has no method `soft`; "
                 "allowed for it: critic"
             )
+        if self.gradient != "critic" and hasattr(self.reward, "check_tokenizer"):
+            self.reward.check_tokenizer(self.lm.tokenizer)
 
     def predictor(self) -> Predict:
         """The denoiser, guided where λ > 0."""
