@@ -1,17 +1,31 @@
 """Rewards: batches of texts in, (B,) float32 out; larger is better."""
 
 from dia_lightning.rewards.base import CachedReward, RewardError, call_reward, check_reward
-from dia_lightning.rewards.compose import WeightedSum
+from dia_lightning.rewards.compose import Hinge, ProductOfExperts, WeightedSum
+from dia_lightning.rewards.coverage import Coverage
 from dia_lightning.rewards.keyword import Keyword, Regex
+from dia_lightning.rewards.length import Length
+from dia_lightning.rewards.perplexity import Perplexity
 from dia_lightning.rewards.sentiment import VaderSentiment
+from dia_lightning.rewards.similarity import ChrFSimilarity, EmbeddingSimilarity
+from dia_lightning.rewards.slots import SlotConsistency, slot_errors
 
 __all__ = [
     "CachedReward",
+    "ChrFSimilarity",
+    "Coverage",
+    "EmbeddingSimilarity",
+    "Hinge",
     "Keyword",
+    "Length",
+    "Perplexity",
+    "ProductOfExperts",
     "Regex",
     "RewardError",
+    "SlotConsistency",
     "VaderSentiment",
     "WeightedSum",
     "call_reward",
     "check_reward",
+    "slot_errors",
 ]
