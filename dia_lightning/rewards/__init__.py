@@ -2,24 +2,40 @@
 
 from dia_lightning.rewards.base import CachedReward, RewardError, call_reward, check_reward
 from dia_lightning.rewards.classifier import SequenceClassifier
-from dia_lightning.rewards.compose import WeightedSum
+from dia_lightning.rewards.compose import Hinge, ProductOfExperts, WeightedSum
+from dia_lightning.rewards.coverage import Coverage
 from dia_lightning.rewards.entailment import Entailment
+from dia_lightning.rewards.formality import Formality
 from dia_lightning.rewards.keyword import Keyword, Regex
+from dia_lightning.rewards.length import Length
+from dia_lightning.rewards.perplexity import Perplexity
 from dia_lightning.rewards.perspective import Perspective
 from dia_lightning.rewards.sentiment import VaderSentiment
+from dia_lightning.rewards.similarity import ChrFSimilarity, EmbeddingSimilarity
+from dia_lightning.rewards.slots import SlotConsistency, slot_errors
 from dia_lightning.rewards.toxicity import LocalToxicity
 
 __all__ = [
     "CachedReward",
+    "ChrFSimilarity",
+    "Coverage",
+    "EmbeddingSimilarity",
     "Entailment",
+    "Formality",
+    "Hinge",
     "Keyword",
+    "Length",
     "LocalToxicity",
+    "Perplexity",
     "Perspective",
+    "ProductOfExperts",
     "Regex",
     "RewardError",
     "SequenceClassifier",
+    "SlotConsistency",
     "VaderSentiment",
     "WeightedSum",
     "call_reward",
     "check_reward",
+    "slot_errors",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from itertools import zip_longest
 from typing import Any
 
@@ -80,39 +81,56 @@ class CachedReward(Reward):
 _TEXTS = ("The food was lovely.", "The food was terrible!", "Cheap Italian food near the river.", "ΩMEGA, 1 + 1 = 2")
 
 
-def check_reward(reward: Reward, texts: Sequence[str] = _TEXTS) -> None:
+def check_reward(reward: Reward, texts: Sequence[str] = _TEXTS, records: Sequence[Record] | None = None) -> None:
     """Run `reward` through the laws that samplers rely on; returns if all hold.
 
-    The laws: those of `call_reward`; 'empty string' and 'empty batch' (shape (0,)) are accepted; 'deterministic', the same
-    twice; 'any order' of the batch; 'batch = one by one'. Equal means to 1e-5, relative where |r| > 1. A reward with
-    `deterministic = False` is excused from the last three.
+    The laws: those of `call_reward`; 'empty string' and 'empty batch' (shape (0,)) are accepted; 'records unchanged';
+    'deterministic', the same twice; 'any order' of the batch; 'batch = one by one'. Equal means to 1e-5, relative where
+    |r| > 1. A reward with `deterministic = False` is excused from the last three. A conditional reward is also asked for
+    the first text beside the last record, so that one that takes equal texts for one, or another's record, is found.
 
     Args:
         reward: what to check.
         texts: at least two different ones that are not empty, better some of each kind that the reward tells apart.
+        records: for a conditional reward the record of each text, at least two different ones.
 
     Raises:
         RewardError: naming the law and the first text that breaks it.
-        ValueError: if there are too few texts to tell.
+        ValueError: if there are too few texts or records to tell.
     """
     if not isinstance(reward, Reward) or not isinstance(getattr(reward, "name", None), str):
         raise RewardError(f"{type(reward).__name__}: must be a subclass of dia_lightning.types.Reward that sets `name`")
-    texts = [text for text in texts if text]
-    if len(set(texts)) < 2:
+    records = _records_to_tell(reward, texts, records)
+    pairs = [(text, record) for text, record in zip(texts, records, strict=True) if text]
+    if len({text for text, _ in pairs}) < 2:
         raise ValueError(f"check_reward: at least two different texts that are not empty are needed, got {texts}")
-    call_reward(reward, texts)
-    _require_accepted(reward, [""], "empty string")
-    _require_accepted(reward, [], "empty batch")
+    before = deepcopy(records)
+    call_reward(reward, [text for text, _ in pairs], [record for _, record in pairs])
+    _require_accepted(reward, [""], "empty string", [records[0]])
+    _require_accepted(reward, [], "empty batch", [])
     if reward.deterministic:
-        _check_equalities(reward, [*texts, "", texts[0]])
+        _check_equalities(reward, [*pairs, ("", records[0]), (pairs[0][0], pairs[-1][1])])
+    for text, record, copy in zip(texts, records, before, strict=True):
+        if record != copy:
+            raise _broken(reward, "records unchanged", _text(text), "the record beside it has changed")
 
 
-def _check_equalities(reward: Reward, texts: list[str]) -> None:
+def _records_to_tell(reward: Reward, texts: Sequence[str], records: Sequence[Record] | None) -> list[Record]:
+    if not reward.conditional:
+        return [{}] * len(texts)
+    if records is None or len(records) != len(texts) or all(record == records[0] for record in records):
+        given = "none" if records is None else f"{len(records)} for {len(texts)} texts"
+        raise ValueError(f"check_reward: {reward.name!r} needs a record a text, two of them different; given {given}")
+    return list(records)
+
+
+def _check_equalities(reward: Reward, pairs: list[tuple[str, Record]]) -> None:
     """The laws that compare two calls, from the weakest to the strongest, so that the message names the fault itself."""
-    values = call_reward(reward, texts)
-    _require_equal(reward, "deterministic", texts, values, call_reward(reward, texts))
-    _require_equal(reward, "any order", texts, values, call_reward(reward, texts[::-1]).flip(0))
-    singles = torch.cat([call_reward(reward, [text]) for text in texts])
+    texts, records = [text for text, _ in pairs], [record for _, record in pairs]
+    values = call_reward(reward, texts, records)
+    _require_equal(reward, "deterministic", texts, values, call_reward(reward, texts, records))
+    _require_equal(reward, "any order", texts, values, call_reward(reward, texts[::-1], records[::-1]).flip(0))
+    singles = torch.cat([call_reward(reward, [text], [record]) for text, record in pairs])
     _require_equal(reward, "batch = one by one", texts, values, singles)
 
 
@@ -122,9 +140,9 @@ def _require_equal(reward: Reward, law: str, texts: list[str], values: Tensor, o
         raise _broken(reward, law, _text(texts[i]), f"{values[i].item():g} and {other[i].item():g}")
 
 
-def _require_accepted(reward: Reward, texts: list[str], law: str) -> None:
+def _require_accepted(reward: Reward, texts: list[str], law: str, records: list[Record]) -> None:
     try:
-        call_reward(reward, texts)
+        call_reward(reward, texts, records)
     except Exception as error:
         raise _broken(reward, law, _batch(texts), f"{type(error).__name__}: {error}") from error
 

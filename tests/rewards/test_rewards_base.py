@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import CachedReward, RewardError, call_reward, check_reward
-from dia_lightning.types import Reward
+from dia_lightning.types import Record, Reward
 
 FIRST, SECOND = "A first text.", "Another, SECOND text."
 TEXTS = (FIRST, SECOND, "Short.")
@@ -218,3 +219,97 @@ def test_the_cache_remembers_nothing_of_a_call_that_failed() -> None:
         with pytest.raises(RewardError, match="'finite'"):
             cached([FIRST, SECOND])
     assert cached([FIRST]).tolist() == [0.0]
+
+
+RECORDS: list[Record] = [{"source": "a first"}, {"source": "second"}, {"source": "third one"}]
+
+
+class Conditional(Reward):
+    """A conditional reward out of any function of texts and sources, which may be wrong; counts what it was asked."""
+
+    name, conditional = "mine", True
+
+    def __init__(self, function: Callable[[Sequence[str], list[Any]], Tensor]) -> None:
+        self.function, self.asked = function, 0
+
+    def __call__(self, texts: Sequence[str], records: Sequence[Record] = ()) -> Tensor:
+        self.asked += len(texts)
+        return self.function(texts, list(records))
+
+
+def difference(texts: Sequence[str], records: list[Any]) -> Tensor:
+    return lengths(texts) - lengths([record["source"] for record in records])
+
+
+def first_record_for_all(texts: Sequence[str], records: list[Any]) -> Tensor:
+    return lengths(texts) - (len(records[0]["source"]) if records else 0)
+
+
+def records_by_position(texts: Sequence[str], records: list[Any]) -> Tensor:
+    return lengths(texts) - lengths([RECORDS[i % len(RECORDS)]["source"] for i in range(len(texts))])
+
+
+class ByTextInABatch:
+    """Merges equal texts of a batch before it looks at the records."""
+
+    def __call__(self, texts: Sequence[str], records: list[Any]) -> Tensor:
+        by_text = dict(zip(texts, difference(texts, records).tolist(), strict=True))
+        return torch.tensor([by_text[text] for text in texts])
+
+
+def taken_off(texts: Sequence[str], records: list[Any]) -> Tensor:
+    values = difference(texts, records)
+    for record in records:
+        record["seen"] = True
+    return values
+
+
+BROKEN_WITH_RECORDS = {
+    "first record for all": (first_record_for_all, "any order"),
+    "records by position": (records_by_position, "any order"),
+    "merged by text": (ByTextInABatch(), "any order"),
+    "records changed": (taken_off, "records unchanged"),
+    "needs a text": (lambda t, r: difference([x[1:] for x in t], r) / torch.tensor([float(len(x) > 0) for x in t]),
+                     "empty string"),
+    "needs a batch": (lambda t, r: difference(t, r) - len(r[0]["source"]), "empty batch"),
+    "not finite": (lambda t, r: difference(t, r) / 0.0, "finite"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BROKEN_WITH_RECORDS)
+def test_a_broken_conditional_reward_is_named_with_its_law(case: str) -> None:
+    function, law = BROKEN_WITH_RECORDS[case]
+    with pytest.raises(RewardError, match=f"reward 'mine' breaks the law '{law}' on "):
+        check_reward(Conditional(function), TEXTS, [dict(record) for record in RECORDS])
+
+
+def test_a_conditional_reward_that_obeys_passes() -> None:
+    check_reward(Conditional(difference), TEXTS, RECORDS)
+    check_reward(CachedReward(Conditional(difference)), TEXTS, RECORDS)
+
+
+@pytest.mark.parametrize("records", [None, RECORDS[:2], [RECORDS[0]] * 3, []])
+def test_too_few_records_to_tell_are_refused(records: list[Record] | None) -> None:
+    with pytest.raises(ValueError, match="'mine' needs a record a text, two of them different; given"):
+        check_reward(Conditional(difference), TEXTS, records)
+
+
+def test_records_are_for_conditional_rewards_only() -> None:
+    check_reward(FromFunction(lengths), TEXTS, RECORDS)
+    assert call_reward(FromFunction(lengths), [FIRST], RECORDS[:1]).tolist() == [13.0]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["", "a", "bb"]), st.sampled_from(RECORDS)), max_size=8))
+def test_the_cache_tells_one_text_with_two_records_apart(pairs: list[tuple[str, Record]]) -> None:
+    inner = Conditional(difference)
+    cached = CachedReward(inner)
+    texts, records = [text for text, _ in pairs], [dict(record) for _, record in pairs]
+    for _ in range(2):
+        torch.testing.assert_close(cached(texts, records), difference(texts, records), rtol=0, atol=0)
+    assert inner.asked == len({(text, record["source"]) for text, record in pairs})
+
+
+def test_the_cache_of_a_reward_without_condition_goes_by_the_text() -> None:
+    inner = FromFunction(lengths)
+    CachedReward(inner)([FIRST, FIRST], RECORDS[:2])
+    assert inner.asked == [[FIRST]]

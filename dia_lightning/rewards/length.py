@@ -1,0 +1,34 @@
+"""A reward for texts of a wanted length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dia_lightning.resources import UserError
+from dia_lightning.types import Reward
+
+_OPTION = "--model.init_args.reward.init_args"
+
+
+class Length(Reward):
+    """−|n − target| / target for a text of n words (what white space separates): 0 at the target, −1 for the empty text.
+
+    Args:
+        target: wanted number of words.
+        name: label in outputs.
+
+    Raises:
+        UserError: if `target` is below 1.
+    """
+
+    def __init__(self, target: int, name: str = "length") -> None:
+        if target < 1:
+            raise UserError(f"{_OPTION}.target: {target} given, allowed: a number of words from 1")
+        self.target, self.name = target, name
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        n_words = torch.tensor([len(text.split()) for text in texts], dtype=torch.float32)
+        return -(n_words - self.target).abs() / self.target
