@@ -87,7 +87,8 @@ class Generations:
     tokens (B, T) int64 in canonical form; texts, without the prompt; log_p (B,) nats of the text and its end token under
     p_θ given the prompt; n_tokens (B,) int64 of the same; latency_s, seconds for the whole batch; nfe, evaluations of each
     network per text; accept_rate (B,), share of accepted moves where the method has moves; diagnostics, further figures
-    (B,) by name; warm, False for the first batch of a process, whose time includes compilation and caches.
+    (B,) by name; warm, False for the first batch of a process, whose time includes compilation and caches; seen, the texts
+    as rewards read them where that is with their prompts, else empty.
     """
 
     index: int
@@ -106,6 +107,7 @@ class Generations:
     accept_rate: Tensor | None = None
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     warm: bool = True
+    seen: list[str] = field(default_factory=list)
 
 
 class Denoiser(Protocol):

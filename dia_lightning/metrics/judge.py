@@ -19,7 +19,7 @@ Row = tuple[str, str, str]
 
 
 class RunTexts(NamedTuple):
-    """The N texts of a run; reward and perplexity under p_θ (N,) float64; groups, equal for texts of one prompt and record."""
+    """The N texts of a run, as rewards read them; reward and perplexity under p_θ (N,) float64; groups, equal for texts of one prompt and record."""
 
     ids: list[int]
     prompts: list[str]
@@ -39,7 +39,8 @@ def prompt_groups(prompts: Sequence[str], records: Sequence[Record]) -> list[Has
 
 def run_texts(run: Sequence[Generations], records: Sequence[Record]) -> RunTexts:
     """The texts of all batches; `records` are indexed by `Generations.ids`."""
-    ids, prompts, texts = ([x for batch in run for x in getattr(batch, name)] for name in ("ids", "prompts", "texts"))
+    ids, prompts = ([x for batch in run for x in getattr(batch, name)] for name in ("ids", "prompts"))
+    texts = [text for batch in run for text in batch.seen or batch.texts]
     log_p, n_tokens = (torch.cat([getattr(batch, name) for batch in run]).double() for name in ("log_p", "n_tokens"))
     own = [records[i] for i in ids]
     reward = torch.cat([batch.reward for batch in run]).double()

@@ -12,7 +12,7 @@ from dia_lightning.rewards.perplexity import Perplexity
 from dia_lightning.rewards.perspective import Perspective
 from dia_lightning.rewards.sentiment import VaderSentiment
 from dia_lightning.rewards.similarity import ChrFSimilarity, EmbeddingSimilarity
-from dia_lightning.rewards.slots import SlotConsistency, slot_errors
+from dia_lightning.rewards.slots import SlotConsistency, SlotErrorRate, slot_errors
 from dia_lightning.rewards.toxicity import LocalToxicity
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "RewardError",
     "SequenceClassifier",
     "SlotConsistency",
+    "SlotErrorRate",
     "VaderSentiment",
     "WeightedSum",
     "call_reward",

@@ -165,17 +165,33 @@ class SlotConsistency(Reward):
 
     def __call__(self, texts: Sequence[str], records: Sequence[Record] = ()) -> Tensor:
         mrs = [field_of(record, self.field, self) for record in records]
-        values = [self._consistency(mr, text) for text, mr in zip(texts, mrs, strict=True)]
-        return torch.tensor(values, dtype=torch.float32)
+        rates = torch.tensor([self._rate(mr, text) for text, mr in zip(texts, mrs, strict=True)], dtype=torch.float32)
+        return 1 - rates.clamp_max(1)
 
-    def _consistency(self, mr: str, text: str) -> float:
+    def _rate(self, mr: str, text: str) -> float:
         try:
             missed, wrong, n_slots = slot_errors(mr, text)
         except ValueError as error:
             raise RewardError(
                 f"reward {self.name!r} needs slots in the field {self.field!r}, as in name[Aromi]: {error}"
             ) from error
-        return max(0.0, 1 - (missed + wrong) / n_slots)
+        return (missed + wrong) / n_slots
+
+
+class SlotErrorRate(SlotConsistency):
+    """−(missed + wrong) / slots, 0 for a text without error: `SlotConsistency` without its lower bound.
+
+    Args:
+        field: as there.
+        name: label in outputs.
+    """
+
+    def __init__(self, field: str = "mr", name: str = "slot_error_rate") -> None:
+        super().__init__(field, name)
+
+    def __call__(self, texts: Sequence[str], records: Sequence[Record] = ()) -> Tensor:
+        mrs = [field_of(record, self.field, self) for record in records]
+        return -torch.tensor([self._rate(mr, text) for text, mr in zip(texts, mrs, strict=True)], dtype=torch.float32)
 
 
 def _plain(text: str) -> str:

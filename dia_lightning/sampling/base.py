@@ -91,7 +91,7 @@ class SamplerModule(L.LightningModule):
             index=batch.index, ids=batch.ids, prompts=batch.prompts, texts=texts, tokens=tokens.cpu(),
             log_p=log_p.cpu(), n_tokens=keep.sum(1).cpu(),
             rewards=parts(seen, batch.records) if parts else {self.reward.name: reward}, reward=reward,
-            method=method, seed=self.seed, latency_s=latency_s, warm=warm, nfe=drawn.nfe,
+            method=method, seed=self.seed, latency_s=latency_s, warm=warm, nfe=drawn.nfe, seen=[] if seen == texts else seen,
             accept_rate=None if drawn.accept_rate is None else drawn.accept_rate.cpu(),
             diagnostics={name: values.cpu() for name, values in (drawn.diagnostics or {}).items()},
         )  # fmt: skip
