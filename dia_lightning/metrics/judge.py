@@ -19,7 +19,10 @@ Row = tuple[str, str, str]
 
 
 class RunTexts(NamedTuple):
-    """The N texts of a run, as rewards read them; reward and perplexity under p_θ (N,) float64; groups, equal for texts of one prompt and record."""
+    """The N texts of a run, as rewards read them; groups, equal for texts of one prompt and record.
+
+    reward, perplexity under p_θ: (N,) float64.
+    """
 
     ids: list[int]
     prompts: list[str]
