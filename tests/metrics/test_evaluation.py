@@ -10,15 +10,20 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
 from dia_lightning import cli, parser
+from dia_lightning.baselines import ZeroShotModule
+from dia_lightning.callbacks import PredictionWriter
+from dia_lightning.data import PromptData
 from dia_lightning.metrics import Evaluation, Hacking, Judge, hacking, judge, reference_bleu, reference_rouge
 from dia_lightning.metrics.hacking import copied, repetition, wilson_interval
 from dia_lightning.resources import UserError
+from dia_lightning.rewards import Keyword, call_reward
 from dia_lightning.rewards.base import field_of
 from dia_lightning.types import Generations, Record, Reward
 
@@ -303,8 +308,6 @@ data:
 def test_the_command_evaluates_and_evaluates_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dia_lightning.data import PromptData
-
     monkeypatch.chdir(tmp_path)
     lines = [{"prompt": "The Eagle", "ref": ["a cheap pub"]}, {"prompt": "Cheap", "ref": "food"}]
     Path("p.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
@@ -337,6 +340,42 @@ def test_the_command_evaluates_and_evaluates_again(
     assert again["config_hash"] == found["config_hash"]
     assert not {"hacking_rate", "bleu", "has_the"} & set(again)
     assert not Path("out/hacking.jsonl").exists()
+
+
+class Down(Reward):
+    """Answers for the empty text only, as a service that goes down while texts are drawn."""
+
+    name = "down"
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        if any(texts):
+            raise ConnectionError("the service is down")
+        return torch.zeros(len(texts))
+
+
+def test_base_texts_are_evaluated_too_and_a_judge_that_fails_costs_no_texts(lm_folder: Path, tmp_path: Path) -> None:
+    def predict(evaluation: Evaluation) -> dict[str, Any]:
+        module = ZeroShotModule(Keyword(["the"]), str(lm_folder))
+        module.compare_base = True
+        data = PromptData(str(lm_folder), ["the good", "a"], n_texts=2, batch_size=3, max_length=12)
+        quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = L.Trainer(
+            default_root_dir=tmp_path, accelerator="cpu", enable_checkpointing=False, **quiet,
+            callbacks=[PredictionWriter(str(tmp_path), evaluation=evaluation)],
+        )  # fmt: skip
+        trainer.predict(module, datamodule=data, return_predictions=False)
+        found: dict[str, Any] = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+        return found
+
+    with pytest.raises(ConnectionError):
+        predict(Evaluation([Judge(Down())]))
+    assert len((tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 4
+    assert "down" not in json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    found = predict(Evaluation([Judge(Keyword(["the"], name="the"))], hacking=Hacking(max_repetition=0.0, n_gram=1)))
+    for figures, name in ((found, "predictions.jsonl"), (found["base"], "base_predictions.jsonl")):
+        texts = [json.loads(line)["text"] for line in (tmp_path / name).read_text(encoding="utf-8").splitlines()]
+        assert figures["the"] == pytest.approx(call_reward(Keyword(["the"]), texts).mean().item())
+        assert figures["hacking_rate"] == sum(repetition(text, 1) > 0 for text in texts) / 4
 
 
 @pytest.mark.parametrize("module", [judge, hacking])
