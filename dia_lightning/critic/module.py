@@ -56,6 +56,8 @@ class CriticModule(NoisedRowsModule):
             raise UserError(f"--model.init_args.objective: {objective!r} given, allowed are {', '.join(OBJECTIVES)}")
         if objective == "soft" and lam == 0:
             raise UserError("--model.init_args.lam: 0 given, --model.init_args.objective soft needs another λ")
+        if reward.conditional:
+            raise UserError(f"--model.init_args.reward: {reward.name!r} compares with a record, which a critic does not see")
         self.reward, self.objective, self.lam = CachedReward(reward), objective, lam
         size = NetworkSize(width, layers, heads, max_length, rotary)
         self.network = CriticNetwork(self.embedding.dim, self.schedule, size)

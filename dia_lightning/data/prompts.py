@@ -94,8 +94,8 @@ class PromptData(L.LightningDataModule):
         fields: which of the file's columns make a record's fields, see `records.read_records`.
         split: which part of a data set that has several.
         limit: take the first `limit` records only.
-        template: makes the prompt from a record's fields, for example `"{source} TL;DR:"`; by default it is the field
-            `prompt`; `""`: no prompt, the records serve rewards and metrics alone.
+        template: makes the prompt from a record's fields, for example `"{source:400} TL;DR:"` (its first 400 words); by
+            default it is the field `prompt`; `""`: no prompt, the records serve rewards and metrics alone.
         n_texts: texts for each prompt.
         batch_size: texts sampled together; with the seed it determines the result, the number of processes does not.
         max_length: longest text in tokens, prompt and end token included.

@@ -61,11 +61,13 @@ def read_records(
 def fill_template(template: str, record: Record) -> str:
     """`template` with each `{field}` replaced by that text of `record`; `{{` and `}}` stand for braces.
 
+    `{field:N}` is its first N words, so that a document fits a model's window.
+
     Raises:
         UserError: if the template is malformed, or the record has no such field or holds no text there.
     """
     filled = ""
-    for literal, field in _parts(template):
+    for literal, field, n_words in _parts(template):
         filled += literal
         if field is None:
             continue
@@ -73,25 +75,25 @@ def fill_template(template: str, record: Record) -> str:
         if not isinstance(value, str):
             fault = "is no text" if field in record else "is not there"
             raise _template_error(template, f"{field!r} {fault}, fields: {', '.join(record) or 'none'}")
-        filled += value
+        filled += " ".join(value.split()[:n_words]) if n_words else value
     return filled
 
 
 def template_fields(template: str) -> list[str]:
     """The fields that `template` names, each once, in their order."""
-    return list(dict.fromkeys(field for _, field in _parts(template) if field is not None))
+    return list(dict.fromkeys(field for _, field, _ in _parts(template) if field is not None))
 
 
-def _parts(template: str) -> list[tuple[str, str | None]]:
-    """Pairs of a literal and the field after it."""
+def _parts(template: str) -> list[tuple[str, str | None, int]]:
+    """Each literal, the field after it, and the number of words that are taken of it (0: all)."""
     try:
         parts = list(Formatter().parse(template))
     except ValueError as error:
         raise _template_error(template, str(error)) from error
     for _, field, spec, conversion in parts:
-        if field is not None and (not field.isidentifier() or spec or conversion):
+        if field is not None and (not field.isidentifier() or conversion or not (spec == "" or spec.isdecimal())):
             raise _template_error(template, f"{{{field}}} is no plain name of a field in braces")
-    return [(literal, field) for literal, field, _, _ in parts]
+    return [(literal, field, int(spec or 0)) for literal, field, spec, _ in parts]
 
 
 def _template_error(template: str, fault: str) -> UserError:

@@ -22,15 +22,19 @@ class RewardError(UserError):
 def call_reward(reward: Reward, texts: Sequence[str], records: Sequence[Record] | None = None) -> Tensor:
     """`reward(texts)`, (B,) float32 on the CPU, after a look at its type, device, shape and values.
 
-    The reward gets a list of its own, and the texts' records where it is `conditional`. What it raises itself is passed on.
+    The reward gets a list of its own, and the texts' records where it is `conditional`.
 
     Raises:
-        RewardError: if one of the laws 'texts unchanged', 'float32 tensor', 'one value a text', 'on the CPU' and 'finite'
-            is broken.
+        RewardError: if it raises (naming the first text on which it does so alone), or one of the laws 'texts unchanged',
+            'float32 tensor', 'one value a text', 'on the CPU' and 'finite' is broken.
     """
-    given = list(texts)
-    ask: Any = reward
-    values = ask(given, [{}] * len(given) if records is None else list(records)) if reward.conditional else ask(given)
+    given, own = list(texts), [{}] * len(texts) if records is None else list(records)
+    try:
+        values = _ask(reward, given, own)
+    except UserError:
+        raise
+    except Exception as error:
+        raise RewardError(f"reward {reward.name!r} failed on {_culprit(reward, texts, own)}: {_reason(error)}") from error
     _require_unchanged(reward, texts, given)
     if not isinstance(values, Tensor) or values.dtype != torch.float32:
         got = values.dtype if isinstance(values, Tensor) else type(values).__name__
@@ -44,6 +48,24 @@ def call_reward(reward: Reward, texts: Sequence[str], records: Sequence[Record] 
     for i in (~torch.isfinite(values)).nonzero()[:1, 0].tolist():
         raise _broken(reward, "finite", _text(texts[i]), f"returned {values[i].item()}")
     return values
+
+
+def _ask(reward: Any, texts: list[str], records: Sequence[Record]) -> Any:
+    return reward(texts, records) if reward.conditional else reward(texts)
+
+
+def _culprit(reward: Reward, texts: Sequence[str], records: Sequence[Record]) -> str:
+    """The first text on which the reward fails alone, or the whole batch."""
+    for text, record in zip(texts, records, strict=True):
+        try:
+            _ask(reward, [text], [record])
+        except Exception:
+            return _text(text)
+    return _batch(texts)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.160}"
 
 
 def field_of(record: Record, field: str, reward: Reward) -> str:

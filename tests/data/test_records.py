@@ -239,6 +239,7 @@ def test_a_template_is_filled_with_plain_fields_alone() -> None:
     record = {"source": "It {rained}.", "mr": "name[X]", "n": 3}
     assert fill_template("{source} TL;DR:", record) == "It {rained}. TL;DR:"
     assert fill_template("{{{mr}}} {mr}{source}", record) == "{name[X]} name[X]It {rained}."
+    assert fill_template("{source:1} TL;DR:", record) == "It TL;DR:"
     assert fill_template("no field", record) == "no field"
     assert template_fields("{mr} {source} {mr} {{x}}") == ["mr", "source"]
     for template, message in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -170,14 +171,25 @@ def test_what_is_no_reward_is_refused() -> None:
         check_reward(lengths)  # type: ignore[arg-type]
 
 
-def test_an_error_of_the_rewards_own_on_ordinary_texts_is_passed_on() -> None:
-    def offline(texts: list[str]) -> Tensor:
-        raise ConnectionError("no answer")
+def test_an_error_of_the_rewards_own_names_the_text_that_raises_it() -> None:
+    def fragile(texts: list[str]) -> Tensor:
+        if SECOND in texts:
+            raise ConnectionError("no answer\nand more")
+        return lengths(texts)
 
-    with pytest.raises(ConnectionError, match="no answer"):
-        check_reward(FromFunction(offline))
-    with pytest.raises(ConnectionError, match="no answer"):
-        call_reward(FromFunction(offline), TEXTS)
+    message = re.escape(f"failed on the text {SECOND!r}: ConnectionError: no answer")
+    with pytest.raises(UserError, match=f"{message}$"):
+        call_reward(FromFunction(fragile), TEXTS)
+    with pytest.raises(UserError, match=message):
+        check_reward(FromFunction(fragile), TEXTS)
+
+    def small(texts: list[str]) -> Tensor:
+        if len(texts) > 1:
+            raise MemoryError
+        return lengths(texts)
+
+    with pytest.raises(UserError, match="failed on a batch of 3 that begins with"):
+        call_reward(FromFunction(small), TEXTS)
 
 
 def test_call_reward_returns_the_values_and_leaves_the_texts_alone() -> None:
