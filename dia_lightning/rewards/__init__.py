@@ -3,6 +3,7 @@
 from dia_lightning.rewards.base import CachedReward, RewardError, call_reward, check_reward
 from dia_lightning.rewards.compose import Hinge, ProductOfExperts, WeightedSum
 from dia_lightning.rewards.coverage import Coverage
+from dia_lightning.rewards.formality import Formality
 from dia_lightning.rewards.keyword import Keyword, Regex
 from dia_lightning.rewards.length import Length
 from dia_lightning.rewards.perplexity import Perplexity
@@ -15,6 +16,7 @@ __all__ = [
     "ChrFSimilarity",
     "Coverage",
     "EmbeddingSimilarity",
+    "Formality",
     "Hinge",
     "Keyword",
     "Length",
