@@ -29,13 +29,13 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import rankdata
 
-from dia_lightning.rewards.formality import _WEIGHTS, FEATURES, Formality, features
+from dia_lightning.rewards.formality import FEATURES, WEIGHTS, Formality, features
 
 PAIRS = Path(__file__).with_name("formality_pairs.tsv")
 N_SENTENCES, L2 = 8000, 0.01
 # Beside these all are signs of informal text.
 FORMAL = {
-    "articles", "prepositions", "formal_links", "lettered", "passives", "semicolons", "commas", "log_sentence_length",
+    "prepositions", "formal_links", "lettered", "passives", "commas", "names", "numbers", "log_sentence_length",
     "word_length", "long_words", "very_long_words", "latinate",
 }  # fmt: skip
 SIGNS = np.array([1.0 if name in FORMAL else -1.0 for name in FEATURES])
@@ -116,7 +116,7 @@ def train(arguments: argparse.Namespace) -> None:
     # Log-odds 0 lies midway between the two styles of one content.
     bias = -float((features([text for pair in pairs for text in pair]).numpy() @ weights).mean())
     stored = {"weights": {name: round(float(w), 5) for name, w in zip(FEATURES, weights, strict=True)}, "bias": round(bias, 5)}
-    _WEIGHTS.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    WEIGHTS.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     print(f"pairs in the right order, five-fold: {np.concatenate(right).mean():.3f}")
     print("mean log-odds of another sample of each level:", *[f"{(x @ weights + bias).mean():.2f}" for x in sample(texts, 1)])
     scale = np.concatenate(levels).std(0)

@@ -305,7 +305,8 @@ def test_restaurants_are_as_described(kit_lm: BaseLM) -> None:
     records = of_kit("restaurants.jsonl")
     assert len(records) == len({record["mr"] for record in records}) == len({record["source"] for record in records}) == 64
     for record in records:
-        assert set(record) == {"source", "mr", "references"}
+        assert set(record) == {"name", "source", "mr", "references"}
+        assert record["mr"].startswith(f"name[{record['name']}]")
         slots = re.findall(r"([A-Za-z ]+)\[([^]]+)\]", record["mr"])
         assert record["mr"] == ", ".join(f"{slot.strip()}[{value}]" for slot, value in slots)
         assert 3 <= len(slots) <= 6
