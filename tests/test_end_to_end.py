@@ -139,6 +139,32 @@ def test_every_sampler_from_the_command_line(workshop: Path, sampler: str) -> No
     assert metrics["nfe"]["denoiser"] >= (0 if sampler == "base_lm" else 4)
 
 
+def test_a_source_is_rewritten_and_blanks_are_filled(workshop: Path) -> None:
+    text = sentences(0, 1)[0]
+    words = text.split()
+    Path("source.jsonl").write_text(json.dumps({"source": text}) + "\n", encoding="utf-8")
+    blanks = f"{words[0]} [blank:3] {words[-1]}"
+    Path("blanks.jsonl").write_text(json.dumps({"prompt": blanks}) + "\n", encoding="utf-8")
+    base = ["predict", *GUIDED, *PARTS, "--model.compare_base=false"]
+    source = ["--data.prompts=source.jsonl", "--data.template=", "--data.n_texts=3"]
+    still = ["--model.sampler=source", "--model.refine=none"]
+    run(*base, *source, *still, "--trainer.callbacks.folder=runs/still")
+    assert [row["text"] for row in predictions("runs/still")] == [text] * 3
+    run(*base, *source, "--model.sampler=ancestral", "--model.strength=0.05", "--trainer.callbacks.folder=runs/near")
+    assert len(predictions("runs/near")) == 3
+    for sampler in ("ancestral", "dia"):
+        run(*base, "--data.prompts=blanks.jsonl", "--data.n_texts=3", f"--model.sampler={sampler}",
+            "--model.refine=denoise_accept", f"--trainer.callbacks.folder=runs/blanks_{sampler}")  # fmt: skip
+        for row in predictions(f"runs/blanks_{sampler}"):
+            assert row["prompt"] == blanks
+            assert row["text"].startswith(words[0])
+            assert row["text"].endswith(words[-1])
+    run(*base, "--data.length=5", "--model.sampler=dia", "--trainer.callbacks.folder=runs/five")
+    assert [row["n_tokens"] for row in predictions("runs/five")] == [6] * len(predictions("runs/five"))
+    with pytest.raises(UserError, match="p_θ writes from left to right"):
+        run(*base, "--data.length=5", "--model.sampler=annealed", "--trainer.callbacks.folder=runs/none")
+
+
 def test_a_checkpoint_samples_as_its_export_does(workshop: Path) -> None:
     three = Path("runs/three_steps")
     if not three.exists():  # before another test goes on training

@@ -276,6 +276,33 @@ def test_zero_shot_draws_in_the_base_models_own_precision(lm_folder: Path, tmp_p
     assert [line["tokens"] for line in lines(tmp_path / "a")] == [line["tokens"] for line in lines(tmp_path / "b")]
 
 
+class Fragile(Length):
+    """Raises, or answers NaN, on the texts of one prompt."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.fault = fault
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        values = super().__call__(texts)
+        for i, text in enumerate(texts):
+            if text.startswith("good"):
+                if self.fault == "raises":
+                    raise KeyError("good")
+                values[i] = float("nan")
+        return values
+
+
+@pytest.mark.parametrize(("fault", "message"), [("raises", "failed on the text 'good"), ("nan", "the law 'finite'")])
+def test_a_reward_that_fails_on_one_text_costs_no_finished_batch(
+    lm_folder: Path, tmp_path: Path, fault: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        predict(tmp_path, lm_folder, prompts=["the", "good"], n=2, reward=Fragile(fault))
+    assert [line["prompt"] for line in lines(tmp_path)] == ["the", "the"]
+    assert metrics(tmp_path)["complete"] is False
+
+
 def test_every_prompt_is_checked_before_the_first_batch(lm_folder: Path) -> None:
     data = PromptData(str(lm_folder), ["the"] * 5 + ["the " * 30], n_texts=1, batch_size=2, max_length=12)
     with pytest.raises(UserError, match="allowed are at most 11"):

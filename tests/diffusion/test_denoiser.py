@@ -149,3 +149,16 @@ def test_training_times_cover_every_use() -> None:
     assert 0.35 < rising < 0.7
     assert 0.15 < holes < 0.45
     assert 0.03 < hidden_span < 0.15
+
+
+def test_rows_of_mixed_lengths_come_out_alone_as_in_a_batch(embedding: TokenEmbedding) -> None:
+    """Texts of 2 to 8 tokens after prompts of 0 to 4, each alone at its own place in the row, to 1e-5."""
+    net, generator = network(embedding), torch.Generator().manual_seed(0)
+    tokens = torch.randint(1, 20, (6, 8), generator=generator)
+    lengths, prompts = torch.tensor([2, 3, 8, 5, 4, 7]), torch.tensor([0, 1, 4, 2, 3, 0])
+    place = torch.arange(8)
+    tokens = torch.where(place < lengths[:, None], tokens, 0)
+    t = torch.where(place < prompts[:, None], 0.0, torch.rand(6, 8, generator=generator))
+    z = embedding(tokens) + t[..., None] * torch.randn(6, 8, 16, generator=generator)
+    singles = torch.cat([net(z[i : i + 1], t[i : i + 1]) for i in range(6)])
+    torch.testing.assert_close(net(z, t), singles, atol=1e-5, rtol=1e-5)
