@@ -306,10 +306,11 @@ data:
 
 
 def test_the_command_evaluates_and_evaluates_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    lm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    lines = [{"prompt": "The Eagle", "ref": ["a cheap pub"]}, {"prompt": "Cheap", "ref": "food"}]
+    base = [f"--{section}.base_lm={lm_folder}" for section in ("model", "data")]
+    lines = [{"prompt": "the good", "ref": ["a cheap pub"]}, {"prompt": "a", "ref": "food"}]
     Path("p.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     Path("task.yaml").write_text(CONFIG, encoding="utf-8")
     # Until the prompts carry their records themselves.
@@ -318,7 +319,7 @@ def test_the_command_evaluates_and_evaluates_again(
         monkeypatch.setattr(PromptData, "records", records, raising=False)
 
     def command(*more: str) -> dict[str, Any]:
-        parser.run(cli.prepare_arguments(["test", "--config", "task.yaml", *more]))
+        parser.run(cli.prepare_arguments(["test", "--config", "task.yaml", *base, *more]))
         found: dict[str, Any] = json.loads(Path("out/metrics.json").read_text(encoding="utf-8"))
         return found
 
