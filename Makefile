@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format typecheck ablations doctor clean theory bench
+.PHONY: help demo test test-slow lint format typecheck ablations doctor clean theory tasks bench
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ format: $(VENV)/.installed  ## ruff: mend what can be mended
 
 typecheck: $(VENV)/.installed  ## mypy --strict on the package
 	$(BIN)/mypy
+
+tasks: $(VENV)/.installed  ## run the offline tasks and remake the tables of docs/tasks.md
+	$(BIN)/python benchmarks/tasks.py
 
 theory: $(VENV)/.installed  ## remake the plots and tables of docs/theory.md
 	$(BIN)/python benchmarks/theory.py

@@ -106,7 +106,7 @@ class PredictionWriter(L.Callback):
                 f"--model: {type(pl_module).__name__} does not sample; give a sampler (for example --config "
                 "configs/dia_tiny.yaml), with --data PromptData"
             )
-        self._records = list(getattr(data, "records", None) or [{}] * len(data.texts))
+        self._records = data.records
         if self.evaluation is not None:
             has_base = pl_module.compare_base or pl_module.method == "zero_shot"
             self.evaluation.check(data.texts, self._records, has_base)
@@ -156,7 +156,7 @@ class PredictionWriter(L.Callback):
         for name in ("metrics.json", "base_predictions.jsonl", "hacking.jsonl"):
             (self.folder / name).unlink(missing_ok=True)
         for name, run in zip(("predictions.jsonl", "base_predictions.jsonl"), runs, strict=False):
-            self._write_lines(name, [record for batch in run for record in records(batch)])
+            self._write_lines(name, [line | self._source(line["id"]) for batch in run for line in records(batch)])
         complete = len(paths) == self._n_batches
         figures = [_without_nan(compute_metrics(run)) if complete else {"n": sum(map(_size, run))} for run in runs]
         if complete and evaluation is not None:
@@ -176,6 +176,11 @@ class PredictionWriter(L.Callback):
             trainer.logger.log_metrics({k: v for k, v in metrics[0].items() if isinstance(v, float)})
         rows = [] if evaluation is None else evaluation.rows()
         print_results(metrics, runs, self.folder, self.n_shown, self._n_resumed, self._n_batches, rows)
+
+    def _source(self, text: int) -> dict[str, str]:
+        """What the text was made from, where its record has that."""
+        source = self._records[text].get("source") if text < len(self._records) else None
+        return {"source": source} if isinstance(source, str) else {}
 
     def _write_lines(self, name: str, lines: list[dict[str, Any]]) -> None:
         write_atomically(self.folder / name, "".join(_dumps(line) + "\n" for line in lines))

@@ -65,12 +65,16 @@ def method_names(paths: Sequence[Path], runs: Sequence[Sequence[dict[str, Any]]]
 
 
 def texts_by_prompt(run: Sequence[dict[str, Any]]) -> dict[tuple[str, int], str]:
-    """Each text under its prompt and its number among the texts of this prompt, by which texts of two runs are matched."""
+    """Each text under its prompt and its number among the texts of this prompt, by which texts of two runs are matched.
+
+    Where the prompt is empty the text's `source` stands for it.
+    """
     seen: Counter[str] = Counter()
     found = {}
     for line in run:
-        found[line["prompt"], seen[line["prompt"]]] = line["text"]
-        seen[line["prompt"]] += 1
+        prompt = line["prompt"] or line.get("source", "")
+        found[prompt, seen[prompt]] = line["text"]
+        seen[prompt] += 1
     return found
 
 

@@ -253,7 +253,7 @@ def test_a_limit_on_batches_leaves_texts_without_figures(
 
 
 def test_an_error_leaves_the_finished_batches_readable(lm_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConnectionError):
+    with pytest.raises(UserError, match="the service is down"):
         predict(tmp_path, lm_folder, reward=Length(fails_at=2))
     assert [line["id"] for line in lines(tmp_path)] == [0, 1, 2, 3]
     assert metrics(tmp_path)["complete"] is False

@@ -313,10 +313,6 @@ def test_the_command_evaluates_and_evaluates_again(
     lines = [{"prompt": "the good", "ref": ["a cheap pub"]}, {"prompt": "a", "ref": "food"}]
     Path("p.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     Path("task.yaml").write_text(CONFIG, encoding="utf-8")
-    # Until the prompts carry their records themselves.
-    if not hasattr(PromptData("", ["a"]), "records"):
-        records = property(lambda self: [line for line in lines for _ in range(3)])
-        monkeypatch.setattr(PromptData, "records", records, raising=False)
 
     def command(*more: str) -> dict[str, Any]:
         parser.run(cli.prepare_arguments(["test", "--config", "task.yaml", *base, *more]))
@@ -326,11 +322,11 @@ def test_the_command_evaluates_and_evaluates_again(
     found = command()
     assert {"bleu", "bleu_signature", "rouge_1", "has_the", "has_the_rate", "has_the_max_2", "hacking_rate"} <= set(found)
     predictions = [json.loads(line) for line in Path("out/predictions.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert found["has_the"] == sum("the" in p["text"].lower().split() for p in predictions) / 6
+    assert found["has_the"] == sum("the" in f"{p['prompt']} {p['text']}".lower().split() for p in predictions) / 6
     listed = [json.loads(line) for line in Path("out/hacking.jsonl").read_text(encoding="utf-8").splitlines()]
     assert len(listed) == 6 * found["hacking_rate"]
     by_id = {p["id"]: p for p in predictions}
-    assert all(line["text"] == by_id[line["id"]]["text"] for line in listed)
+    assert all(line["text"].endswith(by_id[line["id"]]["text"]) for line in listed)
     table = capsys.readouterr().out
     assert all(
         label in table for label in ("has_the, share of texts over 0.5", "BLEU (0 – 100)", "reward hacking, share of texts")
@@ -358,7 +354,7 @@ def test_base_texts_are_evaluated_too_and_a_judge_that_fails_costs_no_texts(lm_f
     def predict(evaluation: Evaluation) -> dict[str, Any]:
         module = ZeroShotModule(Keyword(["the"]), str(lm_folder))
         module.compare_base = True
-        data = PromptData(str(lm_folder), ["the good", "a"], n_texts=2, batch_size=3, max_length=12)
+        data = PromptData(str(lm_folder), ["the good", "a"], n_texts=2, batch_size=3, max_length=12, reward_sees_prompt=False)
         quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         trainer = L.Trainer(
             default_root_dir=tmp_path, accelerator="cpu", enable_checkpointing=False, **quiet,
@@ -368,7 +364,7 @@ def test_base_texts_are_evaluated_too_and_a_judge_that_fails_costs_no_texts(lm_f
         found: dict[str, Any] = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
         return found
 
-    with pytest.raises(ConnectionError):
+    with pytest.raises(UserError, match="the service is down"):
         predict(Evaluation([Judge(Down())]))
     assert len((tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 4
     assert "down" not in json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
