@@ -183,7 +183,7 @@ def distance(problem: Problem, n: int, job: tuple[Any, str, int, int]) -> float:
 def _steps(name: str, scale: Scale) -> str:
     """What a sampler on p does with the last budget: drawing a text is T calls, a move is its proposal and its score."""
     budget, T = scale.budgets[-1], scale.T
-    calls = {"suffix": T + 1, "denoise-and-accept": 2 * 2 + 1, "both": T + 1 + 2 * 2 + 1}
+    calls = {"suffix": T + 1, "denoise-and-accept": 2 * 2, "both": T + 1 + 2 * 2}
     for kind, each in calls.items():
         if kind in name:
             return f"{(budget - T) // each} moves"

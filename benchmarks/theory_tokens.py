@@ -235,7 +235,7 @@ def make_kernels(problem: Problem, names: Sequence[str]) -> tuple[list[Kernel], 
             proposal = DenoiserProposal(problem.denoiser)
             schedule, positions = problem.denoiser.schedule, RandomTokens(2)
             made.append(DenoiseAccept(target, proposal, problem.embedding, schedule, positions, (1.0,), 2))  # type: ignore[arg-type]
-            calls += 2 * 2 + 1
+            calls += 2 * 2
     return made, calls
 
 

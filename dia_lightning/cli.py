@@ -46,14 +46,15 @@ A run is one YAML file and what you change in it:
 """
 
 _SAMPLER_OPTIONS = """
-  --model.lam X                 lambda: 0 = the base model's denoiser, larger = more reward
+  --model.lam X                 lambda: 0 = the base model itself, larger = more reward
   --model.base_lm NAME          base model: folder in transformers' format, or hub id
   --model.denoiser PATH         its denoiser: folder or .ckpt
   --model.critic PATH           critic, trained on the reward: folder or .ckpt
   --model.reward CLASS          for example dia_lightning.rewards.VaderSentiment
   --model.steps N               noise levels
   --model.seed N                of all randomness
-  --data.prompts FILE           .txt (one a line) or .jsonl (field "prompt"); none = from nothing
+  --data.prompts FILE           .txt (one a line), .jsonl, .csv, .tsv or hub:NAME (field "prompt"); none = from nothing
+  --data.template TEXT          makes the prompt of a record's fields: "{source} TL;DR:"
   --data.n_texts N              texts for each prompt
   --data.batch_size N           texts sampled together
   --data.max_length N           tokens, prompt and end included
