@@ -16,7 +16,8 @@ from dia_lightning.sampling.loading import load_critic, load_denoiser
 
 ROOT = Path(resources.__file__).parents[1]
 KIT = ROOT / "checkpoints/tiny"
-FILES = sorted(path for path in KIT.rglob("*") if path.is_file())
+KITS = (KIT, ROOT / "checkpoints/tiny_comments")
+FILES = sorted(path for kit in KITS for path in kit.rglob("*") if path.is_file() and path.suffix != ".py")
 MIB = 1 << 20
 
 
@@ -31,9 +32,11 @@ def kit_embedding(kit_lm: BaseLM) -> TokenEmbedding:
 
 
 def test_it_is_small_and_holds_no_pickle() -> None:
-    assert {path.relative_to(KIT).parts[0] for path in FILES} == {"lm", "denoiser", "critic"}
+    for kit, most in zip(KITS, (40, 30), strict=True):
+        own = [path for path in FILES if path.is_relative_to(kit)]
+        assert {path.relative_to(kit).parts[0] for path in own} == {"lm", "denoiser", "critic"}
+        assert sum(path.stat().st_size for path in own) <= most * MIB
     assert {path.suffix for path in FILES} <= {".safetensors", ".json", ".txt"}
-    assert sum(path.stat().st_size for path in FILES) <= 40 * MIB
 
 
 def test_weights_are_those_of_the_readme() -> None:
@@ -44,7 +47,7 @@ def test_weights_are_those_of_the_readme() -> None:
         for path in FILES
         if path.suffix == ".safetensors"
     }
-    assert len(found) == 3
+    assert len(found) == 6
     lines = "\n".join(f"| {name} | {digest} |" for name, digest in found.items())
     assert stated == found, f"the table in checkpoints/README.md should be:\n{lines}"
 
@@ -53,8 +56,23 @@ def test_configs_name_no_folder_of_the_machine_it_was_made_on() -> None:
     for path in FILES:
         if path.name in ("config.json", "tokenizer_config.json", "generation_config.json"):
             assert not re.search(r'"(/|~|[A-Z]:|runs/)', path.read_text(encoding="utf-8")), path
-    for part in ("denoiser", "critic"):
-        assert json.loads((KIT / part / "config.json").read_text(encoding="utf-8"))["base_lm"] == "checkpoints/tiny/lm"
+    for kit in KITS:
+        for part in ("denoiser", "critic"):
+            settings = json.loads((kit / part / "config.json").read_text(encoding="utf-8"))
+            assert settings["base_lm"] == f"checkpoints/{kit.name}/lm"
+
+
+def test_the_comments_kit_fits_together() -> None:
+    kit = KITS[1]
+    lm = BaseLM.load(str(kit / "lm"))
+    embedding = TokenEmbedding(lm.embedding_table(), len(lm.tokenizer))
+    load_denoiser(str(kit / "denoiser"), embedding)
+    network, _ = load_critic(str(kit / "critic"), embedding)
+    # Upper case is read as lower case, which the base model learned.
+    assert lm.tokenizer("Thanks FOR")["input_ids"] == lm.tokenizer("thanks for")["input_ids"]
+    texts = ["thank you very much for your kind help", "you stupid bitch shut up"]
+    kind, rude = network(embedding(lm.encode(texts, 32)), torch.zeros(2, 32)).tolist()
+    assert kind > rude
 
 
 def test_the_base_model_knows_its_language(kit_lm: BaseLM) -> None:

@@ -53,12 +53,12 @@ def test_it_holds_code_configs_and_the_kit_only(wheel: Path) -> None:
         names = set(archive.namelist())
         assert not [info.filename for info in archive.infolist() if (info.external_attr >> 16) & 0o044 != 0o044]
     share = "dia_lightning/share"
-    for folder in ("configs", "checkpoints/tiny"):
+    for folder in ("configs", "checkpoints/tiny", "checkpoints/tiny_comments"):
         shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}
         assert {name.removeprefix(f"{share}/") for name in names if name.startswith(f"{share}/{folder}/")} == shipped
     rest = {name for name in names if not name.startswith(f"{share}/")}
     assert {name.partition("/")[0] for name in rest} == {"dia_lightning", f"dia_lightning-{__version__}.dist-info"}
-    assert {Path(name).suffix for name in rest if name.startswith("dia_lightning/")} <= {".py", ".typed"}
+    assert {Path(name).suffix for name in rest if name.startswith("dia_lightning/")} <= {".py", ".typed", ".json"}
     assert f"dia_lightning-{__version__}.dist-info/licenses/LICENSE" in names
 
 
