@@ -16,7 +16,7 @@ from dia_lightning.rewards.base import RewardError, field_of
 from dia_lightning.types import Record, Reward
 
 _PAIR = re.compile(r"([^\[\],]+)\[([^\]]*)\]")
-_KIDS = r"(?:kids?|child(?:ren)?s?|famil(?:y|ies)|all ages|young ones)"
+_KIDS = r"(?:kids?|child(?:ren)?s?|famil(?:y|ies)(?: with (?:\w+ )?(?:kids|children))?|all ages|young ones)"
 _FRIENDLY = r"(?:friendly|orient(?:at)?ed|suitable|appropriate|welcoming)"
 _NOT = r"(?:not|\w+n't|non|no|isnt|never|un)"
 _RATED = r"(?:ratings?|rated|rates?|reviews?|reviewed|scores?|scored|quality|standards?|feedback)"

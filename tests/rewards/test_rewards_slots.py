@@ -60,6 +60,7 @@ def test_texts_for_others_have_errors() -> None:
         ("The Vaults", "The Eagle", 0, 1),
         ("Café Adriatic", "Café Rouge", 0, 1),
         ("child-friendly", "not child-friendly", 0, 1),
+        ("child-friendly", "not suitable for families with young children", 0, 1),
         ("child-friendly", "quiet", 1, 0),
         ("5 out of 5", "1 out of 5", 0, 1),
         ("5 out of 5 stars", "highly", 0, 0),
