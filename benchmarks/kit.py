@@ -186,7 +186,7 @@ def measured(
     distinct = sum(len({tuple(row) for row in state.tokens.tolist()}) for state in states) / (repeats * TEXTS)
     per_second = variance / float((means - exact).square().mean()) / seconds
     row = [
-        name.format(budget),
+        name.format(budget).replace(" 1 particles", " 1 particle"),
         f"{seconds:.1f}",
         mean_and_error(means),
         mean_and_error(log_p),
