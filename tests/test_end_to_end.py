@@ -139,6 +139,16 @@ def test_every_sampler_from_the_command_line(workshop: Path, sampler: str) -> No
     assert metrics["nfe"]["denoiser"] >= (0 if sampler == "base_lm" else 4)
 
 
+def test_tempered_chains_from_the_command_line(workshop: Path) -> None:
+    run("predict", *DIA, *PARTS, "--model.sampler=base_lm", "--model.rungs=3", "--model.refine_steps=2",
+        "--model.refine=suffix", "--trainer.callbacks.folder=runs/rungs")  # fmt: skip
+    metrics = json.loads(Path("runs/rungs/metrics.json").read_text(encoding="utf-8"))
+    assert metrics["n"] == len(predictions("runs/rungs")) == 6
+    assert 0 <= metrics["accept_tempered"] <= 1
+    with pytest.raises(Exception, match="rungs: 3 given, allowed: 1 where λ is 0"):
+        run("predict", *DIA, *PARTS, "--model.sampler=base_lm", "--model.rungs=3", "--model.lam=0")
+
+
 def test_a_source_is_rewritten_and_blanks_are_filled(workshop: Path) -> None:
     text = sentences(0, 1)[0]
     words = text.split()

@@ -12,7 +12,7 @@ from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import LogValue, Predict, guided, true_gradient, unguided
 from dia_lightning.resources import UserError
 from dia_lightning.sampling.base import Drawn, SamplerModule
-from dia_lightning.sampling.crowd import crowd_of, pick
+from dia_lightning.sampling.crowd import crowd_of, pick, rows_of
 from dia_lightning.sampling.decode import draw_texts, source_rows
 from dia_lightning.sampling.denoise_accept import Kernel, start
 from dia_lightning.sampling.diagnostics import by_prompt, log_z_upper
@@ -21,6 +21,7 @@ from dia_lightning.sampling.moves import REFINE, Moves, check_refine, make_kerne
 from dia_lightning.sampling.population import anneal, cycle
 from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.sampling.solvers import SOLVERS
+from dia_lightning.sampling.tempering import Tempering
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Prompts, Reward, must_go_on
 
@@ -48,6 +49,8 @@ class GuidedSamplerModule(SamplerModule):
         ess: of `annealed`, each rise of λ keeps this share of effective particles.
         refine: exact moves: `suffix`, `denoise_accept`, both in turn (`cycle`) or `none`.
         refine_steps: rounds of them: after a solver, or at each temperature and at the end of `annealed`.
+        rungs: of the refinement of a start, chains for each text at λ/rungs, 2λ/rungs, …, λ that swap their texts (parallel
+            tempering); 1 = a single chain at λ.
         moves: options of denoise_accept.
         steps: of a solver, noise levels each text passes.
         strength: of a solver, the noise level u it starts from; below 1 it starts at the record's `source`, noised so far.
@@ -80,6 +83,7 @@ class GuidedSamplerModule(SamplerModule):
         ess: float = 0.5,
         refine: str = "cycle",
         refine_steps: int = 1,
+        rungs: int = 1,
         moves: Moves | None = None,
         steps: int = 64,
         strength: float = 1.0,
@@ -101,7 +105,7 @@ class GuidedSamplerModule(SamplerModule):
         self.denoiser, self.critic, self.sampler, self.lam = denoiser, critic, sampler, lam
         self.particles, self.ess, self.refine, self.refine_steps = particles, ess, refine, refine_steps
         self.moves, self.steps, self.stagger, self.corrector_steps = moves or Moves(), steps, stagger, corrector_steps
-        self.strength = strength
+        self.strength, self.rungs = strength, rungs
         self.eta, self.reading, self.gradient, self.guidance_scale = eta, reading, gradient, guidance_scale
         self.guidance_decay, self.guidance_cap, self.guidance_window = guidance_decay, guidance_cap, guidance_window
         self.temperature, self.final, self.method = temperature, final, sampler
@@ -118,7 +122,8 @@ class GuidedSamplerModule(SamplerModule):
         _check("strength", self.strength, 0 < self.strength <= 1, "0 < strength ≤ 1")
         for name in ("lam", "refine_steps", "stagger", "corrector_steps", "guidance_decay"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < float("inf"), "0 or more, finite")
-        for name in ("particles", "steps"):
+        _check("rungs", self.rungs, self.rungs == 1 or self.lam > 0, "1 where λ is 0")
+        for name in ("particles", "steps", "rungs"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         for name in ("guidance_scale", "guidance_cap", "temperature"):
             _check(name, getattr(self, name), getattr(self, name) > 0, "above 0")
@@ -228,14 +233,23 @@ class GuidedSamplerModule(SamplerModule):
 
     def _refined(self, begin: Drawn, batch: Prompts, generator: torch.Generator) -> Drawn:
         """Exact moves from where the diffusion (or p_θ) ended, with what they tell of their convergence."""
-        target = TargetDensity(self.lm, self._cached, self.lam, batch)
-        kernels = self._kernels(target)
-        state, followed = cycle(kernels, start(target, begin.tokens, batch.prompt_mask), self.refine_steps, generator)
-        nfe = self._calls(target, kernels, self.refine_steps, begin.tokens.numel(), len(batch.ids))
+        rows = torch.arange(len(begin.tokens), device=begin.tokens.device).repeat_interleave(self.rungs)
+        crowd = batch if self.rungs == 1 else rows_of(batch, rows)
+        target = TargetDensity(self.lm, self._cached, self.lam, crowd)
+        kernels = moves = self._kernels(target)
+        names, state = REFINE[self._refine], start(target, begin.tokens[rows], crowd.prompt_mask)
+        if self.rungs > 1:
+            ladder = Tempering(target, kernels, [self.lam * (k + 1) / self.rungs for k in range(self.rungs)])
+            moves, names, state = [ladder], ("tempered",), ladder.init(state.tokens, crowd.prompt_mask)
+        state, followed = cycle(moves, state, self.refine_steps, generator)
+        nfe = self._calls(target, kernels, self.refine_steps, state.tokens.numel(), len(batch.ids))
         nfe = {name: nfe.get(name, 0) + begin.nfe.get(name, 0) for name in {**begin.nfe, **nfe}}
-        diagnostics = {f"accept_{name}": rate for name, rate in zip(REFINE[self._refine], followed.accepted, strict=True)}
-        diagnostics |= by_prompt(batch.prompts, {"reward": followed.reward, "log_p": followed.log_base})
-        return Drawn(state.tokens, nfe, followed.accepted.mean(0), diagnostics)
+        # The chains at λ are the last of each text's.
+        last = slice(self.rungs - 1, None, self.rungs)
+        accepted = followed.accepted[:, last]
+        diagnostics = {f"accept_{name}": rate for name, rate in zip(names, accepted, strict=True)}
+        diagnostics |= by_prompt(batch.prompts, {"reward": followed.reward[:, last], "log_p": followed.log_base[:, last]})
+        return Drawn(state.tokens[last], nfe, accepted.mean(0), diagnostics)
 
     def _calls(self, target: TargetDensity, kernels: list[Kernel], rounds: int, n_tokens: int, n_texts: int) -> dict[str, int]:
         """Network calls per text: p_θ scores every proposal once, and draws a suffix token by token."""
