@@ -2,7 +2,8 @@
 
     python benchmarks/kernels.py                    (make bench)
 
-The reference is the time spent inside the networks and the reward in the same steps, taken by timers around their calls.
+Remakes its table in docs/theory.md. The reference is the time spent inside the networks (the critic's backward pass included) and
+the reward in the same steps, taken by timers around their calls; processor time, one thread.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from benchmarks.theory import table
+from benchmarks.theory import DOC, fill, table
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 from dia_lightning.rewards import VaderSentiment
@@ -95,7 +96,8 @@ def main(steps: int = 5) -> None:
         rows.append([label, f"{total / steps:.2f}", *asked, f"{added:.1f} %"])
         print(rows[-1], flush=True)
     head = [f"kernel, {CHAINS} chains", "processor s a step", "p_θ", "denoiser", "critic", "added to the networks' time"]
-    print(table(head, rows))
+    body = f"{table(head, rows)}\n\nMade by `make bench`, {steps} steps, one core (AMD EPYC), float32, texts of up to {LENGTH} tokens."
+    DOC.write_text(fill(DOC.read_text(encoding="utf-8"), "kernels", body), encoding="utf-8")
 
 
 if __name__ == "__main__":
