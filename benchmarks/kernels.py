@@ -2,8 +2,8 @@
 
     python benchmarks/kernels.py                    (make bench)
 
-Remakes its table in docs/theory.md. The reference is the time spent inside the networks (the critic's backward pass included) and
-the reward in the same steps, taken by timers around their calls; processor time, one thread.
+Remakes its table in docs/theory.md. The reference is the time spent inside the networks (the critic's backward pass included)
+and the reward in the same steps, taken by timers around their calls; processor time, one thread.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def main(steps: int = 5) -> None:
         rows.append([label, f"{total / steps:.2f}", *asked, f"{added:.1f} %"])
         print(rows[-1], flush=True)
     head = [f"kernel, {CHAINS} chains", "processor s a step", "p_θ", "denoiser", "critic", "added to the networks' time"]
-    body = f"{table(head, rows)}\n\nMade by `make bench`, {steps} steps, one core (AMD EPYC), float32, texts of up to {LENGTH} tokens."
+    made = f"Made by `make bench`: {steps} steps, one core (AMD EPYC), float32, texts of up to {LENGTH} tokens."
+    body = f"{table(head, rows)}\n\n{made}"
     DOC.write_text(fill(DOC.read_text(encoding="utf-8"), "kernels", body), encoding="utf-8")
 
 
