@@ -156,6 +156,8 @@ def measure(scale: Scale, run: Run = map) -> Found:
     costs = [
         [*stage, *(_cell(line((*stage, s), "mse", [last])) for s in ("ancestral", "ddim", "dpmpp_2m"))] for stage in STAGES
     ]
+    guided = (next(name for name in GUIDED if name.startswith(s)) for s in PREDICTORS)
+    costs.append(["trained", "critic `mse`", *(_cell(line(name, "mse", [last])) for name in guided)])
     size = f"{len(problem.listed.sequences)} texts (V = {scale.V}, T = {scale.T}), λ = {scale.lam:g}"
     common = f"{size}; {scale.n:,} texts a run, {scale.seeds} seeds, mean ± standard error."
     floor, floor_p = f"{floors[scale.lam]:.3f}", f"{floors[0.0]:.3f}"
