@@ -20,7 +20,7 @@ class LocalToxicity(Reward):
     """sign · P(toxic) by a linear classifier of English words; −P in [−1, 0] by default, so that 0 is best.
 
     A bag of words: it knows no order, no negation and no word that its training texts lack, so that an empty text and one in
-    another script get the same value as any text without a known word (P ≈ 0.04). Reads about ten thousand texts a second.
+    another script get the same value as any text without a known word (P ≈ 0.04). Reads tens of thousands of texts a second.
 
     Source: package alt-profanity-check, TF-IDF and a calibrated linear SVM trained on about 200,000 labelled comments; its
     weights come with the package.

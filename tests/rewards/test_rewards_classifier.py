@@ -20,6 +20,8 @@ from dia_lightning.guidance import guided, true_gradient, unguided
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import RewardError, SequenceClassifier, check_reward
+from dia_lightning.sampling.module import GuidedSamplerModule
+from dia_lightning.types import Prompts
 from tests.rewards.tiny_classifiers import FAMILIES, WINDOW, Oracle, make_classifier, make_tokenizer
 
 TEXTS = [
@@ -247,6 +249,17 @@ def test_guidance_climbs_it(folders: Folders) -> None:
     steered = guided(predict, value, schedule, embedding, cap=0.3)(z, t, None).logits
     plain = predict(z, t, None).logits
     assert bool((reward.soft(steered.softmax(-1)) > reward.soft(plain.softmax(-1)) + 1e-3).all())
+
+
+def test_a_sampler_takes_its_gradient_only_with_the_tokenizer_of_its_model(folders: Folders, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--model.init_args.gradient: .* does not share the base model's tokenizer"):
+        GuidedSamplerModule(make(folders("gpt2")), critic=None, sampler="ddim", refine="none", gradient="true")
+    tokenizer = BaseLM.load("checkpoints/tiny/lm").tokenizer
+    folder = make_classifier(tmp_path / "own", "gpt2", tokenizer=tokenizer)
+    module = GuidedSamplerModule(make(folder), critic=None, sampler="ddim", refine="none", gradient="true", steps=2)
+    tokens = torch.full((2, 8), module.lm.end_id)
+    batch = Prompts(0, [0, 1], ["", ""], tokens, torch.zeros(2, 8, dtype=torch.bool))
+    assert torch.isfinite(module.predict_step(batch)[0].reward).all()
 
 
 # What cannot be loaded.

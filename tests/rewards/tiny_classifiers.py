@@ -36,12 +36,12 @@ def make_tokenizer(framed: bool, n: int = 300) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=own, eos_token=END)
 
 
-def make_classifier(folder: Path, family: str, labels: list[str] | None = None, **options: Any) -> Path:
+def make_classifier(folder: Path, family: str, labels: list[str] | None = None, tokenizer: Any = None, **options: Any) -> Path:
     """A folder in transformers' format with weights large enough to tell texts apart."""
     import transformers as hf
 
     labels = labels or ["bad", "good", "odd"]
-    tokenizer = make_tokenizer(family not in ("gpt2", "llama"))
+    tokenizer = tokenizer or make_tokenizer(family not in ("gpt2", "llama"))
     names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
     common: dict[str, Any] = {"vocab_size": len(tokenizer), "initializer_range": 0.3, **names, **options}
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
