@@ -89,7 +89,7 @@ class BaseLM:
         logging.disable_progress_bar()
         folder = _resolve(base_lm)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=dtype, trust_remote_code=False
             )
