@@ -76,7 +76,7 @@ def was_clipped(log_ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:
 
 
 def adapted_beta(beta: Tensor, kl: Tensor, target: float) -> Tensor:
-    """β after a step whose KL was `kl` nats a text: β (1 + 0.1 e), e = kl / target − 1 within ±0.2 (Ziegler et al. 2019, 2.2)."""
+    """β after a step whose KL was `kl` nats a text: β (1 + 0.1 e), e = kl / target − 1 within ±0.2 (Ziegler et al. 2019)."""
     return beta * (1 + KL_GAIN * (kl / target - 1).clamp(-KL_ERROR_MAX, KL_ERROR_MAX))
 
 
