@@ -77,7 +77,7 @@ def test_training_ends_at_the_closed_form(base: str, options: dict[str, Any]) ->
     log_base = listed.log_p(model.lm.model)
     assert float(log_base.exp().sum()) == pytest.approx(1, abs=1e-6)
     target = listed.optimum(log_base, listed.rewards(log_base), BETA)
-    trainer = fit(model, 320)
+    trainer = fit(model, 240)
     end = listed.log_p(model.policy).detach()
     assert listed.kl(log_base, target) > 0.4
     assert listed.kl(end, target) < 0.05
