@@ -164,6 +164,9 @@ class PPOModule(L.LightningModule):
 
     def evaluate(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Log policy in nats of each token of `mask`, and V before it; (B, T) float32 each, 0 elsewhere."""
+        # Autocast keeps its bfloat16 copies of the weights for the whole step: those from before the last optimiser step,
+        # and, made while texts were drawn, without gradients.
+        torch.clear_autocast_cache()
         logits, hidden = self._forward(F.pad(tokens[:, :-1], (1, 0), value=self.lm.bos_id))
         log_p = -F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").unflatten(0, tokens.shape)
         values = torch.zeros_like(log_p)
