@@ -1,0 +1,285 @@
+"""PPO and RLOO: a policy fine-tuned to the target that DIA samples from, the baseline that it is compared with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dia_lightning.baselines.ppo_loss import (
+    adapted_beta,
+    clipped_loss,
+    explained_variance,
+    gae,
+    leave_one_out,
+    token_rewards,
+    was_clipped,
+    whiten,
+)
+from dia_lightning.lm import BaseLM
+from dia_lightning.optim import adamw_warmup_cosine, check_recipe
+from dia_lightning.resources import UserError
+from dia_lightning.rewards import CachedReward, call_reward
+from dia_lightning.sampling.crowd import crowd_of
+from dia_lightning.target import texts_of
+from dia_lightning.types import Prompts, Reward, scored_mask
+
+ESTIMATORS = ("ppo", "rloo")
+# What a run costs: texts and tokens drawn; rows through each network, a row of one token at each step of drawing.
+COUNTED = ("texts", "tokens", "policy", "policy_backward", "base_lm", "reward")
+
+
+class Rollout(NamedTuple):
+    """Texts of the policy and what was known of them when they were drawn.
+
+    tokens, mask (B, T): mask is True at drawn tokens, end token included. log_p, values (B, T): log policy in nats, and V
+    before each token. log_ratio (B, T): log policy − log p_θ. reward (B,).
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    log_p: Tensor
+    values: Tensor
+    log_ratio: Tensor
+    reward: Tensor
+
+
+class PPOModule(L.LightningModule):
+    """Fine-tunes a copy of p_θ to maximise E[r(x)] − β KL(policy ‖ p_θ).
+
+    The optimum is π*(x) ∝ p_θ(x) exp(r(x) / β), the target of DIA with λ = 1 / β. The policy starts from p_θ and has no
+    dropout. The texts of step k on process i come from (seed, k, i). `--trainer.max_steps` counts optimiser steps, of
+    which every batch of texts makes epochs × minibatches. Data: `RolloutData`.
+
+    Args:
+        reward: any `Reward`.
+        base_lm: hub id or folder of p_θ.
+        estimator: `ppo` (value head on the last hidden state, advantages of every token by GAE, whitened; Schulman et al.
+            2017, Ziegler et al. 2019) or `rloo` (texts of the same prompt are each other's baseline; Ahmadian et al. 2024).
+        beta: β, price of a nat of KL in units of r; 0.125 is λ = 8.
+        target_kl: KL in nats a text to which β is then adapted (Ziegler et al. 2019); by default β is fixed.
+        clip: ε, how far the probability ratio (of a token for ppo, of a text for rloo) may pay to move in one batch.
+        gae_lambda: λ of GAE, of ppo only.
+        value_coef: weight of the value loss, of ppo only.
+        epochs: passes over each batch of texts. minibatches: optimiser steps a pass.
+        gradient_clip: largest norm of a gradient (the Trainer's own option does not work here).
+        lr, warmup_steps: Adam with warm-up and cosine decay to the end of training.
+        seed: of all randomness.
+    """
+
+    beta_now: Tensor
+    counts: Tensor
+
+    def __init__(
+        self,
+        reward: Reward,
+        base_lm: str = "checkpoints/tiny/lm",
+        estimator: str = "ppo",
+        beta: float = 0.125,
+        target_kl: float | None = None,
+        clip: float = 0.2,
+        gae_lambda: float = 0.95,
+        value_coef: float = 0.1,
+        epochs: int = 2,
+        minibatches: int = 2,
+        gradient_clip: float = 1.0,
+        lr: float = 1e-4,
+        warmup_steps: int = 10,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        given = dict(locals())
+        check_recipe(lr, 0.0, warmup_steps)
+        for option, (fits, allowed) in _limits(given).items():
+            if not fits:
+                raise UserError(f"--model.init_args.{option}: {given[option]!r} given, allowed: {allowed}")
+        self.automatic_optimization = False
+        self.reward, self.base_lm, self.estimator = reward, base_lm, estimator
+        self.beta, self.target_kl, self.clip, self.gae_lambda, self.value_coef = beta, target_kl, clip, gae_lambda, value_coef
+        self.epochs, self.minibatches, self.gradient_clip = epochs, minibatches, gradient_clip
+        self.lr, self.warmup_steps, self.seed = lr, warmup_steps, seed
+        self._cached = CachedReward(reward)
+        self.lm = BaseLM.load(base_lm)
+        self.policy_lm = BaseLM.load(base_lm)
+        self.policy = self.policy_lm.model.requires_grad_(True)
+        self.value_head = self._value_head() if estimator == "ppo" else None
+        self.register_buffer("beta_now", torch.tensor(beta, dtype=torch.float64))
+        self.register_buffer("counts", torch.zeros(len(COUNTED), dtype=torch.int64))
+
+    def _value_head(self) -> nn.Linear:
+        size = self._forward(torch.zeros(1, 1, dtype=torch.int64))[1].shape[-1]
+        head = nn.Linear(size, 1)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return head
+
+    def train(self, mode: bool = True) -> PPOModule:
+        """Never with dropout: the ratio of an unchanged policy to itself is 1."""
+        super().train(mode)
+        self.policy.eval()
+        return self
+
+    def setup(self, stage: str) -> None:
+        self.lm.to(self.device)
+
+    def configure_optimizers(self) -> Any:
+        total = int(min(self.trainer.estimated_stepping_batches, 1 << 60))
+        return adamw_warmup_cosine(self.named_parameters(), self.lr, 0.0, self.warmup_steps, total)
+
+    def training_step(self, batch: Prompts, batch_idx: int) -> None:
+        """Draw a batch of texts and learn from it."""
+        generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + batch.index)
+        rollout = self.roll_out(batch, generator)
+        advantages, returns = self.advantages(rollout, batch)
+        measured = self._measure(rollout, returns)
+        measured |= self._update(rollout, advantages, returns, generator)
+        self._count(batch, rollout)
+        if self.target_kl is not None:
+            self.beta_now.copy_(adapted_beta(self.beta_now, measured["kl"], self.target_kl))
+        costs = {f"cost/{name}": count.float() for name, count in zip(COUNTED, self.counts, strict=True)}
+        shown = {"reward", "kl"}
+        for name, value in measured.items():
+            self.log(f"train/{name}", value.float(), prog_bar=name in shown, batch_size=len(batch.ids))
+        self.log_dict(costs, batch_size=len(batch.ids))
+
+    @torch.no_grad()
+    def roll_out(self, batch: Prompts, generator: torch.Generator) -> Rollout:
+        """Texts of the policy for a batch of prompts, with their rewards."""
+        tokens = self.policy_lm.generate(batch.tokens, batch.prompt_mask, generator)
+        reward = call_reward(self._cached, texts_of(self.lm, tokens, batch)[1], batch.records).to(self.device)
+        mask = scored_mask(tokens, batch.prompt_mask, self.lm.end_id)
+        longest = int(mask.any(0).nonzero().max()) + 1
+        tokens, mask, given = tokens[:, :longest], mask[:, :longest], batch.prompt_mask[:, :longest]
+        parts = [
+            self.evaluate(*pair) for pair in zip(tokens.chunk(self.minibatches), mask.chunk(self.minibatches), strict=True)
+        ]
+        log_p, values = (torch.cat(x) for x in zip(*parts, strict=True))
+        log_ratio = log_p - self.lm.token_log_probs(tokens, given)
+        return Rollout(tokens, mask, log_p, values, log_ratio, reward)
+
+    def evaluate(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Log policy in nats of each token of `mask`, and V before it; (B, T) float32 each, 0 elsewhere."""
+        # Autocast keeps its bfloat16 copies of the weights for the whole step: those from before the last optimiser step,
+        # and, made while texts were drawn, without gradients.
+        torch.clear_autocast_cache()
+        logits, hidden = self._forward(F.pad(tokens[:, :-1], (1, 0), value=self.lm.bos_id))
+        log_p = -F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").unflatten(0, tokens.shape)
+        values = torch.zeros_like(log_p)
+        if self.value_head is not None:
+            # bfloat16 tells values apart to 1 in 256 only.
+            with torch.autocast(tokens.device.type, enabled=False):
+                values = self.value_head(hidden.float())[..., 0]
+        return torch.where(mask, log_p, 0.0), torch.where(mask, values, 0.0)
+
+    def _forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, T, V) and last hidden states (B, T, H)."""
+        out = self.policy(inputs, use_cache=False, output_hidden_states=True)
+        return out.logits, out.hidden_states[-1]
+
+    def advantages(self, rollout: Rollout, batch: Prompts) -> tuple[Tensor, Tensor]:
+        """What an update learns from: advantages (B, T) and returns (B, T) for ppo; for rloo advantages (B,), no returns."""
+        if self.estimator == "rloo":
+            group = crowd_of(batch, 1)[2]
+            if int(group.bincount().min()) < 2:
+                raise UserError("--data.init_args.n_texts: rloo compares texts of one prompt, give 2 or more")
+            scores = rollout.reward - self.beta_now * rollout.log_ratio.sum(1)
+            return leave_one_out(scores, group).float(), rollout.reward.new_zeros(0)
+        rewards = token_rewards(rollout.reward, rollout.log_ratio, rollout.mask, self.beta_now.float())
+        found = gae(rewards, rollout.values, rollout.mask, self.gae_lambda)
+        return whiten(found, rollout.mask, self._total), found + rollout.values
+
+    def _update(self, rollout: Rollout, advantages: Tensor, returns: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """The optimiser steps that one batch of texts makes; means over them of what `loss` measures."""
+        optimizer, scheduler = self.optimizers(), self.lr_schedulers()
+        length = self._total(rollout.mask.sum(1).double().mean()) / self.trainer.world_size
+        seen = []
+        for _ in range(self.epochs):
+            order = torch.randperm(len(rollout.mask), generator=generator, device=self.device)
+            for rows in order.chunk(self.minibatches):
+                loss, measured = self.loss(rollout, advantages, returns, rows, length)
+                optimizer.zero_grad()  # type: ignore[union-attr]
+                self.manual_backward(loss)
+                self.clip_gradients(optimizer, self.gradient_clip, "norm")  # type: ignore[arg-type]
+                optimizer.step()  # type: ignore[union-attr]
+                scheduler.step()  # type: ignore[union-attr, call-arg]
+                seen.append(measured)
+        means = self._total(torch.stack(seen).double().mean(0)) / self.trainer.world_size
+        return dict(zip(("clip_fraction", "value_loss"), means, strict=True))
+
+    def loss(
+        self, rollout: Rollout, advantages: Tensor, returns: Tensor, rows: Tensor, length: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of some rows, and (2,) the share of entries whose ratio is clipped and the value loss.
+
+        Args:
+            length: mean number of tokens of all texts of the step. (Divided by their own, rows in a minibatch of short
+                texts would count more.)
+        """
+        mask = rollout.mask[rows]
+        log_p, values = self.evaluate(rollout.tokens[rows], mask)
+        log_ratio, chosen = log_p - rollout.log_p[rows], advantages[rows]
+        if self.estimator == "rloo":
+            log_ratio = log_ratio.sum(1)
+            clipped = was_clipped(log_ratio, chosen, self.clip).float().mean()
+            return clipped_loss(log_ratio, chosen, self.clip).mean(), torch.stack([clipped, torch.zeros_like(clipped)])
+        n = (len(rows) * length).float()
+        policy_loss = torch.where(mask, clipped_loss(log_ratio, chosen, self.clip), 0.0).sum() / n
+        value_loss = torch.where(mask, values - returns[rows], 0.0).square().sum() / (2 * n)
+        clipped = (was_clipped(log_ratio, chosen, self.clip) & mask).sum() / n
+        return policy_loss + self.value_coef * value_loss, torch.stack([clipped, value_loss]).detach()
+
+    def _measure(self, rollout: Rollout, returns: Tensor) -> dict[str, Tensor]:
+        """Means over the texts of all processes: r, KL to p_θ and entropy in nats a text, tokens a text; β; R² of V."""
+        values = (rollout.reward, rollout.log_ratio.sum(1), -rollout.log_p.sum(1), rollout.mask.sum(1))
+        sums = self._total(torch.stack([torch.ones_like(rollout.reward), *values]).double().sum(1))
+        found = dict(zip(("reward", "kl", "entropy", "tokens"), sums[1:] / sums[0], strict=True))
+        found["beta"] = self.beta_now.clone()
+        if self.estimator == "ppo":
+            found["explained_variance"] = explained_variance(returns, rollout.values, rollout.mask, self._total)
+        return found
+
+    def _count(self, batch: Prompts, rollout: Rollout) -> None:
+        """Add to `counts` what this step cost in all processes."""
+        n = len(batch.ids)
+        here = [n, 0, n * (batch.tokens.shape[1] + 1 + self.epochs), n * self.epochs, n, n]
+        here_and_tokens = torch.tensor(here, device=self.device)
+        here_and_tokens[1] = rollout.mask.sum()
+        self.counts += self._total(here_and_tokens)
+
+    def _total(self, x: Tensor) -> Tensor:
+        """The sum of `x` over all processes."""
+        total = self.trainer.strategy.reduce(x, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def export(self, folder: Path) -> None:
+        """Write the policy and its tokenizer in transformers' format, loadable as `base_lm`, and what it cost (`costs.json`).
+
+        `ZeroShotModule` samples it, with `reference` p_θ and `method` ppo.
+        """
+        self.policy.save_pretrained(folder)
+        self.policy_lm.tokenizer.save_pretrained(folder)
+        costs = dict(zip(COUNTED, self.counts.tolist(), strict=True))
+        (folder / "costs.json").write_text(json.dumps(costs, indent=2) + "\n", encoding="utf-8")
+
+
+def _limits(given: dict[str, Any]) -> dict[str, tuple[bool, str]]:
+    """For each option whether its value is allowed, and what is."""
+    target_kl = given["target_kl"]
+    return {
+        "estimator": (given["estimator"] in ESTIMATORS, ", ".join(ESTIMATORS)),
+        "beta": (given["beta"] > 0, "above 0"),
+        "target_kl": (target_kl is None or target_kl > 0, "above 0, or null for a fixed beta"),
+        "clip": (0 < given["clip"] < 1, "between 0 and 1"),
+        "gae_lambda": (0 <= given["gae_lambda"] <= 1, "0 to 1"),
+        "value_coef": (given["value_coef"] >= 0, "0 or more"),
+        "epochs": (given["epochs"] >= 1, "1 or more"),
+        "minibatches": (given["minibatches"] >= 1, "1 or more"),
+        "gradient_clip": (given["gradient_clip"] > 0, "above 0"),
+        "seed": (0 <= given["seed"] < 1 << 32, "0 to 4294967295"),
+    }
