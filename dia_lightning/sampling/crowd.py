@@ -21,12 +21,16 @@ def crowd_of(batch: Prompts, particles: int) -> tuple[Prompts, int, Tensor]:
     first = torch.tensor([keys.index(key) for key in distinct], device=batch.tokens.device)
     size = particles * int(group.bincount().max())
     rows = first.repeat_interleave(size)
+    return replace(rows_of(batch, rows), ids=list(range(len(rows)))), len(distinct), group
+
+
+def rows_of(batch: Prompts, rows: Tensor) -> Prompts:
+    """The prompts numbered `rows` (N,), which may name one several times."""
     chosen = rows.tolist()
-    crowd = replace(
-        batch, ids=list(range(len(rows))), prompts=[batch.prompts[i] for i in chosen],
+    return replace(
+        batch, ids=[batch.ids[i] for i in chosen], prompts=[batch.prompts[i] for i in chosen],
         tokens=batch.tokens[rows], prompt_mask=batch.prompt_mask[rows], records=[batch.records[i] for i in chosen],
     )  # fmt: skip
-    return crowd, len(distinct), group
 
 
 def pick(group: Tensor, size: int, generator: torch.Generator) -> Tensor:
