@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from dia_lightning.baselines import BestOfNModule
-from dia_lightning.baselines.best_of_n import rows_at_once
+from dia_lightning.baselines import BestOfNModule, best_of_n
 from dia_lightning.data.prompts import prompt_rows
-from dia_lightning.lm import BaseLM
+from dia_lightning.lm import BaseLM, rows_at_once
 from dia_lightning.resources import UserError
 from dia_lightning.types import Prompts
 from tests.baselines.test_smc import ShareOfVowels, batch
@@ -57,30 +56,32 @@ def test_law_by_weight(on_table: None) -> None:
     assert bool(((drawn.diagnostics["ess"] >= 0.5) & (drawn.diagnostics["ess"] <= 1)).all())
 
 
-def test_candidates_are_drawn_in_parts_and_scored_in_one_call(lm_folder: Path, lm: BaseLM) -> None:
+def test_candidates_are_drawn_in_parts_and_scored_in_one_call(
+    lm_folder: Path, lm: BaseLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each text is the best of the candidates of its own prompt."""
-    module = BestOfNModule(ShareOfVowels(), str(lm_folder), n=150, compare_base=False)
-    given = batch(lm, ["the good", "the"])
+    n, module, given = 300, BestOfNModule(ShareOfVowels(), str(lm_folder), n=300), batch(lm, ["the good", "the"])
     asked: list[int] = []
     parts: list[torch.Tensor] = []
-    generate, cached = module.lm.generate, module._cached
+    generate = module.lm.generate
 
     def spy(tokens: torch.Tensor, *args: Any) -> torch.Tensor:
         parts.append(generate(tokens, *args))
         return parts[-1]
 
-    module.lm.generate = spy  # type: ignore[method-assign]
-    module._cached = lambda texts, *args: asked.append(len(texts)) or ShareOfVowels()(texts)  # type: ignore[assignment]
-    module._cached.conditional, module._cached.name = False, "vowels"  # type: ignore[misc]
+    def count(reward: Any, texts: list[str], records: Any) -> torch.Tensor:
+        asked.append(len(texts))
+        return ShareOfVowels()(texts)
+
+    monkeypatch.setattr(module.lm, "generate", spy)
+    monkeypatch.setattr(best_of_n, "call_reward", count)
     drawn = module.draw(given, torch.Generator().manual_seed(0))
-    module._cached = cached
-    assert asked == [300]
-    assert [len(x) for x in parts] == [rows_at_once(given.tokens)] * (300 // rows_at_once(given.tokens)) or len(parts) == 1
-    candidates = torch.cat(parts)
-    for i in range(2):
-        own = candidates[150 * i : 150 * (i + 1)]
+    at_once = rows_at_once(given.tokens)
+    assert asked == [2 * n]
+    assert [len(x) for x in parts] == [at_once, 2 * n - at_once]
+    for i, own in enumerate(torch.cat(parts).split(n)):
         mask = given.prompt_mask[i].expand_as(own)
-        assert bool((own[mask] == given.tokens[i].expand_as(own)[mask]).all())
+        assert torch.equal(own[mask], given.tokens[i].expand_as(own)[mask])
         rewards = ShareOfVowels()([text.strip() for text in lm.decode(own, mask, with_prompt=True)])
         assert torch.equal(drawn.tokens[i], own[rewards.argmax()])
 

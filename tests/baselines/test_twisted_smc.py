@@ -48,7 +48,7 @@ def populations(
     ids=["poor", "poor, every 2", "exact", "none"],
 )  # fmt: skip
 def test_unbiased(values: dict[tuple[int, ...], float] | None, options: dict[str, Any]) -> None:
-    """Ẑ, and Ẑ times the weight of each text of π(x) > 0.03, over 400 populations of 8: within 4.5 standard errors.
+    """Ẑ, and Ẑ times the weight of each text of π(x) > 0.01, over 400 populations of 8: within 4.5 standard errors.
 
     That is a false-alarm rate of 7e-6 for each of at most 20 figures.
     """
@@ -57,7 +57,7 @@ def test_unbiased(values: dict[tuple[int, ...], float] | None, options: dict[str
     assert abs(float(z.mean()) - 1) < 4 * float(z.std()) / 400**0.5
     assert float(z.std()) / 400**0.5 < 0.05
     place = torch.from_numpy(codes(done.writing.text())).view(400, 8)
-    for x in np.flatnonzero(PI > 0.03):
+    for x in np.flatnonzero(PI > 0.01):
         share = z * (done.log_w.softmax(1) * (place == x)).sum(1)
         assert abs(float(share.mean()) - PI[x]) < 4.5 * float(share.std()) / 400**0.5, x
     assert bool((done.resampled > 0).any()) == (values is not None)
