@@ -156,33 +156,13 @@ class BaseLM:
         draws are made in float64. Every 8 tokens (so that a GPU is not made to wait oftener) finished rows are dropped.
         Blanks are filled from what stands on their left alone, without an end token: this is not p_θ given both sides.
         """
-        from dia_lightning.kv_cache import allocated_cache
-
-        length = tokens.shape[1]
-        out = torch.where(prompt_mask, tokens, self.end_id)
-        rows = torch.arange(len(tokens), device=tokens.device)
-        inputs = torch.full_like(tokens[:, :1], self.bos_id)
-        cache = allocated_cache(self.model.config, length)
-        forced, given, ended = prompt_mask, tokens, torch.zeros_like(rows, dtype=torch.bool)
-        barred = must_go_on(prompt_mask)
-        for i in range(length):
-            logits = self.model(inputs, past_key_values=cache, use_cache=True).logits[:, -1]
-            logits[:, self.end_id].masked_fill_(barred[:, i], -torch.inf)
-            drawn = draw_categorical(_next_log_probs(logits, temperature, top_k, top_p), generator)
-            drawn = torch.where(ended, self.end_id, drawn)
-            drawn = torch.where(forced[:, i], given[:, i], drawn)
-            out[rows, i] = drawn
-            ended = ended | (drawn == self.end_id) & ~forced[:, i]
-            inputs = drawn[:, None]
-            if i % 8 == 7:
-                going = (~ended).nonzero()[:, 0]
-                if len(going) == 0:
-                    break
-                if len(going) < len(rows):
-                    cache.batch_select_indices(going)
-                    rows, inputs, ended = rows[going], inputs[going], ended[going]
-                    forced, given, barred = forced[going], given[going], barred[going]
-        return fill_after_end(out, prompt_mask, self.end_id)
+        writing = Writing(self, tokens, prompt_mask)
+        for i in range(tokens.shape[1]):
+            logits = writing.next_logits()
+            writing.write(draw_categorical(_next_log_probs(logits, temperature, top_k, top_p), generator))
+            if i % 8 == 7 and not writing.drop_ended():
+                break
+        return writing.text()
 
     def log_prob_and_hidden(self, tokens: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
         """`log_prob` (B,), and from the same pass (B, T, H): the state that predicts each token, for `log_probs_at`.
@@ -233,6 +213,64 @@ class BaseLM:
         if head is None or body is None or body is self.model:
             return False
         return torch.allclose(head(body(probe).last_hidden_state), self.model(probe).logits, atol=1e-3, rtol=1e-3)
+
+
+class Writing:
+    """Rows that p_θ writes from left to right: what stands there so far, and the states of p_θ that have read it.
+
+    Attributes:
+        tokens: (B, T) int64, the prompt and what is written, end tokens elsewhere. place: the position that comes next.
+        rows: (N,) which rows are still written. ended: (N,) bool, those of them whose text is at its end.
+    """
+
+    def __init__(self, lm: BaseLM, tokens: Tensor, prompt_mask: Tensor) -> None:
+        from dia_lightning.kv_cache import allocated_cache
+
+        self.lm, self.prompt_mask, self.place = lm, prompt_mask, 0
+        self.tokens = torch.where(prompt_mask, tokens, lm.end_id)
+        self.rows = torch.arange(len(tokens), device=tokens.device)
+        self.ended = torch.zeros_like(self.rows, dtype=torch.bool)
+        self._inputs = torch.full_like(tokens[:, :1], lm.bos_id)
+        self._cache = allocated_cache(lm.model.config, tokens.shape[1])
+        self._forced, self._given, self._barred = prompt_mask, tokens, must_go_on(prompt_mask)
+
+    @torch.no_grad()
+    def next_logits(self) -> Tensor:
+        """(N, V) logits of p_θ at `place`, without the end token where the text must go on; asked once a place."""
+        logits: Tensor = self.lm.model(self._inputs, past_key_values=self._cache, use_cache=True).logits[:, -1]
+        logits[:, self.lm.end_id].masked_fill_(self._barred[:, self.place], -torch.inf)
+        return logits
+
+    def write(self, drawn: Tensor) -> None:
+        """Set `drawn` (N,) at `place`, but for the prompt and for what is at its end, and go on."""
+        forced = self._forced[:, self.place]
+        drawn = torch.where(forced, self._given[:, self.place], torch.where(self.ended, self.lm.end_id, drawn))
+        self.tokens[self.rows, self.place] = drawn
+        self.ended = self.ended | (drawn == self.lm.end_id) & ~forced
+        self._inputs = drawn[:, None]
+        self.place += 1
+
+    def drop_ended(self) -> bool:
+        """Write those rows no more that have ended; whether any are left."""
+        going = (~self.ended).nonzero()[:, 0]
+        if 0 < len(going) < len(self.rows):
+            self.rows = self.rows[going]
+            self._select(going)
+        return len(going) > 0
+
+    def resample(self, ancestors: Tensor) -> None:
+        """Every row goes on as a copy of row `ancestors` (B,), one with the same prompt; none may have been dropped."""
+        self.tokens = self.tokens[ancestors]
+        self._select(ancestors)
+
+    def text(self) -> Tensor:
+        """(B, T) int64, the rows in canonical form."""
+        return fill_after_end(self.tokens, self.prompt_mask, self.lm.end_id)
+
+    def _select(self, index: Tensor) -> None:
+        self._cache.batch_select_indices(index)
+        self._inputs, self.ended = self._inputs[index], self.ended[index]
+        self._forced, self._given, self._barred = self._forced[index], self._given[index], self._barred[index]
 
 
 def rows_at_once(rows: Tensor) -> int:

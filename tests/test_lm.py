@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dia_lightning.data.prompts import prompt_rows
-from dia_lightning.lm import BaseLM, draw_categorical
+from dia_lightning.lm import BaseLM, Writing, draw_categorical
 from dia_lightning.resources import UserError
 from dia_lightning.types import fill_after_end, text_mask
 
@@ -161,3 +161,23 @@ def test_a_pickle_is_not_loaded(lm_folder: Path, tmp_path: Path) -> None:
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="cannot load"):
         BaseLM.load(str(tmp_path))
+
+
+def test_writing_reads_what_stands_there_after_rows_were_resampled_and_dropped(lm: BaseLM) -> None:
+    """Logits from the cache against a pass over the whole row; two rows are copied, then one has ended and is dropped."""
+    tokens = torch.full((4, 6), lm.end_id)
+    writing = Writing(lm, tokens, torch.zeros_like(tokens, dtype=torch.bool))
+    for written in ([1, 2, 3, 4], [5, 6, 7, 8]):
+        writing.next_logits()
+        writing.write(torch.tensor(written))
+    writing.resample(torch.tensor([2, 1, 2, 0]))
+    assert writing.tokens[:, :2].tolist() == [[3, 7], [2, 6], [3, 7], [1, 5]]
+    for written in ([9, lm.end_id, 10, 11], [12, 13, 14, 15]):
+        seen = torch.nn.functional.pad(writing.tokens[:, : writing.place], (1, 0), value=lm.bos_id)
+        torch.testing.assert_close(writing.next_logits(), lm.model(seen).logits[:, -1], atol=1e-5, rtol=1e-5)
+        writing.write(torch.tensor(written))
+    assert writing.drop_ended()
+    assert writing.rows.tolist() == [0, 2, 3]
+    seen = torch.nn.functional.pad(writing.tokens[writing.rows, :4], (1, 0), value=lm.bos_id)
+    torch.testing.assert_close(writing.next_logits(), lm.model(seen).logits[:, -1], atol=1e-5, rtol=1e-5)
+    assert writing.text()[1].tolist() == [2, 6, *[lm.end_id] * 4]

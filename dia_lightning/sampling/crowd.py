@@ -20,14 +20,15 @@ def crowd_of(batch: Prompts, particles: int) -> tuple[Prompts, int, Tensor]:
     group = torch.tensor([distinct[key] for key in keys], device=batch.tokens.device)
     first = torch.tensor([keys.index(key) for key in distinct], device=batch.tokens.device)
     size = particles * int(group.bincount().max())
-    return rows_of(batch, first.repeat_interleave(size)), len(distinct), group
+    rows = first.repeat_interleave(size)
+    return replace(rows_of(batch, rows), ids=list(range(len(rows)))), len(distinct), group
 
 
 def rows_of(batch: Prompts, rows: Tensor) -> Prompts:
-    """The work of `rows` (N,) int64 of a batch, which may name a row more than once."""
+    """The prompts numbered `rows` (N,), which may name one several times."""
     chosen = rows.tolist()
     return replace(
-        batch, ids=list(range(len(rows))), prompts=[batch.prompts[i] for i in chosen],
+        batch, ids=[batch.ids[i] for i in chosen], prompts=[batch.prompts[i] for i in chosen],
         tokens=batch.tokens[rows], prompt_mask=batch.prompt_mask[rows], records=[batch.records[i] for i in chosen],
     )  # fmt: skip
 

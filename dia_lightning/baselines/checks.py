@@ -1,0 +1,25 @@
+"""What the constructors and the draws of the baselines on p_θ refuse."""
+
+from __future__ import annotations
+
+import math
+
+from dia_lightning.resources import UserError
+from dia_lightning.types import Prompts, must_go_on
+
+
+def check(option: str, value: object, ok: bool, allowed: str) -> None:
+    """Raises the UserError of an option of the model unless `ok`."""
+    if not ok:
+        raise UserError(f"--model.init_args.{option}: {value} given, allowed: {allowed}")
+
+
+def check_lam(lam: float) -> None:
+    """λ is 0 or more and finite."""
+    check("lam", lam, 0 <= lam < math.inf, "0 or more, finite")
+
+
+def refuse_blanks(batch: Prompts, method: str) -> None:
+    """Raises a UserError where a text is not free to its end: p_θ writes from left to right."""
+    if bool(must_go_on(batch.prompt_mask).any()):
+        raise UserError(f"--data.init_args: blanks or a length given, which {method} does not hold; see GuidedSamplerModule")

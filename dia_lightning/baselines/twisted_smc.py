@@ -1,0 +1,192 @@
+"""Twisted SMC: particles that p_θ writes token by token, weighed on the way by the critic's value of what they have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dia_lightning.baselines.checks import check, check_lam, refuse_blanks
+from dia_lightning.baselines.prefix import PrefixValue, critic_of_prefixes, settled
+from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.lm import BaseLM, Writing, draw_categorical
+from dia_lightning.rewards import call_reward
+from dia_lightning.sampling.base import Drawn, SamplerModule
+from dia_lightning.sampling.crowd import crowd_of, pick, rows_of
+from dia_lightning.sampling.loading import load_value
+from dia_lightning.sampling.resampling import RESAMPLING, effective_size, log_mean_exp
+from dia_lightning.target import texts_of
+from dia_lightning.types import Prompts, Reward
+
+
+@dataclass(frozen=True)
+class Twist:
+    """ψ and when it is used: exp(λ h) of an unfinished text, exp(λ r) of one at its end.
+
+    value: h, in units of the reward; None weighs finished texts alone. reward: r, tokens (N, T) of the rows numbered (N,)
+    → (N,). every: tokens between two weighings. ess: resample below this share of effective particles, 0 = never.
+    resampling: name in `RESAMPLING`.
+    """
+
+    value: PrefixValue | None
+    reward: Callable[[Tensor, Tensor], Tensor]
+    lam: float
+    every: int = 1
+    ess: float = 0.5
+    resampling: str = "systematic"
+
+
+class Particles:
+    """G populations of M texts on their way, with their weights.
+
+    Attributes:
+        writing: the texts, (G · M, T), a population's side by side.
+        log_w: (G, M) float64 since the last resampling. log_z: (G,) float64, log of an unbiased estimate of
+            Z = E_{p_θ}[exp(λ r)] once all is weighed.
+        roots: (G, M) int64, the starting particle from which each descends. resampled: (G,) float64, how often.
+        n_valued, n_scored: prefixes and finished texts that were weighed, all together.
+    """
+
+    def __init__(self, writing: Writing, n_groups: int) -> None:
+        device = writing.tokens.device
+        self.writing, self.n_valued, self.n_scored = writing, 0, 0
+        self.log_w = torch.zeros(n_groups, len(writing.tokens) // n_groups, dtype=torch.float64, device=device)
+        self.log_z = torch.zeros(n_groups, dtype=torch.float64, device=device)
+        self.roots = torch.arange(self.log_w.shape[1], device=device).expand_as(self.log_w)
+        self.resampled = torch.zeros_like(self.log_z)
+        self._log_psi, self._scored = torch.zeros_like(self.log_w).flatten(), torch.zeros_like(writing.ended)
+
+    def weigh(self, twist: Twist, finished: Tensor) -> None:
+        """Multiply each weight by ψ_t / ψ_s, s the last weighing; `finished` (G · M,) rows are at their end for good."""
+        log_psi, tokens = self._log_psi.clone(), self.writing.tokens
+        ended, going = (finished & ~self._scored).nonzero()[:, 0], (~finished).nonzero()[:, 0]
+        if len(ended):
+            log_psi[ended] = twist.lam * twist.reward(tokens[ended], ended).to(log_psi)
+        if len(going) and twist.value is not None:
+            x = tokens[going]
+            known = settled(x, self.writing.prompt_mask[going], self.writing.place, self.writing.lm.end_id)
+            log_psi[going] = twist.lam * twist.value(x, known).to(log_psi)
+        self.log_w = self.log_w + (log_psi - self._log_psi).view_as(self.log_w)
+        self._log_psi, self._scored = log_psi, finished
+        self.n_valued += len(going)
+        self.n_scored += len(ended)
+
+    def resample(self, twist: Twist, generator: torch.Generator) -> None:
+        """Draw the particles anew, by weight, in each population whose weights have become too uneven."""
+        n_groups, size = self.log_w.shape
+        poor = effective_size(self.log_w) < twist.ess * size
+        if not bool(poor.any()):
+            return
+        drawn, same = RESAMPLING[twist.resampling](self.log_w, generator), torch.arange(size, device=poor.device)
+        ancestors = torch.where(poor[:, None], drawn, same)
+        self.roots = self.roots.gather(1, ancestors)
+        self.log_z = self.log_z + torch.where(poor, log_mean_exp(self.log_w), 0.0)
+        self.log_w = torch.where(poor[:, None], 0.0, self.log_w)
+        self.resampled = self.resampled + poor
+        rows = (ancestors + size * torch.arange(n_groups, device=poor.device)[:, None]).flatten()
+        self.writing.resample(rows)
+        self._log_psi, self._scored = self._log_psi[rows], self._scored[rows]
+
+
+def twisted_smc(
+    lm: BaseLM, tokens: Tensor, prompt_mask: Tensor, n_groups: int, twist: Twist, generator: torch.Generator
+) -> Particles:
+    """Particles with weights for π, by SMC with p_θ as proposal (Zhao et al., arXiv:2404.17546, algorithm 1).
+
+    Args:
+        tokens: (G · M, T) with prompts as in `BaseLM.generate`, one prompt a population. n_groups: G.
+    """
+    writing = Writing(lm, tokens, prompt_mask)
+    particles = Particles(writing, n_groups)
+    first = int(prompt_mask.sum(1).min())
+    for place in range(tokens.shape[1] - 1):
+        _write(writing, generator)
+        if twist.value is not None and place >= first and (place + 1 - first) % twist.every == 0:
+            particles.weigh(twist, writing.ended)
+            particles.resample(twist, generator)
+        if place % 8 == 7 and bool(writing.ended.all()):
+            break
+    else:
+        _write(writing, generator)
+    particles.weigh(twist, torch.ones_like(writing.ended))
+    particles.log_z = particles.log_z + log_mean_exp(particles.log_w)
+    return particles
+
+
+def _write(writing: Writing, generator: torch.Generator) -> None:
+    # In p_θ's own precision, whatever the trainer's: the weights say how far π is from just this p_θ.
+    with torch.autocast(writing.tokens.device.type, enabled=False):
+        writing.write(draw_categorical(writing.next_logits(), generator))
+
+
+class TwistedSMCModule(SamplerModule):
+    """Draws from p_θ(x) exp(λ r(x)) by twisted SMC on p_θ itself, exactly in the limit of many particles.
+
+    The texts of a batch that share a prompt are drawn from one population of `particles` times their number, by weight.
+
+    Args:
+        reward: the true reward, which the final weights use.
+        base_lm: hub id or folder of p_θ, which proposes.
+        critic: checkpoint of a critic trained on `reward`, which values unfinished texts; needed unless lam is 0. A `soft`
+            one fits best: its value is the log-value of π itself.
+        lam: λ, inverse temperature of the reward; 0 = p_θ.
+        particles: size of the population per text.
+        every: tokens between two weighings by the critic.
+        ess: resample below this share of effective particles; 0 = never.
+        resampling: `systematic`, `stratified` or `multinomial`.
+        compare_base: sample p_θ for the same prompts too and report both.
+        seed: of all randomness.
+    """
+
+    method = "twisted_smc"
+
+    def __init__(
+        self,
+        reward: Reward,
+        base_lm: str = "checkpoints/tiny/lm",
+        critic: str | None = "checkpoints/tiny/critic",
+        lam: float = 4.0,
+        particles: int = 4,
+        every: int = 4,
+        ess: float = 0.5,
+        resampling: str = "systematic",
+        compare_base: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(base_lm, reward, compare_base, seed)
+        check_lam(lam)
+        check("particles", particles, particles >= 1, "1 or more")
+        check("every", every, every >= 1, "1 or more")
+        check("ess", ess, 0 <= ess <= 1, "0 ≤ ess ≤ 1")
+        check("resampling", resampling, resampling in RESAMPLING, ", ".join(RESAMPLING))
+        self.critic, self.lam, self.particles = critic, lam, particles
+        self.every, self.ess, self.resampling = every, ess, resampling
+        self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer))
+        self.value = load_value(critic, self.embedding, reward.name, lam) if lam else None
+
+    def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
+        refuse_blanks(batch, type(self).__name__)
+        crowd, n_groups, group = crowd_of(batch, self.particles)
+        done = twisted_smc(self.lm, crowd.tokens, crowd.prompt_mask, n_groups, self._twist(crowd, generator), generator)
+        size, n_texts = done.log_w.shape[1], len(batch.ids)
+        start = size * torch.arange(n_groups, device=group.device)[:, None]
+        rows = (RESAMPLING[self.resampling](done.log_w, generator) + start).flatten()[pick(group, size, generator)]
+        roots = torch.zeros_like(done.log_w).scatter(1, done.roots, 1.0).mean(1)
+        diagnostics = {
+            "log_z": done.log_z, "ess": effective_size(done.log_w) / size, "roots": roots, "resampled": done.resampled,
+        }  # fmt: skip
+        nfe = {"base_lm": crowd.tokens.numel() // n_texts, "reward": done.n_scored // n_texts}
+        nfe |= {"critic": done.n_valued // n_texts} if self.value is not None else {}
+        return Drawn(done.writing.text()[rows], nfe, None, {name: values[group] for name, values in diagnostics.items()})
+
+    def _twist(self, crowd: Prompts, generator: torch.Generator) -> Twist:
+        def reward(tokens: Tensor, rows: Tensor) -> Tensor:
+            some = rows_of(crowd, rows)
+            return call_reward(self._cached, texts_of(self.lm, tokens, some)[1], some.records)
+
+        value = None
+        if self.value is not None:
+            value = critic_of_prefixes(self.value, self.embedding, crowd.tokens.shape[1], generator)
+        return Twist(value, reward, self.lam, self.every, self.ess, self.resampling)
