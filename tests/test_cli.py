@@ -264,9 +264,10 @@ def test_a_folder_is_no_config(lightning: Run) -> None:
     [
         ("missing.txt", None, ["no such file", "missing.txt"]),
         ("empty.txt", b" \n\n", ["holds no prompt"]),
-        ("table.csv", b"a,b\n", [".txt or .jsonl", "table.csv"]),
+        ("table.csv", b"a,b\n", ["holds no prompt", "table.csv"]),
+        ("table.xml", b"<a/>", [".txt", ".jsonl", "table.xml"]),
         ("latin.txt", "Café".encode("latin-1"), ["UTF-8", "latin.txt"]),
-        ("field.jsonl", b'{"prompt": "The"}\n{"text": "a"}\n', ["line 2", '"prompt"']),
+        ("field.jsonl", b'{"prompt": "The"}\n{"text": "a"}\n', ["line 2", "'prompt'"]),
         ("number.jsonl", b'{"prompt": 3}\n', ["no string", "3"]),
         ("broken.jsonl", b'{"prompt": \n', ["line 1", "JSON"]),
         ("long.txt", b"the food is good " * 30, ["tokens", "at most 39", "--data.init_args.max_length is 40"]),
