@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dia_lightning.baselines.checks import check, check_lam, refuse_blanks
+from dia_lightning.baselines.checks import check_lam, refuse_blanks
 from dia_lightning.lm import draw_categorical, rows_at_once
 from dia_lightning.rewards import call_reward
-from dia_lightning.sampling.base import Drawn, SamplerModule
+from dia_lightning.sampling.base import Drawn, SamplerModule, check
 from dia_lightning.sampling.crowd import rows_of
 from dia_lightning.sampling.resampling import effective_size, log_mean_exp
 from dia_lightning.target import texts_of

@@ -5,13 +5,8 @@ from __future__ import annotations
 import math
 
 from dia_lightning.resources import UserError
+from dia_lightning.sampling.base import check
 from dia_lightning.types import Prompts, must_go_on
-
-
-def check(option: str, value: object, ok: bool, allowed: str) -> None:
-    """Raises the UserError of an option of the model unless `ok`."""
-    if not ok:
-        raise UserError(f"--model.init_args.{option}: {value} given, allowed: {allowed}")
 
 
 def check_lam(lam: float) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dia_lightning.baselines.checks import check, check_lam, refuse_blanks
+from dia_lightning.baselines.checks import check_lam, refuse_blanks
 from dia_lightning.baselines.prefix import PrefixValue, critic_of_prefixes, settled
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM, Writing, draw_categorical
-from dia_lightning.sampling.base import Drawn, SamplerModule
+from dia_lightning.sampling.base import Drawn, SamplerModule, check
 from dia_lightning.sampling.loading import load_value
 from dia_lightning.types import Prompts, Reward
 

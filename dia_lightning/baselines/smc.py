@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dia_lightning.baselines.checks import refuse_blanks
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import Predict, guided, unguided
 from dia_lightning.resources import UserError
@@ -16,7 +17,7 @@ from dia_lightning.sampling.loading import load_denoiser, load_value
 from dia_lightning.sampling.particles import Particles, Steering, check_steering, lineage, smc
 from dia_lightning.sampling.resampling import RESAMPLING, effective_size
 from dia_lightning.target import texts_of
-from dia_lightning.types import Prompts, Reward, fill_after_end, must_go_on
+from dia_lightning.types import Prompts, Reward, fill_after_end
 
 
 class SMCModule(SamplerModule):
@@ -85,10 +86,7 @@ class SMCModule(SamplerModule):
         self.value = load_value(critic, self.embedding, reward.name, lam) if lam else None
 
     def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
-        if bool(must_go_on(batch.prompt_mask).any()):
-            raise UserError(
-                "--data.init_args: blanks or a length given, which SMCModule does not hold; see GuidedSamplerModule"
-            )
+        refuse_blanks(batch, "SMCModule")
         crowd, n_groups, group = crowd_of(batch, self.particles)
         schedule = self.denoiser_network.schedule
         z, times = starting_point(crowd, self.embedding, schedule, self.steps, self.stagger, generator)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dia_lightning.baselines.checks import check, check_lam, refuse_blanks
+from dia_lightning.baselines.checks import check_lam, refuse_blanks
 from dia_lightning.baselines.prefix import PrefixValue, critic_of_prefixes, settled
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM, Writing, draw_categorical
 from dia_lightning.rewards import call_reward
-from dia_lightning.sampling.base import Drawn, SamplerModule
+from dia_lightning.sampling.base import Drawn, SamplerModule, check
 from dia_lightning.sampling.crowd import crowd_of, pick, rows_of
 from dia_lightning.sampling.loading import load_value
 from dia_lightning.sampling.resampling import RESAMPLING, effective_size, log_mean_exp

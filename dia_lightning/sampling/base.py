@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dia_lightning.lm import BaseLM
+from dia_lightning.resources import UserError
 from dia_lightning.rewards import CachedReward, call_reward
 from dia_lightning.target import texts_of
 from dia_lightning.types import Generations, Prompts, Reward, scored_mask
@@ -30,6 +31,12 @@ class Drawn(NamedTuple):
 
 
 Draw = Callable[[Prompts, torch.Generator], Drawn]
+
+
+def check(option: str, value: object, ok: bool, allowed: str) -> None:
+    """Raises the UserError of an option of the model unless `ok`."""
+    if not ok:
+        raise UserError(f"--model.init_args.{option}: {value} given, allowed: {allowed}")
 
 
 class SamplerModule(L.LightningModule):

@@ -11,7 +11,7 @@ from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import LogValue, Predict, guided, true_gradient, unguided
 from dia_lightning.resources import UserError
-from dia_lightning.sampling.base import Drawn, SamplerModule
+from dia_lightning.sampling.base import Drawn, SamplerModule, check
 from dia_lightning.sampling.crowd import crowd_of, pick, rows_of
 from dia_lightning.sampling.decode import draw_texts, source_rows
 from dia_lightning.sampling.denoise_accept import Kernel, start
@@ -113,22 +113,22 @@ class GuidedSamplerModule(SamplerModule):
         self._load_networks()
 
     def _check_options(self) -> None:
-        _check("sampler", self.sampler, self.sampler in (*STARTS, *SOLVERS), ", ".join((*STARTS, *SOLVERS)))
-        _check("final", self.final, self.final in ("sample", "argmax"), "sample, argmax")
-        _check("reading", self.reading, self.reading in ("marginal", "per_step"), "marginal, per_step")
-        _check("gradient", self.gradient, self.gradient in GRADIENTS, ", ".join(GRADIENTS))
-        _check("eta", self.eta, 0 <= self.eta <= 1, "0 ≤ eta ≤ 1")
-        _check("ess", self.ess, 0 < self.ess < 1, "between 0 and 1")
-        _check("strength", self.strength, 0 < self.strength <= 1, "0 < strength ≤ 1")
+        check("sampler", self.sampler, self.sampler in (*STARTS, *SOLVERS), ", ".join((*STARTS, *SOLVERS)))
+        check("final", self.final, self.final in ("sample", "argmax"), "sample, argmax")
+        check("reading", self.reading, self.reading in ("marginal", "per_step"), "marginal, per_step")
+        check("gradient", self.gradient, self.gradient in GRADIENTS, ", ".join(GRADIENTS))
+        check("eta", self.eta, 0 <= self.eta <= 1, "0 ≤ eta ≤ 1")
+        check("ess", self.ess, 0 < self.ess < 1, "between 0 and 1")
+        check("strength", self.strength, 0 < self.strength <= 1, "0 < strength ≤ 1")
         for name in ("lam", "refine_steps", "stagger", "corrector_steps", "guidance_decay"):
-            _check(name, getattr(self, name), 0 <= getattr(self, name) < float("inf"), "0 or more, finite")
-        _check("rungs", self.rungs, self.rungs == 1 or self.lam > 0, "1 where λ is 0")
+            check(name, getattr(self, name), 0 <= getattr(self, name) < float("inf"), "0 or more, finite")
+        check("rungs", self.rungs, self.rungs == 1 or self.lam > 0, "1 where λ is 0")
         for name in ("particles", "steps", "rungs"):
-            _check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
+            check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         for name in ("guidance_scale", "guidance_cap", "temperature"):
-            _check(name, getattr(self, name), getattr(self, name) > 0, "above 0")
+            check(name, getattr(self, name), getattr(self, name) > 0, "above 0")
         low, high = self.guidance_window
-        _check("guidance_window", list(self.guidance_window), 0 <= low < high <= 1, "two numbers, 0 ≤ first < second ≤ 1")
+        check("guidance_window", list(self.guidance_window), 0 <= low < high <= 1, "two numbers, 0 ≤ first < second ≤ 1")
 
     def _load_networks(self) -> None:
         self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer))
@@ -256,8 +256,3 @@ class GuidedSamplerModule(SamplerModule):
         drawn = rounds * REFINE[self._refine].count("suffix") * n_tokens
         calls = {**target.calls, "base_lm": target.calls["base_lm"] + drawn, **network_calls(kernels)}
         return {name: n // n_texts for name, n in calls.items()}
-
-
-def _check(option: str, value: object, ok: bool, allowed: str) -> None:
-    if not ok:
-        raise UserError(f"--model.init_args.{option}: {value} given, allowed: {allowed}")
