@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dia_lightning import __version__
-from dia_lightning.resources import UserError, require_path
+from dia_lightning.resources import INTERRUPTS, UserError, require_path
 
 _DEFAULT_PREDICT = "configs/dia_tiny.yaml"
 _CONFIG_OPTIONS = ("--config", "-c")
@@ -201,6 +201,7 @@ def main() -> None:
             preference.run(arguments[1:])
             return
         prepared = prepare_arguments(["--help" if a == "--help-all" else a for a in arguments])
+        INTERRUPTS.watch()
         from dia_lightning.parser import run
 
         run(prepared)

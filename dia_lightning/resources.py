@@ -1,6 +1,12 @@
-"""Where shipped files are, and the one exception that stands for a user's mistake."""
+"""Where shipped files are, the one exception that stands for a user's mistake, and Ctrl-C."""
 
+from __future__ import annotations
+
+import signal
+import sys
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent
 _SHIPPED = ("configs", "checkpoints")
@@ -37,3 +43,32 @@ def require_path(path: str | Path, option: str) -> Path:
     if found is None:
         raise UserError(f"{option}: no such file or folder: {path} (looked in {Path.cwd()} and among the shipped files)")
     return found
+
+
+class Interrupts:
+    """Remembers Ctrl-C: Python drops a KeyboardInterrupt that is raised inside a destructor or a callback of C code."""
+
+    def __init__(self) -> None:
+        self.pressed = False
+
+    def watch(self) -> None:
+        """From now on, in the main thread; what Python says of a dropped one is not shown."""
+        signal.signal(signal.SIGINT, self._handle)
+        sys.unraisablehook = self._unraisable
+
+    def check(self) -> None:
+        """Raises the KeyboardInterrupt that was dropped, if one was."""
+        if self.pressed:
+            raise KeyboardInterrupt
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.pressed = True
+        signal.default_int_handler(number, frame)
+
+    @staticmethod
+    def _unraisable(dropped: Any) -> None:
+        if dropped.exc_type is not KeyboardInterrupt:
+            sys.__unraisablehook__(dropped)
+
+
+INTERRUPTS = Interrupts()

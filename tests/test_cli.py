@@ -389,6 +389,23 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, lightning: Run) -> None:
     assert [json.loads(line)["id"] for line in lines] == list(range(40))
 
 
+def test_a_dropped_interrupt_ends_the_run_after_its_batch(tmp_path: Path) -> None:
+    """As where Ctrl-C arrives inside a destructor: here in a reward that lets nothing through."""
+    (tmp_path / "deaf.py").write_text(
+        "import os, signal, torch\nfrom dia_lightning.types import Reward\n\n\nclass Deaf(Reward):\n    name = 'deaf'\n\n"
+        "    def __call__(self, texts):\n        try:\n            os.kill(os.getpid(), signal.SIGINT)\n"
+        "        except BaseException:\n            pass\n        return torch.zeros(len(texts))\n",
+        encoding="utf-8",
+    )
+    arguments = ["--model.reward=deaf.Deaf", "--data.n_texts=6", "--data.batch_size=2", "--trainer.callbacks.folder=out"]
+    command = [sys.executable, "-m", "dia_lightning", "predict", "--config", "configs/zero_shot_tiny.yaml", *arguments]
+    known = {**environment(tmp_path), "PYTHONPATH": os.pathsep.join([str(tmp_path), str(SHIPPED)])}
+    done = subprocess.run(command, cwd=tmp_path, env=known, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "interrupted; finished batches are kept, the same command goes on from there\n"
+    assert len(list(tmp_path.glob("out/parts/*/*.json"))) == 1
+
+
 def test_shipped_files_are_found_from_anywhere(lightning: Run) -> None:
     assert require_path("configs/dia_tiny.yaml", "--config") == SHIPPED / "configs/dia_tiny.yaml"
     assert lightning("predict", "--config", "configs/dia_tiny.yaml", "--print_config")[0] == 0

@@ -18,7 +18,7 @@ from dia_lightning.callbacks.run_key import SCHEMA, run_key
 from dia_lightning.data.prompts import PromptData
 from dia_lightning.metrics import Evaluation, compute_metrics
 from dia_lightning.reports.tables import print_results, print_unfinished
-from dia_lightning.resources import UserError
+from dia_lightning.resources import INTERRUPTS, UserError
 from dia_lightning.sampling.base import SamplerModule
 from dia_lightning.types import Generations, Record
 
@@ -132,6 +132,9 @@ class PredictionWriter(L.Callback):
         outputs = outputs["generations"] if isinstance(outputs, dict) else outputs
         text = json.dumps([_to_json(generations) for generations in outputs])
         write_atomically(self._parts / f"{outputs[0].index:06d}.json", text)
+        INTERRUPTS.check()
+        if trainer.received_sigterm:  # Lightning notes it and goes on
+            raise KeyboardInterrupt
 
     on_test_batch_end = on_predict_batch_end
 

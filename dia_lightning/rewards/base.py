@@ -182,7 +182,7 @@ def _broken(reward: Reward, law: str, where: str, found: str) -> RewardError:
 
 
 def _text(text: str) -> str:
-    return f"the text {text!r:.100}"
+    return f"the text {text!r}" if len(text) <= 80 else f"the text {text[:80]!r}…"
 
 
 def _batch(texts: Sequence[str]) -> str:
