@@ -22,10 +22,10 @@ def chain_diagnostics(values: Tensor) -> dict[str, float]:
     Returns:
         `ess` (bulk effective sample size of all S · B values), `rhat` (rank-normalised split R̂; Vehtari et al.,
         arXiv:1903.08008, eq. 4 and section 4), `autocorrelation` (integrated autocorrelation time in steps, S · B / ess).
-        NaN where S < 4 or B < 2.
+        NaN where S < 4 or B < 2, or where all values are one.
     """
     n_steps, n_chains = values.shape
-    if n_steps < 4 or n_chains < 2:
+    if n_steps < 4 or n_chains < 2 or bool((values == values[0, 0]).all()):
         return {"ess": torch.nan, "rhat": torch.nan, "autocorrelation": torch.nan}
     from arviz_stats.base import array_stats
 

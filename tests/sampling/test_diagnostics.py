@@ -1,5 +1,7 @@
 """Diagnostics against closed forms, and `check_kernel` on right and wrong kernels."""
 
+import math
+
 import pytest
 import torch
 
@@ -101,3 +103,9 @@ def test_wrong_kernels_are_named(lm: BaseLM, suffix: SuffixRegeneration) -> None
             check_kernel(kernel, kernel.init(tokens), generator)
     with pytest.raises(ValueError, match="100 chains"):
         check_kernel(suffix, suffix.init(tokens[:50]), generator)
+
+
+def test_chains_of_one_value_have_no_diagnostics(recwarn: pytest.WarningsRecorder) -> None:
+    found = chain_diagnostics(torch.zeros(8, 4, dtype=torch.float64))
+    assert all(math.isnan(value) for value in found.values())
+    assert not recwarn.list
