@@ -64,7 +64,7 @@ class TargetDensity:
 
     def _reward(self, tokens: Tensor) -> Tensor:
         batch = self.batch or Prompts(0, list(range(len(tokens))), [""] * len(tokens), tokens, self._prompt_mask(tokens))
-        reward = call_reward(self.reward, texts_of(self.lm, tokens, batch)[1], batch.records)
+        reward = call_reward(self.reward, seen_texts(self.lm, tokens, batch), batch.records)
         for name in self.calls:
             self.calls[name] += len(tokens)
         return reward.to(tokens.device, torch.float64)
@@ -75,18 +75,22 @@ class TargetDensity:
         return log_base + self.lam * reward
 
 
-def texts_of(lm: BaseLM, tokens: Tensor, batch: Prompts) -> tuple[list[str], list[str]]:
-    """The texts of (B, T) tokens without their prompts, and as rewards read them (see `Prompts.whole`).
-
-    A text with blanks in its middle is no text without its prompt: it stays whole in both.
-    """
+def own_texts(lm: BaseLM, tokens: Tensor, batch: Prompts) -> list[str]:
+    """The texts of (B, T) tokens without their prompts; one with blanks in its middle is none without, and stays whole."""
     texts = [text.strip() for text in lm.decode(tokens, batch.prompt_mask)]
-    if not any(batch.prompts):
-        return texts, texts
-    whole = [text.strip() for text in lm.decode(tokens, batch.prompt_mask, with_prompt=True)]
     filled = (batch.prompt_mask & ~leading(batch.prompt_mask) & (tokens != lm.end_id)).any(1).tolist()
-    texts = [full if blanks else text for text, full, blanks in zip(texts, whole, filled, strict=True)]
-    return texts, whole if batch.whole else texts
+    if not any(filled):
+        return texts
+    return [full if blanks else text for text, full, blanks in zip(texts, _whole(lm, tokens, batch), filled, strict=True)]
+
+
+def seen_texts(lm: BaseLM, tokens: Tensor, batch: Prompts) -> list[str]:
+    """The texts of (B, T) tokens as rewards read them (see `Prompts.whole`)."""
+    return _whole(lm, tokens, batch) if batch.whole and any(batch.prompts) else own_texts(lm, tokens, batch)
+
+
+def _whole(lm: BaseLM, tokens: Tensor, batch: Prompts) -> list[str]:
+    return [text.strip() for text in lm.decode(tokens, batch.prompt_mask, with_prompt=True)]
 
 
 def terms_of(target: Target | TargetDensity, tokens: Tensor) -> Terms:

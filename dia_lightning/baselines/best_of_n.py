@@ -11,7 +11,7 @@ from dia_lightning.rewards import call_reward
 from dia_lightning.sampling.base import Drawn, SamplerModule, check
 from dia_lightning.sampling.crowd import rows_of
 from dia_lightning.sampling.resampling import effective_size, log_mean_exp
-from dia_lightning.target import texts_of
+from dia_lightning.target import seen_texts
 from dia_lightning.types import Prompts, Reward
 
 
@@ -53,7 +53,7 @@ class BestOfNModule(SamplerModule):
         rows = torch.arange(n_texts, device=batch.tokens.device)
         crowd = rows_of(batch, rows.repeat_interleave(self.n))
         tokens = self._candidates(crowd, max(n_texts, rows_at_once(batch.tokens)), generator)
-        reward = call_reward(self._cached, texts_of(self.lm, tokens, crowd)[1], crowd.records)
+        reward = call_reward(self._cached, seen_texts(self.lm, tokens, crowd), crowd.records)
         reward = reward.to(tokens.device, torch.float64).view(n_texts, self.n)
         chosen, diagnostics = reward.argmax(1), {}
         if self.lam is not None:

@@ -26,7 +26,7 @@ from dia_lightning.optim import adamw_warmup_cosine, check_recipe
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import CachedReward, call_reward
 from dia_lightning.sampling.crowd import crowd_of
-from dia_lightning.target import texts_of
+from dia_lightning.target import seen_texts
 from dia_lightning.types import Prompts, Reward, scored_mask
 
 ESTIMATORS = ("ppo", "rloo")
@@ -151,7 +151,7 @@ class PPOModule(L.LightningModule):
     def roll_out(self, batch: Prompts, generator: torch.Generator) -> Rollout:
         """Texts of the policy for a batch of prompts, with their rewards."""
         tokens = self.policy_lm.generate(batch.tokens, batch.prompt_mask, generator)
-        reward = call_reward(self._cached, texts_of(self.lm, tokens, batch)[1], batch.records).to(self.device)
+        reward = call_reward(self._cached, seen_texts(self.lm, tokens, batch), batch.records).to(self.device)
         mask = scored_mask(tokens, batch.prompt_mask, self.lm.end_id)
         longest = int(mask.any(0).nonzero().max()) + 1
         tokens, mask, given = tokens[:, :longest], mask[:, :longest], batch.prompt_mask[:, :longest]

@@ -10,13 +10,12 @@ from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import Predict, guided, unguided
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import call_reward
-from dia_lightning.sampling.base import Drawn, SamplerModule
-from dia_lightning.sampling.crowd import crowd_of, pick
+from dia_lightning.sampling.base import Drawn, SamplerModule, check
+from dia_lightning.sampling.crowd import crowd_of, pick_by_weight, weight_diagnostics
 from dia_lightning.sampling.decode import starting_point
 from dia_lightning.sampling.loading import load_denoiser, load_value
-from dia_lightning.sampling.particles import Particles, Steering, check_steering, lineage, smc
-from dia_lightning.sampling.resampling import RESAMPLING, effective_size
-from dia_lightning.target import texts_of
+from dia_lightning.sampling.particles import Steering, check_steering, lineage, smc
+from dia_lightning.target import seen_texts
 from dia_lightning.types import Prompts, Reward, fill_after_end
 
 
@@ -71,8 +70,7 @@ class SMCModule(SamplerModule):
         limits |= {"stagger": (stagger >= 0, "0 or more"), "guidance_scale": (guidance_scale >= 0, "0 or more")}
         limits |= {"guidance_cap": (guidance_cap > 0, "above 0"), "temperature": (temperature > 0, "above 0")}
         for name, (ok, allowed) in limits.items():
-            if not ok:
-                raise UserError(f"--model.init_args.{name}: {locals()[name]} given, allowed: {allowed}")
+            check(name, locals()[name], ok, allowed)
         try:
             check_steering(lam, potential, every, ess, resampling)
         except ValueError as error:
@@ -92,11 +90,11 @@ class SMCModule(SamplerModule):
         z, times = starting_point(crowd, self.embedding, schedule, self.steps, self.stagger, generator)
         steering = self._steering(crowd)
         drawn = smc(self._predictor(), schedule, z, times, generator, steering, self.embedding, n_groups)
-        size = len(z) // n_groups
-        rows = RESAMPLING[self.resampling](drawn.log_w, generator) + size * torch.arange(n_groups, device=z.device)[:, None]
-        chosen = rows.flatten()[pick(group, size, generator)]
+        chosen = pick_by_weight(drawn.log_w, self.resampling, group, generator)
         tokens = self._canonical(self.embedding.decode(drawn.z[chosen]), crowd.tokens[chosen], crowd.prompt_mask[chosen])
-        diagnostics = {name: values[group] for name, values in _diagnostics(drawn).items()}
+        trace = drawn.trace
+        found = weight_diagnostics(drawn.log_z, drawn.log_w, lineage(trace.ancestors)[0], trace.resampled.double().sum(0))
+        diagnostics = {name: values[group] for name, values in found.items()}
         return Drawn(tokens, self._nfe(len(z) // len(batch.ids)), None, diagnostics)
 
     def _predictor(self) -> Predict:
@@ -111,7 +109,7 @@ class SMCModule(SamplerModule):
     def _steering(self, crowd: Prompts) -> Steering:
         def reward(tokens: Tensor) -> Tensor:
             tokens = self._canonical(tokens, crowd.tokens, crowd.prompt_mask)
-            return call_reward(self._cached, texts_of(self.lm, tokens, crowd)[1], crowd.records).to(tokens.device)
+            return call_reward(self._cached, seen_texts(self.lm, tokens, crowd), crowd.records).to(tokens.device)
 
         return Steering(reward, self.value, self.lam, self.potential, self.every, self.ess, self.resampling)
 
@@ -125,13 +123,3 @@ class SMCModule(SamplerModule):
             calls = (self.steps - 1) // self.every + (self.steps if self.guidance_scale else 0)
             nfe["critic"] = particles * calls
         return nfe
-
-
-def _diagnostics(drawn: Particles) -> dict[str, Tensor]:
-    """By population, (G,) each: log Z; of its size, the effective share of the final weights (`ess`) and the share of the
-    starting points that it still descends from (`roots`); the number of resamplings (`resampled`).
-    """
-    size = drawn.log_w.shape[1]
-    roots = torch.zeros_like(drawn.log_w).scatter(1, lineage(drawn.trace.ancestors)[0], 1.0).mean(1)
-    resampled = drawn.trace.resampled.double().sum(0)
-    return {"log_z": drawn.log_z, "ess": effective_size(drawn.log_w) / size, "roots": roots, "resampled": resampled}

@@ -14,10 +14,10 @@ from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM, Writing, draw_categorical
 from dia_lightning.rewards import call_reward
 from dia_lightning.sampling.base import Drawn, SamplerModule, check
-from dia_lightning.sampling.crowd import crowd_of, pick, rows_of
+from dia_lightning.sampling.crowd import crowd_of, pick_by_weight, rows_of, weight_diagnostics
 from dia_lightning.sampling.loading import load_value
 from dia_lightning.sampling.resampling import RESAMPLING, effective_size, log_mean_exp
-from dia_lightning.target import texts_of
+from dia_lightning.target import seen_texts
 from dia_lightning.types import Prompts, Reward
 
 
@@ -170,13 +170,8 @@ class TwistedSMCModule(SamplerModule):
         refuse_blanks(batch, type(self).__name__)
         crowd, n_groups, group = crowd_of(batch, self.particles)
         done = twisted_smc(self.lm, crowd.tokens, crowd.prompt_mask, n_groups, self._twist(crowd, generator), generator)
-        size, n_texts = done.log_w.shape[1], len(batch.ids)
-        start = size * torch.arange(n_groups, device=group.device)[:, None]
-        rows = (RESAMPLING[self.resampling](done.log_w, generator) + start).flatten()[pick(group, size, generator)]
-        roots = torch.zeros_like(done.log_w).scatter(1, done.roots, 1.0).mean(1)
-        diagnostics = {
-            "log_z": done.log_z, "ess": effective_size(done.log_w) / size, "roots": roots, "resampled": done.resampled,
-        }  # fmt: skip
+        n_texts, rows = len(batch.ids), pick_by_weight(done.log_w, self.resampling, group, generator)
+        diagnostics = weight_diagnostics(done.log_z, done.log_w, done.roots, done.resampled)
         nfe = {"base_lm": crowd.tokens.numel() // n_texts, "reward": done.n_scored // n_texts}
         nfe |= {"critic": done.n_valued // n_texts} if self.value is not None else {}
         return Drawn(done.writing.text()[rows], nfe, None, {name: values[group] for name, values in diagnostics.items()})
@@ -184,7 +179,7 @@ class TwistedSMCModule(SamplerModule):
     def _twist(self, crowd: Prompts, generator: torch.Generator) -> Twist:
         def reward(tokens: Tensor, rows: Tensor) -> Tensor:
             some = rows_of(crowd, rows)
-            return call_reward(self._cached, texts_of(self.lm, tokens, some)[1], some.records)
+            return call_reward(self._cached, seen_texts(self.lm, tokens, some), some.records)
 
         value = None
         if self.value is not None:

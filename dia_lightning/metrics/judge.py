@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import call_reward
+from dia_lightning.rewards.base import written_out
 from dia_lightning.types import Generations, Record, Reward
 
 OPTION = "--trainer.callbacks.init_args.evaluation.init_args"
@@ -35,9 +35,7 @@ class RunTexts(NamedTuple):
 
 def prompt_groups(prompts: Sequence[str], records: Sequence[Record]) -> list[Hashable]:
     """For each text what it was drawn for, so that texts of one prompt and one record are equal here."""
-    # One record is shared by all texts of a prompt: written out once.
-    written = {id(record): json.dumps(record, sort_keys=True, default=str) for record in records}
-    return [(prompt, written[id(record)]) for prompt, record in zip(prompts, records, strict=True)]
+    return list(zip(prompts, written_out(records), strict=True))
 
 
 def run_texts(run: Sequence[Generations], records: Sequence[Record]) -> RunTexts:

@@ -81,6 +81,12 @@ def field_of(record: Record, field: str, reward: Reward) -> str:
     return value
 
 
+def written_out(records: Sequence[Record]) -> list[str]:
+    """Each record as text, equal for equal records; one that several texts share is written once."""
+    written = {id(record): json.dumps(record, sort_keys=True, default=str) for record in records}
+    return [written[id(record)] for record in records]
+
+
 class CachedReward(Reward):
     """Asks `reward` for each text once in a run; `check_reward` belongs on `reward` itself, since a cache hides faults."""
 
@@ -90,9 +96,7 @@ class CachedReward(Reward):
 
     def __call__(self, texts: Sequence[str], records: Sequence[Record] | None = None) -> Tensor:
         given = [{}] * len(texts) if records is None or not self.conditional else records
-        # One record is shared by all texts of a prompt: written out once.
-        written = {id(record): json.dumps(record, sort_keys=True, default=str) if record else "" for record in given}
-        keys = [(text, written[id(record)]) for text, record in zip(texts, given, strict=True)]
+        keys = list(zip(texts, written_out(given), strict=True))
         new = {key: record for key, record in zip(keys, given, strict=True) if key not in self._known}
         if new:
             values = call_reward(self.reward, [text for text, _ in new], list(new.values()))

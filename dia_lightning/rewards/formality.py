@@ -16,9 +16,9 @@ from torch import Tensor
 
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import formality_words as words
+from dia_lightning.rewards.options import OPTION
 from dia_lightning.types import Reward
 
-_OPTION = "--model.init_args.reward.init_args"
 WEIGHTS = Path(__file__).with_name("formality.json")
 # A sentence's length says much about its style, a document's nothing; and no text is made formal by going on and on.
 _MOST_WORDS = 40
@@ -66,7 +66,7 @@ class Formality(Reward):
         self, output: Literal["log_prob", "logit", "prob"] = "log_prob", formal: bool = True, name: str = "formality"
     ) -> None:
         if output not in _OUTPUTS:
-            raise UserError(f"{_OPTION}.output: {output!r} given, allowed: {', '.join(_OUTPUTS)}")
+            raise UserError(f"{OPTION}.output: {output!r} given, allowed: {', '.join(_OUTPUTS)}")
         self.output, self.formal, self.name = output, formal, name
 
     def __call__(self, texts: Sequence[str]) -> Tensor:

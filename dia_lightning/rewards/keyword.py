@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from dia_lightning.resources import UserError
+from dia_lightning.rewards.options import OPTION
 from dia_lightning.types import Reward
-
-_OPTION = "--model.init_args.reward.init_args"
 
 
 class Keyword(Reward):
@@ -27,7 +26,7 @@ class Keyword(Reward):
 
     def __init__(self, words: list[str], name: str = "keyword") -> None:
         if not words or not all(word.strip() for word in words):
-            raise UserError(f"{_OPTION}.words: {words} given, allowed: one word or more, none empty")
+            raise UserError(f"{OPTION}.words: {words} given, allowed: one word or more, none empty")
         self.words, self.name = words, name
         self._patterns = [_whole_word(word) for word in words]
 
@@ -60,7 +59,7 @@ class Regex(Reward):
             self._compiled = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
         except (re.error, OverflowError, RecursionError) as error:
             raise UserError(
-                f"{_OPTION}.pattern: {pattern!r:.100} given, allowed: a regular expression in Python's syntax ({error})"
+                f"{OPTION}.pattern: {pattern!r:.100} given, allowed: a regular expression in Python's syntax ({error})"
             ) from error
 
     def __call__(self, texts: Sequence[str]) -> Tensor:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from dia_lightning.resources import UserError
+from dia_lightning.rewards.options import OPTION
 from dia_lightning.types import Reward
-
-_OPTION = "--model.init_args.reward.init_args"
 
 
 class Length(Reward):
@@ -26,7 +25,7 @@ class Length(Reward):
 
     def __init__(self, target: int, name: str = "length") -> None:
         if target < 1:
-            raise UserError(f"{_OPTION}.target: {target} given, allowed: a number of words from 1")
+            raise UserError(f"{OPTION}.target: {target} given, allowed: a number of words from 1")
         self.target, self.name = target, name
 
     def __call__(self, texts: Sequence[str]) -> Tensor:

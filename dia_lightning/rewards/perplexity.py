@@ -9,9 +9,9 @@ from torch import Tensor
 
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
+from dia_lightning.rewards.options import OPTION
 from dia_lightning.types import Reward, text_mask
 
-_OPTION = "--model.init_args.reward.init_args"
 # Longer texts are scored by their beginning, so that one of them does not widen the whole batch.
 _MOST_TOKENS = 1024
 
@@ -36,11 +36,11 @@ class Perplexity(Reward):
         try:
             self._lm = BaseLM.load(model)
         except UserError as error:
-            raise UserError(str(error).replace("--model.init_args.base_lm", f"{_OPTION}.model")) from error
+            raise UserError(str(error).replace("--model.init_args.base_lm", f"{OPTION}.model")) from error
         try:
             self._lm.to(torch.device(device))
         except (RuntimeError, AssertionError) as error:
-            raise UserError(f"{_OPTION}.device: {device!r} given, allowed: a device that torch finds here ({error})") from error
+            raise UserError(f"{OPTION}.device: {device!r} given, allowed: a device that torch finds here ({error})") from error
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         longest = 1 + max((len(text.encode(errors="replace")) for text in texts), default=0)

