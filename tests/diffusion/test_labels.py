@@ -146,15 +146,15 @@ def test_it_goes_on_from_a_denoiser_without_labels_and_is_exported_with_them(
     assert not torch.equal(network(z, t, z0, label)[0], plain(z, t, z0)[0])
     again = module(lm_folder, init_from=str(tmp_path / "labelled"))
     assert torch.equal(again.network.labels.weight, model.network.labels.weight)
-    with pytest.raises(UserError, match="init_from: .* does not fit"):
+    with pytest.raises(UserError, match=r"init_from: .* does not fit"):
         module(lm_folder, init_from=str(tmp_path / "labelled"), label_edges=[11.0])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"label_edges": None}, "edges: None given"), ({"label_edges": []}, r"edges: \[\] given"),
-     ({"label_edges": [1.0, 1.0]}, r"edges: \[1.0, 1.0\] given"), ({"label_reward": None}, r"edges: \[11.0, 14.0\] given, .* with"),
-     ({"label_drop": 0.0}, "drop: 0.0 given"), ({"label_drop": 1.0}, "drop: 1.0 given"),
+     ({"label_edges": [1.0, 1.0]}, r"edges: \[1.0, 1.0\] given"), ({"label_drop": 0.0}, "drop: 0.0 given"),
+     ({"label_reward": None}, r"edges: \[11.0, 14.0\] given, .* with"), ({"label_drop": 1.0}, "drop: 1.0 given"),
      ({"label_reward": SlotConsistency()}, "reward: 'slots' compares with a record")],
 )  # fmt: skip
 def test_mistakes_are_named(lm_folder: Path, options: dict[str, Any], message: str) -> None:
