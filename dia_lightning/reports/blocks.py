@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dia_lightning.reports.html import Block, Heading, Sample, Samples, Table
 from dia_lightning.reports.labels import label, number, setting_name, value_name, written
-from dia_lightning.reports.results import NATS_ABOVE_BASE, Group, Result, estimate, flatten, read_lines, setting_key
+from dia_lightning.reports.results import NATS_ABOVE_BASE, Group, estimate, flatten, read_lines, setting_key
 
 _QUALITY = ("reward", "log_p_per_token", "perplexity", "distinct_2", "self_bleu")
 _COST = ("flops_per_text", "seconds_per_text", "latency_s_per_100_tokens", "peak_memory_mib")
@@ -20,11 +21,16 @@ P_THETA = "p_θ itself"
 
 @dataclass(frozen=True)
 class View:
-    """Groups as the rows of every table: their names, under what heading, which is the default, what the intervals are."""
+    """Groups as the rows of every table.
+
+    head: above their names. long_names: names that are clear without the head. default: place of the default setting.
+    intervals: what to say of them.
+    """
 
     groups: list[Group]
     head: str
     names: list[str]
+    long_names: list[str]
     default: int | None
     intervals: str
 
@@ -43,7 +49,10 @@ def intervals_of(groups: Sequence[Group]) -> str:
     seeds = sorted({len(group.results) for group in groups})
     if seeds[-1:] == [1] or not seeds:
         return "One seed a row: no intervals."
-    text = f"± and bars: 95 % intervals over {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds (Student's t)"
+    text = (
+        f"± and bars: 95 % intervals over {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds (Student's t), "
+    )
+    text += "where the seeds differ"
     return f"{text}; none where there is one seed." if seeds[0] == 1 else f"{text}."
 
 
@@ -55,7 +64,8 @@ def view(groups: Sequence[Group], axes: Sequence[str], baseline: Mapping[str, An
     default = {k: v for k, v in baseline.items() if k in axes}
     keys = [setting_key("", n) for n in named]
     place = keys.index(setting_key("", default)) if default and setting_key("", default) in keys else None
-    return View(list(groups), ", ".join(axes) or "run", names, place, intervals_of(groups))
+    long_names = [setting_name(n or group.setting) for n, group in zip(named, groups, strict=True)]
+    return View(list(groups), ", ".join(axes) or "run", names, long_names, place, intervals_of(groups))
 
 
 def base_group(groups: Sequence[Group]) -> Group | None:
@@ -75,12 +85,18 @@ def base_group(groups: Sequence[Group]) -> Group | None:
     return Group(results[0].study, {"method": P_THETA}, [r for r in results if r.metrics.get("base")][: len(by_seed)], figures)
 
 
-def _figures_table(rows: View, keys: Sequence[str], caption: str, base: Group | None = None) -> Table | None:
+def _figures_table(
+    rows: View, keys: Sequence[str], caption: str, base: Group | None = None, sparse: bool = False
+) -> Table | None:  # fmt: skip
+    """One row a group, and one for p_θ; `sparse`: those alone that have a figure."""
     found = rows.of(keys)
     if not found:
         return None
     head = [rows.head, *(label(key).head for key in found), "seeds"]
-    groups = [*zip(rows.names, rows.groups, strict=True), *([] if base is None or base in rows.groups else [(P_THETA, base)])]
+    more = [] if base is None or base in rows.groups else [(P_THETA, base)]
+    groups = [
+        (n, g) for n, g in [*zip(rows.names, rows.groups, strict=True), *more] if not sparse or set(found) & set(g.figures)
+    ]
     body = [
         [name, *(written(group.figures.get(key), label(key).digits) for key in found), str(len(group.results))]
         for name, group in groups
@@ -88,8 +104,8 @@ def _figures_table(rows: View, keys: Sequence[str], caption: str, base: Group | 
     # Where every row has one run there is nothing to count.
     if all(row[-1] == "1" for row in body):
         head, body = head[:-1], [row[:-1] for row in body]
-    default = frozenset() if rows.default is None else frozenset({rows.default})
-    return Table(caption, head, body, default=default)
+    default = None if rows.default is None else rows.groups[rows.default]
+    return Table(caption, head, body, default=frozenset(i for i, (_, group) in enumerate(groups) if group is default))
 
 
 def quality_table(rows: View, base: Group | None) -> Table | None:
@@ -111,13 +127,13 @@ def cost_blocks(rows: View, base: Group | None) -> list[Block]:
     """Totals, what each network did, and what had to be trained first."""
     keys = rows.figures()
     network = [key for kind in ("nfe/", "tokens/", "flops/") for key in keys if key.startswith(kind)]
-    training = [key for key in keys if key.startswith("training/")]
+    training = [key for key in keys if re.fullmatch("training/[^/]+/(flops|seconds|peak_memory_mib)", key)]
     tables = [
         _figures_table(rows, _COST, "Cost of one text, by everything that it takes to draw it (candidates that are thrown away "
                        "included), and the run's peak memory.", base),
         _figures_table(rows, network, "Network evaluations of one text: rows (sequences) and positions (tokens) that each "
                        "network computed, and its FLOPs.", base),
-        _figures_table(rows, training, "What had to be trained before the first text, once for any number of texts."),
+        _figures_table(rows, training, "What had to be trained before the first text, once for any number of texts.", sparse=True),
     ]  # fmt: skip
     found: list[Block] = [table for table in tables if table is not None]
     return [Heading("Cost"), *found] if found else []
@@ -131,7 +147,7 @@ def diagnostics_blocks(rows: View) -> list[Block]:
         "of particles: near 0 one particle carries all the weight. R̂ above 1.01: chains disagree. log Z: estimate of "
         "log E[exp(λ r)] under p_θ; where a lower and an upper estimate differ much, samples are not yet those of the target."
     )
-    table = _figures_table(rows, keys, caption)
+    table = _figures_table(rows, keys, caption, sparse=True)
     return [] if table is None else [Heading("Acceptance, ESS and log Z"), table]
 
 
@@ -159,7 +175,7 @@ def hacking_blocks(rows: View, base: Group | None, n_shown: int = 2) -> list[Blo
 def sample_blocks(rows: View, base: Group | None, n_shown: int = 5, folded: bool = False) -> list[Block]:
     """Texts of every setting's first seed, and p_θ's where a run has them, for the same prompts."""
     runs = {}
-    for name, group in zip(rows.names, rows.groups, strict=True):
+    for name, group in zip(rows.long_names, rows.groups, strict=True):
         folder = group.results[0].folder
         runs[name] = {line["id"]: line for line in read_lines(folder / "predictions.jsonl")}
         if P_THETA not in runs and base not in rows.groups and (lines := read_lines(folder / "base_predictions.jsonl")):
@@ -184,8 +200,8 @@ def _spread_over_prompts(lines: Mapping[int, dict[str, Any]], n: int) -> list[in
 
 def _heading(i: int, runs: Mapping[str, Mapping[int, dict[str, Any]]]) -> str:
     line = next((lines[i] for lines in runs.values() if i in lines), {})
-    about = " ".join(f"{key}: “{line[key]}”" for key in ("prompt", "source") if line.get(key))
-    return f"Text {i}. {about or 'No prompt.'}"
+    about = " ".join(f"{key} “{line[key]}”" for key in ("prompt", "source") if line.get(key))
+    return f"Text {i}, {about or 'no prompt'}"
 
 
 def best_of(rows: View) -> str:
@@ -195,7 +211,7 @@ def best_of(rows: View) -> str:
         ("reward", "Highest reward", 1), (NATS_ABOVE_BASE, "closest to p_θ's own likelihood", -1),
         ("distinct_2", "most diverse (distinct-2)", 1), ("flops_per_text", "fewest FLOPs a text", -1),
     ):  # fmt: skip
-        found = [(g.figures[key], name) for g, name in zip(rows.groups, rows.names, strict=True) if key in g.figures]
+        found = [(g.figures[key], name) for g, name in zip(rows.groups, rows.long_names, strict=True) if key in g.figures]
         if len(found) > 1:
             size = (lambda e: abs(e[0].mean)) if key == NATS_ABOVE_BASE else (lambda e: e[0].mean)
             best, name = max(found, key=lambda e, size=size, sign=sign: sign * size(e))  # type: ignore[misc]

@@ -22,18 +22,18 @@ table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-num
 caption{text-align:left;padding:.2rem 0 .4rem;max-width:48rem;color:#333}
 th,td{padding:.25rem .6rem;border-bottom:1px solid #ccc;text-align:right;vertical-align:top}
 thead th{border-bottom:2px solid #111;vertical-align:bottom;font-weight:600;min-width:4.2rem}
-tbody th{text-align:left;font-weight:500}td{white-space:nowrap}
+tbody th{text-align:left;font-weight:500;min-width:7rem}td{white-space:nowrap}
 th.text,td.text{text-align:left;white-space:normal;overflow-wrap:anywhere}
 tr.default th::after{content:" (default)";color:#555;font-weight:400}
 tr.default{background:#f3f3f3}
 table.failed{border:2px solid #111}table.failed caption{font-weight:600;color:#111}
-figure{margin:1.4rem 0;max-width:52rem}figure svg{display:block;width:100%;height:auto}
+figure{margin:1.4rem 0;max-width:52rem}figure svg{display:block;max-width:100%;height:auto}
 figcaption{font-size:.9rem;color:#333;margin-top:.3rem;max-width:48rem}
 .prompt{margin:1.2rem 0 .3rem;font-weight:600}
 .samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(15rem,1fr));gap:.6rem;margin:0;padding:0;list-style:none}
 .samples li{border:1px solid #bbb;border-radius:4px;padding:.4rem .6rem;font-size:.88rem;min-width:0}
 .samples header{display:flex;justify-content:space-between;gap:.6rem;border-bottom:1px solid #ddd;margin-bottom:.3rem;
- font-weight:600;font-size:.82rem}
+ font-weight:600;font-size:.82rem}.samples header span:last-child{white-space:nowrap}
 .samples p{margin:0;white-space:pre-wrap;overflow-wrap:anywhere}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem;font-size:.9rem}dt{font-weight:600}dd{margin:0}
 details{margin:.6rem 0}summary{cursor:pointer;font-weight:600}

@@ -18,7 +18,7 @@ class Label(NamedTuple):
 
     @property
     def head(self) -> str:
-        return f"{self.text} {self.better}".strip()
+        return f"{self.text}\u00a0{self.better}".strip()
 
 
 LABELS = {
@@ -49,7 +49,7 @@ _PREFIXES = {
     "nfe/": ("{} rows per text", 1), "tokens/": ("{} positions per text", -1), "flops/": ("{} FLOPs per text", -1),
     "accept_": ("acceptance, {}", 3), "ess_": ("ESS per chain, {}", 2), "rhat_": ("R̂, {}", 3),
     "autocorrelation_": ("autocorrelation time, {} (moves)", 2), "rouge_": ("ROUGE-{}", 3), "reward_": ("reward, {}", 3),
-    "hacking_reasons/": ("texts flagged: {}", 0), "training/": ("training, {}", -1), "distinct_": ("distinct-{}", 3),
+    "hacking_reasons/": ("texts flagged: {}", 0), "distinct_": ("distinct-{}", 3),
 }  # fmt: skip
 _NETWORKS = {"base_lm": "p_θ", "lm": "p_θ"}
 
@@ -58,10 +58,12 @@ def label(name: str) -> Label:
     """Of a figure by its flat name."""
     if name in LABELS:
         return LABELS[name]
+    if name.startswith("training/"):
+        _, part, kind = name.split("/")
+        return Label(f"{part}: FLOPs", -1) if kind == "flops" else Label(f"{part}: {kind.replace('_', ' ')}", 1)
     for prefix, (form, digits) in _PREFIXES.items():
         if name.startswith(prefix) and len(name) > len(prefix):
             rest = name[len(prefix) :]
-            digits = 1 if prefix == "training/" and not rest.endswith("flops") else digits
             return Label(form.format(_NETWORKS.get(rest, rest.replace("_", " ").replace("/", ", "))), digits)
     return Label(name.replace("_", " ").replace("/", ", "), 3)
 
@@ -90,7 +92,7 @@ def _scaled(value: float) -> tuple[float, str]:
 
 
 def written(found: Estimate | None, digits: int) -> str:
-    """Mean ± half-width of the interval; "–" where there is none.
+    """Mean ± half-width of the interval, the mean alone without one or where all seeds agree; "–" for nothing.
 
     >>> written(Estimate(0.5, 0.0123, 3), 3)
     '0.500 ± 0.012'
@@ -98,7 +100,7 @@ def written(found: Estimate | None, digits: int) -> str:
     if found is None:
         return "–"
     mean = number(found.mean, digits)
-    return mean if math.isnan(found.half) else f"{mean} ± {number(found.half, digits)}"
+    return mean if math.isnan(found.half) or found.half <= 1e-12 * abs(found.mean) else f"{mean} ± {number(found.half, digits)}"
 
 
 def setting_name(setting: Mapping[str, Any]) -> str:

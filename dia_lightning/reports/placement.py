@@ -16,6 +16,9 @@ _OFFSETS = [
 ]  # fmt: skip
 
 
+Bar = tuple[float, float, float, float]
+
+
 class Box(NamedTuple):
     """A rectangle in pixels, from the lower left."""
 
@@ -31,14 +34,17 @@ class Box(NamedTuple):
         return max(0.0, width) * max(0.0, height)
 
 
-def label_points(ax: Axes, points: Iterable[tuple[float, float, str]], renderer: Any) -> None:
+def label_points(ax: Axes, points: Iterable[tuple[float, float, str]], bars: Iterable[Bar], renderer: Any) -> None:
     """Write the text of each point (x, y, text) at the nearest place with least overlap; "" only keeps its point free.
 
-    The axes must have their final limits and place.
+    bars: (x, x, y, y) of lines that should stay free too. The axes must have their final limits and place.
     """
     points = list(points)
     at = [tuple(ax.transData.transform((x, y))) for x, y, _ in points]
     taken = [Box(x - 4, y - 4, 8, 8) for x, y in at]
+    for x0, x1, y0, y1 in bars:
+        (left, low), (right, high) = ax.transData.transform([(x0, y0), (x1, y1)])
+        taken.append(Box(left - 1, low - 1, right - left + 2, high - low + 2))
     inside = Box(*ax.bbox.bounds)
     for (x, y, text), place in zip(points, at, strict=True):
         if not text:
@@ -86,6 +92,7 @@ def _write(ax: Axes, point: tuple[float, float], text: str, offset: tuple[float,
     line = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 3}
     note = ax.annotate(
         text, point, offset, textcoords="offset points", fontsize=8.5, annotation_clip=False,
+        bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.6},
         ha=names[_side(offset[0])][0], va=names[_side(offset[1])][1],
         arrowprops=line if math.hypot(*offset) > _NEAR else None,
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -174,7 +175,7 @@ def dots(names: Sequence[str], panels: Sequence[tuple[str, Sequence[float], Sequ
             ax.errorbar(values, rows, xerr=half, fmt="o", color="black", markersize=5, capsize=3, elinewidth=1.1)
             if not math.isnan(own):
                 ax.axvline(own, color="#888888", linewidth=1.2, linestyle=(0, (1, 2)))
-            ax.set_xlabel(text.replace(" (", "\n(").replace(", ", ",\n"))
+            ax.set_xlabel(textwrap.fill(text, 16))
             ax.margins(0.15, 0.0)
             ax.set_ylim(-0.6, len(names) - 0.4)
             ax.locator_params(axis="x", nbins=4)
@@ -213,7 +214,17 @@ def _place_labels(figure: Figure, panels: Sequence[Panel]) -> None:
     renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
     for ax, panel in zip(figure.axes, panels, strict=False):
         points = [point for s in panel.series for point in zip(s.x, s.y, s.labels or [""] * len(s.x), strict=True)]
-        label_points(ax, [*points, *([(*panel.base, "p_θ")] if panel.base else [])], renderer)
+        bars = [bar for s in panel.series for bar in _bars(s)]
+        label_points(ax, [*points, *([(*panel.base, "p_θ")] if panel.base else [])], bars, renderer)
+
+
+def _bars(series: Series) -> list[tuple[float, float, float, float]]:
+    """Where its error bars are."""
+    found = []
+    for x, y, dx, dy in zip(series.x, series.y, series.x_half or [0.0] * len(series.x), series.y_half, strict=True):
+        found += [(x, x, y - dy, y + dy)] if dy > 0 else []
+        found += [(x - dx, x + dx, y, y)] if dx > 0 else []
+    return found
 
 
 def _svg(draw: Callable[[Figure], None], size: tuple[float, float]) -> str:

@@ -43,7 +43,7 @@ def write_run_report(folder: Path, config: Path) -> Path:
     results = relative_to_base(results)
     groups = [_with_spread_over_texts(group) for group in aggregate(results)]
     rows = View(
-        groups[:1], "method", [method], None,
+        groups[:1], "method", [method], [method], None,
         "± of the reward: 95 % interval over the run's texts, as if they were independent; of the rest none with one run.",
     )  # fmt: skip
     other = groups[1] if base else None

@@ -93,7 +93,7 @@ def _dots_plot(study: Study, rows: View, base: Group | None) -> Plot | None:
 
 def _scatter(rows: View, design: Design, x: str, y: str = "reward") -> list[Series]:
     """A line a method over what is numeric, its points labelled by that; else a labelled point a group."""
-    lines = design.lines if design.x else {name: [i] for i, name in enumerate(rows.names)}
+    lines = design.lines if design.x else {name: [i] for i, name in enumerate(rows.long_names)}
     out = []
     for name, places in lines.items():
         kept = [i for i in places if {x, y} <= rows.groups[i].figures.keys()]

@@ -7,7 +7,9 @@ from typing import Any
 
 from dia_lightning.reports.results import Result, Study
 
-WORDS = "The Punter is a cheap family friendly pub near Café Adriatic in the riverside area that serves fine Italian food".split()
+WORDS = (
+    "The Punter is a cheap family friendly pub near Café Adriatic in the riverside area that serves fine Italian food".split()
+)
 METHODS = {  # reward, nats below p_θ, distinct-2, FLOPs of p_θ per text
     "zero-shot": (0.20, 0.0, 0.271, 1.2e8), "best-of-4": (0.42, 0.05, 0.270, 4.8e8), "best-of-16": (0.55, 0.09, 0.266, 1.9e9),
     "guided decoding": (0.50, 0.31, 0.220, 9e8), "SMC": (0.47, 0.28, 0.251, 3.1e9), "twisted SMC": (0.56, 0.15, 0.262, 2.2e9),
@@ -43,7 +45,14 @@ def write_run(folder: Path, metrics: dict[str, Any], n: int = 8, extra: str = ""
             lines.append({"id": i, "prompt": f"The food{extra}" if i % 2 else "", "text": text, "method": method, "seed": 0,
                           "reward": noise.gauss(0.4, 0.2)})  # fmt: skip
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    flagged = {"id": 1, "prompt": "", "text": f"good good good good{extra}", "reward": 0.9, "judge": 0.1, "reasons": ["repetition"]}
+    flagged = {
+        "id": 1,
+        "prompt": "",
+        "text": f"good good good good{extra}",
+        "reward": 0.9,
+        "judge": 0.1,
+        "reasons": ["repetition"],
+    }
     (folder / "hacking.jsonl").write_text(json.dumps(flagged) + "\n")
     (folder / "metrics.json").write_text(json.dumps(metrics))
 
