@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from pathlib import Path
 from typing import NoReturn
 
 from dia_lightning import __version__
-from dia_lightning.resources import INTERRUPTS, UserError, require_path
+from dia_lightning.resources import INTERRUPTS, UserError, read_yaml, require_path, root_user_error
 
 _DEFAULT_PREDICT = "configs/dia_tiny.yaml"
 _CONFIG_OPTIONS = ("--config", "-c")
@@ -100,29 +99,6 @@ def command_help(command: str) -> str:
     )  # fmt: skip
 
 
-def check_config(path: Path) -> None:
-    """That `path` is a YAML file with options.
-
-    Raises:
-        UserError: naming the file, and the line where YAML breaks.
-    """
-    import yaml  # type: ignore[import-untyped]
-
-    if not path.is_file():
-        raise UserError(f"--config: {path} is a folder, a YAML file is needed")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config: cannot read {path} as UTF-8 text ({error})") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"--config: {path}{where} is no YAML: {reason}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"--config: {path} holds {content!r:.40}, needed are options (`name: value`, one a line)")
-
-
 def prepare_arguments(arguments: list[str]) -> list[str]:
     """Find config files also among the shipped ones, and give `predict` its default when no file is named.
 
@@ -142,7 +118,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
             if not value or value.startswith("-"):
                 raise UserError("--config: no file given, for example --config configs/dia_tiny.yaml")
             path = require_path(value, "--config")
-            check_config(path)
+            read_yaml(path, "--config")
             named = True
             out += ["--config", str(path)]
         else:
@@ -161,15 +137,6 @@ def _help_text(arguments: list[str]) -> str | None:
     if arguments and arguments[0] in COMMANDS and _HELP_OPTIONS & set(arguments):
         return command_help(arguments[0])
     return None
-
-
-def _root_user_error(error: BaseException | None) -> UserError | None:
-    """The innermost `UserError` among an exception and its causes."""
-    found = None
-    while error is not None:
-        found = error if isinstance(error, UserError) else found
-        error = error.__cause__ or error.__context__
-    return found
 
 
 def _end(message: str, code: int) -> NoReturn:
@@ -215,7 +182,7 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv[1:]:
             traceback.print_exc()
-        user_error = _root_user_error(error)
+        user_error = root_user_error(error)
         if user_error is not None:
             _end(f"error: {user_error}", 2)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
