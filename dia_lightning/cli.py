@@ -25,7 +25,10 @@ COMMANDS = {
 }
 
 # Commands that run no trainer, and have options of their own.
-TOOLS = {"preference": "let people judge pairs of texts: export them blinded, import the choices"}
+TOOLS = {
+    "preference": "let people judge pairs of texts: export them blinded, import the choices",
+    "study": "run a grid of runs from one file, and report it; goes on where it was stopped",
+}
 
 HELP = f"""usage: lightning COMMAND [--config FILE] [--OPTION VALUE ...]
 
@@ -38,6 +41,7 @@ A run is one YAML file and what you change in it:
   lightning predict
   lightning predict --model.lam 8 --data.prompts my_prompts.txt
   lightning fit --config configs/ddpm_tiny.yaml --trainer.max_steps 100
+  dia study configs/ablations/lam.yaml --out runs/ablations
   dia preference export runs/dia_tiny/predictions.jsonl runs/dia_tiny/base_predictions.jsonl --out runs/people
 
 `lightning COMMAND --help` says more. `--version` prints the version; `--debug` shows the traceback of an error.
@@ -145,8 +149,10 @@ def _end(message: str, code: int) -> NoReturn:
 
 
 def _end_interrupted(command: str) -> NoReturn:
-    if command in TOOLS:
+    if command == "preference":
         _end("interrupted", 130)
+    if command == "study":
+        _end("interrupted; finished cells are kept, the same command goes on from there", 130)
     hint = "finished batches are kept, the same command goes on from there"
     _end(f"interrupted; {'go on from its last checkpoint with --ckpt_path' if command == 'fit' else hint}", 130)
 
@@ -166,6 +172,11 @@ def main() -> None:
             from dia_lightning.reports import preference
 
             preference.run(arguments[1:])
+            return
+        if arguments[:1] == ["study"]:
+            from dia_lightning.study import command
+
+            command.run(arguments[1:])
             return
         prepared = prepare_arguments(["--help" if a == "--help-all" else a for a in arguments])
         INTERRUPTS.watch()

@@ -97,7 +97,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class StudyGrid:
-    """A study file, read. `seconds`: of a cell, by the file, None where it does not say."""
+    """A study file, read.
+
+    axes: label → values. baseline: the stated default's setting, may be empty. seconds: of a cell, by the file, None where it
+    does not say. text: the file itself.
+    """
 
     name: str
     title: str
@@ -105,8 +109,8 @@ class StudyGrid:
     axes: dict[str, list[Any]]
     cells: list[Cell] = field(repr=False)
     baseline: dict[str, Any] = field(default_factory=dict)
-    config: str = ""
     seconds: float | None = None
+    text: str = field(default="", repr=False)
 
 
 class _Point(NamedTuple):
@@ -152,8 +156,8 @@ def read_study(path: Path, out: Path, kit: str = "tiny", seeds: Sequence[int] | 
         if value not in values.get(label, []):
             raise UserError(f"{path}: baseline: {label} = {value} is not in the grid")
     return StudyGrid(
-        path.stem, content["title"], content["question"], values, cells, baseline, content.get("config", ""),
-        content.get("seconds"),
+        path.stem, content["title"], content["question"], values, cells, baseline, content.get("seconds"),
+        path.read_text(encoding="utf-8").replace("{kit}", kit),
     )  # fmt: skip
 
 
