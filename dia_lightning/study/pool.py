@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from time import monotonic
 
 from dia_lightning.study.grid import Cell
-from dia_lightning.study.worker import Outcome, work, write_outcome
+from dia_lightning.study.worker import Outcome, run_cell, work, write_outcome
 
 
 class _Worker:
     """A process, the connection to it, and the cell that it runs."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, run: Callable[[Cell], Outcome]) -> None:
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process: SpawnProcess = context.Process(target=work, args=(theirs, threads), daemon=True)
+        self.process: SpawnProcess = context.Process(target=work, args=(theirs, threads, run), daemon=True)
         self.process.start()
         # Else the end of the process would not end the connection.
         theirs.close()
@@ -57,18 +57,20 @@ def _death(code: int) -> str:
         return f"was ended by signal {-code}"
 
 
-def run_cells(cells: Sequence[Cell], jobs: int, threads: int) -> Iterator[tuple[Cell, Outcome]]:
+def run_cells(
+    cells: Sequence[Cell], jobs: int, threads: int, run: Callable[[Cell], Outcome] = run_cell
+) -> Iterator[tuple[Cell, Outcome]]:
     """Run all cells, in about this order, and yield each with how it ended, as it ends.
 
     Args:
-        jobs: processes at once. threads: of torch in each.
+        jobs: processes at once. threads: of torch in each. run: what a process does with a cell.
     """
     waiting = deque(cells)
     workers: list[_Worker] = []
     try:
         while waiting or workers:
             while waiting and len(workers) < jobs:
-                workers.append(_Worker(threads))
+                workers.append(_Worker(threads, run))
                 workers[-1].give(waiting.popleft())
             ready: Sequence[object] = wait([worker.connection for worker in workers])
             for worker in [w for w in workers if w.connection in ready]:

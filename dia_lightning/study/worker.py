@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
@@ -62,7 +62,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def work(connection: Connection, threads: int) -> None:
+def work(connection: Connection, threads: int, run: Callable[[Cell], Outcome]) -> None:
     """Take cells from `connection` and send their outcomes, until it is closed or the parent dies."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C reaches the whole group; the parent decides.
@@ -75,7 +75,7 @@ def work(connection: Connection, threads: int) -> None:
             cell = connection.recv()
         except EOFError:
             os._exit(0)
-        connection.send(run_cell(cell))
+        connection.send(run(cell))
 
 
 def _end_with_parent() -> None:
@@ -88,14 +88,14 @@ def _end_with_parent() -> None:
 
 def run_cell(cell: Cell) -> Outcome:
     """Train, if the cell does, and sample, with all output in `log.txt`; what is there from a stopped try is kept."""
-    start = time.monotonic()
     (cell.folder / "cell.json").unlink(missing_ok=True)
     cell.folder.mkdir(parents=True, exist_ok=True)
     error = ""
     with _output_to(cell.folder / "log.txt"):
-        try:
-            from dia_lightning import parser
+        from dia_lightning import parser
 
+        start = time.monotonic()
+        try:
             if cell.fit is not None:
                 _train(cell)
             parser.run(cell.run.arguments(cell.folder, cell.seed))
