@@ -97,14 +97,18 @@ def _figures_table(
     groups = [
         (n, g) for n, g in [*zip(rows.names, rows.groups, strict=True), *more] if not sparse or set(found) & set(g.figures)
     ]
+    default = None if rows.default is None else rows.groups[rows.default]
     body = [
-        [name, *(written(group.figures.get(key), label(key).digits) for key in found), str(len(group.results))]
+        [
+            f"{name} (default)" if group is default else name,
+            *(written(group.figures.get(key), label(key).digits) for key in found),
+            str(len(group.results)),
+        ]
         for name, group in groups
     ]
     # Where every row has one run there is nothing to count.
     if all(row[-1] == "1" for row in body):
         head, body = head[:-1], [row[:-1] for row in body]
-    default = None if rows.default is None else rows.groups[rows.default]
     return Table(caption, head, body, default=frozenset(i for i, (_, group) in enumerate(groups) if group is default))
 
 
@@ -133,7 +137,8 @@ def cost_blocks(rows: View, base: Group | None) -> list[Block]:
                        "included), and the run's peak memory.", base),
         _figures_table(rows, network, "Network evaluations of one text: rows (sequences) and positions (tokens) that each "
                        "network computed, and its FLOPs.", base),
-        _figures_table(rows, training, "What had to be trained before the first text, once for any number of texts.", sparse=True),
+        _figures_table(rows, training, "What had to be trained before the first text, once for any number of texts.",
+                       sparse=True),
     ]  # fmt: skip
     found: list[Block] = [table for table in tables if table is not None]
     return [Heading("Cost"), *found] if found else []

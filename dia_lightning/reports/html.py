@@ -24,13 +24,12 @@ th,td{padding:.25rem .6rem;border-bottom:1px solid #ccc;text-align:right;vertica
 thead th{border-bottom:2px solid #111;vertical-align:bottom;font-weight:600;min-width:4.2rem}
 tbody th{text-align:left;font-weight:500;min-width:7rem}td{white-space:nowrap}
 th.text,td.text{text-align:left;white-space:normal;overflow-wrap:anywhere}
-tr.default th::after{content:" (default)";color:#555;font-weight:400}
 tr.default{background:#f3f3f3}
 table.failed{border:2px solid #111}table.failed caption{font-weight:600;color:#111}
 figure{margin:1.4rem 0;max-width:52rem}figure svg{display:block;max-width:100%;height:auto}
 figcaption{font-size:.9rem;color:#333;margin-top:.3rem;max-width:48rem}
 .prompt{margin:1.2rem 0 .3rem;font-weight:600}
-.samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(15rem,1fr));gap:.6rem;margin:0;padding:0;list-style:none}
+.samples{display:grid;grid-template-columns:repeat(auto-fit,minmax(15rem,1fr));gap:.6rem;margin:0;padding:0;list-style:none}
 .samples li{border:1px solid #bbb;border-radius:4px;padding:.4rem .6rem;font-size:.88rem;min-width:0}
 .samples header{display:flex;justify-content:space-between;gap:.6rem;border-bottom:1px solid #ddd;margin-bottom:.3rem;
  font-weight:600;font-size:.82rem}.samples header span:last-child{white-space:nowrap}

@@ -129,7 +129,7 @@ def _draw_panel(ax: Axes, panel: Panel, names: Sequence[str], joined: bool) -> N
     _label_ticks(ax, panel)
     ax.margins(0.09, 0.12)
     ax.set_xlabel(panel.x_label)
-    ax.set_ylabel(panel.y_label)
+    ax.set_ylabel(textwrap.fill(panel.y_label, 30))
 
 
 def _unlabelled(panel: Panel) -> bool:

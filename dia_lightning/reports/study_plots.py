@@ -110,7 +110,9 @@ def _frontier(study: Study, rows: View, base: Group | None, design: Design) -> P
     series = _scatter(rows, design, x)
     if sum(len(s.x) for s in series) < 2:
         return None
-    origin = (0.0, base.figures["reward"].mean) if base is not None and "reward" in base.figures else None
+    origin = None
+    if base is not None and base not in rows.groups and "reward" in base.figures:
+        origin = (0.0, base.figures["reward"].mean)
     svg = curves([Panel(label(x).text, "reward", series, base=origin)], joined=bool(design.x), front=not design.x)
     caption = (
         "Upper left is better: more reward for less departure from what p_θ finds likely. Not the whole KL divergence from "
@@ -127,7 +129,7 @@ def _cost_plot(study: Study, rows: View, base: Group | None, design: Design) -> 
         series = [s for s in _scatter(rows, design, key) if min(s.x) > 0]
         xs = [x for s in series for x in s.x]
         if len(xs) > 1 and max(xs) > 1.2 * min(xs):
-            own = base.figures if base is not None else {}
+            own = base.figures if base is not None and base not in rows.groups else {}
             at = (own[key].mean, own["reward"].mean) if {key, "reward"} <= own.keys() and own[key].mean > 0 else None
             panels.append(Panel(label(key).text, "reward", series, "log", base=at))
     if not panels:
