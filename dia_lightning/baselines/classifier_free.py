@@ -70,5 +70,4 @@ class ClassifierFreeModule(SamplerModule):
             classifier_free(network, self.embedding, self._y, self.scale, self.temperature), batch, self.embedding,
             network.schedule, self.lm.end_id, generator, self.sampler, self.steps, self.stagger,
         )  # fmt: skip
-        levels = self.steps * (2 if self.sampler == "dia" else 1)  # of which `dia` corrects each once
-        return Drawn(tokens, {"denoiser": 2 * levels})
+        return Drawn(tokens)
