@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
-from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import LogValue, Predict, guided, true_gradient, unguided
 from dia_lightning.resources import UserError
 from dia_lightning.sampling.base import Drawn, SamplerModule, check
@@ -16,7 +15,7 @@ from dia_lightning.sampling.crowd import crowd_of, pick, rows_of
 from dia_lightning.sampling.decode import draw_texts, source_rows
 from dia_lightning.sampling.denoise_accept import Kernel, start
 from dia_lightning.sampling.diagnostics import by_prompt, log_z_upper
-from dia_lightning.sampling.loading import RewardValue, load_denoiser, load_value
+from dia_lightning.sampling.loading import RewardValue, embedding_for, load_denoiser, load_value
 from dia_lightning.sampling.moves import REFINE, Moves, check_refine, make_kernels, network_calls
 from dia_lightning.sampling.population import anneal, cycle
 from dia_lightning.sampling.proposal import DenoiserProposal
@@ -131,15 +130,14 @@ class GuidedSamplerModule(SamplerModule):
         check("guidance_window", list(self.guidance_window), 0 <= low < high <= 1, "two numbers, 0 ≤ first < second ≤ 1")
 
     def _load_networks(self) -> None:
-        self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer))
         solver, moved = self.sampler in SOLVERS, bool(self.refine_steps)
         self._refine = self.refine if moved else "none"
         needs_denoiser = check_refine(self.refine, self.denoiser, self.moves, self.critic) and moved
         if solver and self.denoiser is None:
             raise UserError(f"--model.init_args.denoiser: none given, needed for --model.init_args.sampler {self.sampler}")
-        self.denoiser_network: DenoiserNetwork | None = None
-        if solver or needs_denoiser:
-            self.denoiser_network = load_denoiser(self.denoiser or "", self.embedding)
+        denoiser = self.denoiser if solver or needs_denoiser else None
+        self.embedding = embedding_for(self.lm, denoiser)
+        self.denoiser_network = None if denoiser is None else load_denoiser(denoiser, self.embedding)
         self.value: RewardValue | None = None
         if self.lam and ((solver and self.gradient == "critic") or (needs_denoiser and self.moves.tilt)):
             self.value = load_value(self.critic, self.embedding, self.reward.name, self.lam)
