@@ -6,15 +6,18 @@ import inspect
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.guidance import LogValue, Predict, guided, true_gradient, unguided
 from dia_lightning.resources import UserError
 from dia_lightning.sampling.base import Drawn, SamplerModule, check
+from dia_lightning.sampling.corrector import CORRECTORS
 from dia_lightning.sampling.crowd import crowd_of, pick, rows_of
 from dia_lightning.sampling.decode import draw_texts, source_rows
 from dia_lightning.sampling.denoise_accept import Kernel, start
 from dia_lightning.sampling.diagnostics import by_prompt, log_z_upper
+from dia_lightning.sampling.langevin import Polynomial
 from dia_lightning.sampling.loading import RewardValue, embedding_for, load_denoiser, load_value
 from dia_lightning.sampling.moves import REFINE, Moves, check_refine, make_kernels, network_calls
 from dia_lightning.sampling.population import anneal, cycle
@@ -54,8 +57,10 @@ class GuidedSamplerModule(SamplerModule):
         steps: of a solver, noise levels each text passes.
         strength: of a solver, the noise level u it starts from; below 1 it starts at the record's `source`, noised so far.
         stagger: how far left positions run ahead of right ones; 0 = all positions together (see `staggered`).
-        corrector_steps: of `dia`, Langevin steps at each level.
+        corrector: of `dia`, Langevin steps as they are (`ula`) or accepted and rejected (`mala`, with `accept_mala` told).
+        corrector_steps: of `dia`, how many at each level.
         eta: of `dia` and `dia_literal`, their size η relative to σ²; of `ddim`, its noise, from 0 (ODE) to 1 (`ancestral`).
+        eta_decay: of `dia`, γ of the size η/(k + 1)^γ of the run's corrector step k, above ½ up to 1; 0 = η at every step.
         reading: of `dia_literal`, what the printed α_t, σ_t mean: `marginal` or `per_step`.
         gradient: what guides a solver: the `critic`'s gradient, or, for a reward with a method `soft`, its own (`true`,
             `straight_through`; see `guidance.true_gradient`).
@@ -87,8 +92,10 @@ class GuidedSamplerModule(SamplerModule):
         steps: int = 64,
         strength: float = 1.0,
         stagger: float = 40.0,
+        corrector: str = "ula",
         corrector_steps: int = 1,
         eta: float = 0.1,
+        eta_decay: float = 0.0,
         reading: str = "marginal",
         gradient: str = "critic",
         guidance_scale: float = 1.0,
@@ -104,7 +111,7 @@ class GuidedSamplerModule(SamplerModule):
         self.denoiser, self.critic, self.sampler, self.lam = denoiser, critic, sampler, lam
         self.particles, self.ess, self.refine, self.refine_steps = particles, ess, refine, refine_steps
         self.moves, self.steps, self.stagger, self.corrector_steps = moves or Moves(), steps, stagger, corrector_steps
-        self.strength, self.rungs = strength, rungs
+        self.strength, self.rungs, self.corrector, self.eta_decay = strength, rungs, corrector, eta_decay
         self.eta, self.reading, self.gradient, self.guidance_scale = eta, reading, gradient, guidance_scale
         self.guidance_decay, self.guidance_cap, self.guidance_window = guidance_decay, guidance_cap, guidance_window
         self.temperature, self.final, self.method = temperature, final, sampler
@@ -116,7 +123,10 @@ class GuidedSamplerModule(SamplerModule):
         check("final", self.final, self.final in ("sample", "argmax"), "sample, argmax")
         check("reading", self.reading, self.reading in ("marginal", "per_step"), "marginal, per_step")
         check("gradient", self.gradient, self.gradient in GRADIENTS, ", ".join(GRADIENTS))
+        check("corrector", self.corrector, self.corrector in CORRECTORS, ", ".join(CORRECTORS))
         check("eta", self.eta, 0 <= self.eta <= 1, "0 ≤ eta ≤ 1")
+        check("eta", self.eta, self.eta > 0 or not self.eta_decay, "above 0 where it decays (eta_decay)")
+        check("eta_decay", self.eta_decay, self.eta_decay == 0 or 0.5 < self.eta_decay <= 1, "0, or ½ < eta_decay ≤ 1")
         check("ess", self.ess, 0 < self.ess < 1, "between 0 and 1")
         check("strength", self.strength, 0 < self.strength <= 1, "0 < strength ≤ 1")
         for name in ("lam", "refine_steps", "stagger", "corrector_steps", "guidance_decay"):
@@ -192,6 +202,10 @@ class GuidedSamplerModule(SamplerModule):
         network, known = self.denoiser_network, inspect.signature(SOLVERS[self.sampler]).parameters
         assert network is not None
         options: dict[str, Any] = {n: getattr(self, n) for n in ("corrector_steps", "eta", "reading") if n in known}
+        accepted: list[Tensor] = []
+        if self.sampler == "dia":
+            eta = Polynomial(self.eta, gamma=self.eta_decay) if self.eta_decay else self.eta
+            options |= {"eta": eta, "corrector": self.corrector, "note": accepted.append}
         if self.strength < 1:
             options |= {"begin": source_rows(self.lm, batch), "strength": self.strength}
         tokens = draw_texts(
@@ -201,7 +215,8 @@ class GuidedSamplerModule(SamplerModule):
         calls = self.steps * (1 + options.get("corrector_steps", 0))
         asked_twice = self.gradient != "critic" and self.lam
         guide = {"critic": calls} if self.value is not None and self.lam else {}
-        return Drawn(tokens, {"denoiser": 2 * calls if asked_twice else calls} | guide)
+        diagnostics = {"accept_mala": accepted[0]} if accepted else None
+        return Drawn(tokens, {"denoiser": 2 * calls if asked_twice else calls} | guide, None, diagnostics)
 
     def _kernels(self, target: TargetDensity) -> list[Kernel]:
         network = self.denoiser_network
@@ -245,7 +260,7 @@ class GuidedSamplerModule(SamplerModule):
         # The chains at λ are the last of each text's.
         last = slice(self.rungs - 1, None, self.rungs)
         accepted = followed.accepted[:, last]
-        diagnostics = {f"accept_{name}": rate for name, rate in zip(names, accepted, strict=True)}
+        diagnostics = {f"accept_{name}": rate for name, rate in zip(names, accepted, strict=True)} | (begin.diagnostics or {})
         diagnostics |= by_prompt(batch.prompts, {"reward": followed.reward[:, last], "log_p": followed.log_base[:, last]})
         return Drawn(state.tokens[last], nfe, accepted.mean(0), diagnostics)
 

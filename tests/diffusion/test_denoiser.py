@@ -21,9 +21,7 @@ def network(embedding: TokenEmbedding, **size: int | bool) -> DenoiserNetwork:
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-def test_init_from_lm_is_p_theta_when_attention_is_causal(
-    lm: BaseLM, monkeypatch: pytest.MonkeyPatch, normalise: bool
-) -> None:
+def test_init_from_lm_is_p_theta_when_attention_is_causal(lm: BaseLM, monkeypatch: pytest.MonkeyPatch, normalise: bool) -> None:
     """With clean input, a causal mask put back, and rows of one norm or raw, the hidden states are the base model's own."""
     from copy import deepcopy
 
