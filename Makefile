@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+KIT ?= tiny
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow lint format typecheck ablations doctor clean theory tasks bench
 
@@ -43,8 +44,8 @@ tasks: $(VENV)/.installed  ## run the offline tasks and remake the tables of doc
 theory: $(VENV)/.installed  ## remake the plots and tables of docs/theory.md
 	$(BIN)/python benchmarks/theory.py
 
-ablations:  ## the ablation grid and its report (not yet)
-	@echo "ablations: not yet; they come with the baselines" >&2; exit 2
+ablations: $(VENV)/.installed  ## the ablation grid and its report, in runs/ablations; KIT=gpt2 for another kit
+	$(BIN)/python -m dia_lightning study configs/ablations/*.yaml --out runs/ablations --kit $(KIT) $(ARGS)
 
 doctor: $(VENV)/.installed  ## who owns the script `lightning`, and which versions are installed
 	$(BIN)/python -m dia_lightning.doctor

@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from pathlib import Path
 from typing import NoReturn
 
 from dia_lightning import __version__
-from dia_lightning.resources import INTERRUPTS, UserError, require_path
+from dia_lightning.resources import INTERRUPTS, UserError, read_yaml, require_path, root_user_error
 
 _DEFAULT_PREDICT = "configs/dia_tiny.yaml"
 _CONFIG_OPTIONS = ("--config", "-c")
@@ -26,7 +25,10 @@ COMMANDS = {
 }
 
 # Commands that run no trainer, and have options of their own.
-TOOLS = {"preference": "let people judge pairs of texts: export them blinded, import the choices"}
+TOOLS = {
+    "preference": "let people judge pairs of texts: export them blinded, import the choices",
+    "study": "run a grid of runs from one file, and report it; goes on where it was stopped",
+}
 
 HELP = f"""usage: lightning COMMAND [--config FILE] [--OPTION VALUE ...]
 
@@ -39,6 +41,7 @@ A run is one YAML file and what you change in it:
   lightning predict
   lightning predict --model.lam 8 --data.prompts my_prompts.txt
   lightning fit --config configs/ddpm_tiny.yaml --trainer.max_steps 100
+  dia study configs/ablations/lam.yaml --out runs/ablations
   dia preference export runs/dia_tiny/predictions.jsonl runs/dia_tiny/base_predictions.jsonl --out runs/people
 
 `lightning COMMAND --help` says more. `--version` prints the version; `--debug` shows the traceback of an error.
@@ -100,29 +103,6 @@ def command_help(command: str) -> str:
     )  # fmt: skip
 
 
-def check_config(path: Path) -> None:
-    """That `path` is a YAML file with options.
-
-    Raises:
-        UserError: naming the file, and the line where YAML breaks.
-    """
-    import yaml  # type: ignore[import-untyped]
-
-    if not path.is_file():
-        raise UserError(f"--config: {path} is a folder, a YAML file is needed")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config: cannot read {path} as UTF-8 text ({error})") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"--config: {path}{where} is no YAML: {reason}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"--config: {path} holds {content!r:.40}, needed are options (`name: value`, one a line)")
-
-
 def prepare_arguments(arguments: list[str]) -> list[str]:
     """Find config files also among the shipped ones, and give `predict` its default when no file is named.
 
@@ -142,7 +122,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
             if not value or value.startswith("-"):
                 raise UserError("--config: no file given, for example --config configs/dia_tiny.yaml")
             path = require_path(value, "--config")
-            check_config(path)
+            read_yaml(path, "--config")
             named = True
             out += ["--config", str(path)]
         else:
@@ -163,23 +143,16 @@ def _help_text(arguments: list[str]) -> str | None:
     return None
 
 
-def _root_user_error(error: BaseException | None) -> UserError | None:
-    """The innermost `UserError` among an exception and its causes."""
-    found = None
-    while error is not None:
-        found = error if isinstance(error, UserError) else found
-        error = error.__cause__ or error.__context__
-    return found
-
-
 def _end(message: str, code: int) -> NoReturn:
     print(" ".join(message.split()), file=sys.stderr)
     sys.exit(code)
 
 
 def _end_interrupted(command: str) -> NoReturn:
-    if command in TOOLS:
+    if command == "preference":
         _end("interrupted", 130)
+    if command == "study":
+        _end("interrupted; finished cells are kept, the same command goes on from there", 130)
     hint = "finished batches are kept, the same command goes on from there"
     _end(f"interrupted; {'go on from its last checkpoint with --ckpt_path' if command == 'fit' else hint}", 130)
 
@@ -200,6 +173,11 @@ def main() -> None:
 
             preference.run(arguments[1:])
             return
+        if arguments[:1] == ["study"]:
+            from dia_lightning.study import command
+
+            command.run(arguments[1:])
+            return
         prepared = prepare_arguments(["--help" if a == "--help-all" else a for a in arguments])
         INTERRUPTS.watch()
         from dia_lightning.parser import run
@@ -215,7 +193,7 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv[1:]:
             traceback.print_exc()
-        user_error = _root_user_error(error)
+        user_error = root_user_error(error)
         if user_error is not None:
             _end(f"error: {user_error}", 2)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

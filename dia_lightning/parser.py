@@ -118,6 +118,16 @@ class DiaCLI(LightningCLI):
             raise UserError(f"--ckpt_path: {path} does not fit the model ({reason[:160]})") from error
 
 
+class _OptionsOnly(DiaCLI):
+    """Reads and checks the options; builds and runs nothing."""
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
 def _check_checkpoint(path: str) -> None:
     if path in ("best", "last", "hpc", "registry") or "://" in path or Path(path).is_dir():
         return
@@ -171,8 +181,8 @@ def _is_worth_reading(record: logging.LogRecord) -> bool:
     return _CHATTER.search(record.getMessage()) is None
 
 
-def run(arguments: list[str]) -> None:
-    """Parse and run; raises instead of exiting.
+def run(arguments: list[str], options_only: bool = False) -> None:
+    """Parse and run, or parse only; raises instead of exiting.
 
     Raises:
         UserError: for a mistake in the options, in one line.
@@ -182,7 +192,7 @@ def run(arguments: list[str]) -> None:
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     mode = {"parser_mode": "omegaconf+"}
     try:
-        DiaCLI(
+        (_OptionsOnly if options_only else DiaCLI)(
             L.LightningModule,
             L.LightningDataModule,
             subclass_mode_model=True,

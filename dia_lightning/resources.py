@@ -1,4 +1,4 @@
-"""Where shipped files are, the one exception that stands for a user's mistake, and Ctrl-C."""
+"""Where shipped files are and how YAML is read, the one exception that stands for a user's mistake, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -43,6 +43,42 @@ def require_path(path: str | Path, option: str) -> Path:
     if found is None:
         raise UserError(f"{option}: no such file or folder: {path} (looked in {Path.cwd()} and among the shipped files)")
     return found
+
+
+def root_user_error(error: BaseException | None) -> UserError | None:
+    """The innermost `UserError` among an exception and its causes."""
+    found = None
+    while error is not None:
+        found = error if isinstance(error, UserError) else found
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def read_yaml(path: Path, option: str, **replaced: str) -> dict[str, Any]:
+    """The options in a YAML file, each `{name}` of `replaced` in its text replaced.
+
+    Raises:
+        UserError: naming the file, and the line where YAML breaks.
+    """
+    import yaml  # type: ignore[import-untyped]
+
+    if not path.is_file():
+        raise UserError(f"{option}: {path} is a folder, a YAML file is needed")
+    try:
+        text = path.read_text(encoding="utf-8")
+        for name, value in replaced.items():
+            text = text.replace(f"{{{name}}}", value)
+        content = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{option}: cannot read {path} as UTF-8 text ({error})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{option}: {path}{where} is no YAML: {reason}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{option}: {path} holds {content!r:.40}, needed are options (`name: value`, one a line)")
+    return content
 
 
 class Interrupts:

@@ -8,7 +8,7 @@ import dia_lightning
 ORDER = [
     "resources", "optim", "types", "kv_cache", "lm", "lm_module", "rewards", "target", "data", "embedding", "diffusion",
     "critic", "guidance", "sampling", "baselines", "metrics", "reports", "callbacks", "doctor", "explain", "parser",
-    "cli", "__main__",
+    "study", "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(dia_lightning.__file__).parent
 

@@ -1,0 +1,88 @@
+"""Cells over several worker processes; one that dies takes only its current cell with it."""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
+from time import monotonic
+
+from dia_lightning.study.grid import Cell
+from dia_lightning.study.worker import Outcome, run_cell, work, write_outcome
+
+
+class _Worker:
+    """A process, the connection to it, and the cell that it runs."""
+
+    def __init__(self, threads: int, run: Callable[[Cell], Outcome]) -> None:
+        context = get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process: SpawnProcess = context.Process(target=work, args=(theirs, threads, run), daemon=True)
+        self.process.start()
+        # Else the end of the process would not end the connection.
+        theirs.close()
+        self.cell: Cell | None = None
+        self.since = monotonic()
+
+    def give(self, cell: Cell) -> None:
+        self.cell, self.since = cell, monotonic()
+        self.connection.send(cell)
+
+    def outcome(self) -> Outcome:
+        """Of the cell, once the connection has something to say; a death is one too, and is written down here."""
+        assert self.cell is not None
+        try:
+            found: Outcome = self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            found = Outcome(f"its process {_death(self.process.exitcode or 0)}", round(monotonic() - self.since, 3))
+            write_outcome(self.cell, found)
+        return found
+
+    def end(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+
+
+def _death(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was ended by signal {-code}"
+
+
+def run_cells(
+    cells: Sequence[Cell], jobs: int, threads: int, run: Callable[[Cell], Outcome] = run_cell
+) -> Iterator[tuple[Cell, Outcome]]:
+    """Run all cells, in about this order, and yield each with how it ended, as it ends.
+
+    Args:
+        jobs: processes at once. threads: of torch in each. run: what a process does with a cell.
+    """
+    waiting = deque(cells)
+    workers: list[_Worker] = []
+    try:
+        while waiting or workers:
+            while waiting and len(workers) < jobs:
+                workers.append(_Worker(threads, run))
+                workers[-1].give(waiting.popleft())
+            ready: Sequence[object] = wait([worker.connection for worker in workers])
+            for worker in [w for w in workers if w.connection in ready]:
+                cell, outcome = worker.cell, worker.outcome()
+                assert cell is not None
+                # Before what is slow here, so that no process waits.
+                if waiting and worker.process.is_alive():
+                    worker.give(waiting.popleft())
+                else:
+                    workers.remove(worker)
+                    worker.end()
+                yield cell, outcome
+    finally:
+        for worker in workers:
+            worker.end()
