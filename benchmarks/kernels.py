@@ -20,15 +20,17 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 from benchmarks.theory import DOC, fill, table
+from dia_lightning.cost import Meter, difference
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 from dia_lightning.rewards import VaderSentiment
 from dia_lightning.sampling.loading import load_denoiser, load_value
-from dia_lightning.sampling.moves import Moves, make_kernels, network_calls
+from dia_lightning.sampling.moves import Moves, make_kernels
 from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.target import TargetDensity
 
 CHAINS, LENGTH, LAM = 128, 40, 6.0
+NETWORKS = ("base_lm", "denoiser", "critic")
 KERNELS: dict[str, tuple[str, Moves]] = {
     "suffix regeneration": ("suffix", Moves()),
     "denoise-and-accept, span 4, 4 rounds": ("denoise_accept", Moves()),
@@ -76,26 +78,28 @@ def main(steps: int = 5) -> None:
     # The critic's backward pass, and p_θ's head as the proposal's expert.
     for owner, name in ((torch.autograd, "grad"), (lm, "log_probs_at")):
         timers.wrap(owner, name)
+    meter = Meter()
+    meter.watch("base_lm", lm.multiplied())
+    for network in (denoiser, value):
+        meter.watch_all(network)
     rows = []
     for label, (refine, moves) in KERNELS.items():
         target = TargetDensity(lm, reward, LAM)
         [kernel] = make_kernels(refine, moves, target, DenoiserProposal(denoiser), embedding, denoiser.schedule, value)
         state: Any = kernel.init(begin)  # type: ignore[attr-defined]
         state, _ = kernel.step(state, generator)
-        target.calls, before = dict.fromkeys(target.calls, 0), network_calls([kernel])
+        before = meter.read()
         timers.seconds, started = 0.0, time.process_time()
         for _ in range(steps):
             state, _ = kernel.step(state, generator)
         total = time.process_time() - started
-        calls = {name: n - before.get(name, 0) for name, n in network_calls([kernel]).items()}
-        per_step = [target.calls["base_lm"], calls.get("denoiser", 0), calls.get("critic", 0)]
-        asked = [f"{n / steps / CHAINS:g}" for n in per_step]
-        if refine == "suffix":
-            asked[0] += f" + {LENGTH} tokens"
+        spent = difference(meter.read(), before)
+        asked = [f"{spent[name].tokens / steps / CHAINS:.0f}" if name in spent else "0" for name in NETWORKS]
         added = 100 * (total / timers.seconds - 1)
         rows.append([label, f"{total / steps:.2f}", *asked, f"{added:.1f} %"])
         print(rows[-1], flush=True)
-    head = [f"kernel, {CHAINS} chains", "processor s a step", "p_θ", "denoiser", "critic", "added to the networks' time"]
+    positions = ["positions of p_θ", "of the denoiser", "of the critic"]
+    head = [f"kernel, {CHAINS} chains", "processor s a step", *positions, "added to the networks' time"]
     made = f"Made by `make bench`: {steps} steps, one core (AMD EPYC), float32, texts of up to {LENGTH} tokens."
     body = f"{table(head, rows)}\n\n{made}"
     DOC.write_text(fill(DOC.read_text(encoding="utf-8"), "kernels", body), encoding="utf-8")

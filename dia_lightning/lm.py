@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from dia_lightning.cost import weights_of
 from dia_lightning.resources import UserError, find_path
 from dia_lightning.types import fill_after_end, leading, must_go_on, text_mask
 
@@ -97,6 +98,12 @@ class BaseLM:
             reason = str(error).strip().splitlines()[0][:200]
             raise UserError(f"--model.init_args.base_lm: cannot load {base_lm} ({reason})") from error
         return cls(model, tokenizer, base_lm)
+
+    def multiplied(self) -> list[tuple[nn.Module, int]]:
+        """What a `cost.Meter` watches: the body, and the head where it is asked by itself."""
+        body, head = getattr(self.model, "base_model", self.model), self.model.get_output_embeddings()
+        heads = [] if head is None or body is self.model else [(head, weights_of(head))]
+        return [(body, weights_of(body)), *heads]
 
     @property
     def device(self) -> torch.device:

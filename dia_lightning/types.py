@@ -1,5 +1,7 @@
 """Values that flow between the parts, and the protocols that a user's own parts obey."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,15 +82,30 @@ class Prompts:
         self.records = self.records or [{}] * len(self.prompts)
 
 
+class Cost(NamedTuple):
+    """What passed through one network (see `cost.Meter`).
+
+    calls: rows that it was given; a text that is written token by token is a row for each token; of a reward, texts.
+    tokens: positions in those rows. flops: floating-point operations of its matrix products.
+    """
+
+    calls: float = 0
+    tokens: float = 0
+    flops: float = 0
+
+    def plus(self, other: Cost, sign: int = 1) -> Cost:
+        return Cost(*(a + sign * b for a, b in zip(self, other, strict=True)))
+
+
 @dataclass
 class Generations:
     """What a method returns from `predict_step`, one entry a text.
 
     tokens (B, T) int64 in canonical form; texts, without the prompt; log_p (B,) nats of the text and its end token under
-    p_θ given the prompt; n_tokens (B,) int64 of the same; latency_s, seconds for the whole batch; nfe, evaluations of each
-    network per text; accept_rate (B,), share of accepted moves where the method has moves; diagnostics, further figures
-    (B,) by name; warm, False for the first batch of a process, whose time includes compilation and caches; seen, the texts
-    as rewards read them where that is with their prompts, else empty.
+    p_θ given the prompt; n_tokens (B,) int64 of the same; latency_s, seconds for the whole batch; costs of the whole batch
+    by network, and its peak_memory_mib; accept_rate (B,), share of accepted moves where the method has moves; diagnostics,
+    further figures (B,) by name; warm, False for the first batch of a process, whose time includes compilation and caches;
+    seen, the texts as rewards read them where that is with their prompts, else empty.
     """
 
     index: int
@@ -103,7 +120,8 @@ class Generations:
     method: str
     seed: int
     latency_s: float
-    nfe: dict[str, int] = field(default_factory=dict)
+    costs: dict[str, Cost] = field(default_factory=dict)
+    peak_memory_mib: float = float("nan")
     accept_rate: Tensor | None = None
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     warm: bool = True

@@ -81,7 +81,7 @@ def test_training_writes_where_the_configs_say(workshop: Path) -> None:
         assert contents(f"runs/{name}/version_0") >= {"config.yaml", "checkpoints"}
         assert any("events.out.tfevents" in file for file in contents(f"runs/{name}/version_0"))
     for part in ("ddpm_tiny/denoiser", "critic_tiny/critic"):
-        assert contents(f"runs/{part}") == {"config.json", "model.safetensors"}
+        assert contents(f"runs/{part}") == {"config.json", "costs.json", "model.safetensors"}
     assert len(contents("runs/samples")) == 1
 
 

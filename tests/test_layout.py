@@ -6,7 +6,7 @@ from pathlib import Path
 import dia_lightning
 
 ORDER = [
-    "resources", "optim", "types", "kv_cache", "lm", "lm_module", "rewards", "target", "data", "embedding", "diffusion",
+    "resources", "optim", "types", "cost", "kv_cache", "lm", "lm_module", "rewards", "target", "data", "embedding", "diffusion",
     "critic", "guidance", "sampling", "baselines", "metrics", "reports", "callbacks", "doctor", "explain", "parser",
     "study", "cli", "__main__",
 ]  # fmt: skip

@@ -60,8 +60,7 @@ class BestOfNModule(SamplerModule):
             log_w = self.lam * reward
             chosen = draw_categorical(log_w, generator)
             diagnostics = {"log_z": log_mean_exp(log_w), "ess": effective_size(log_w) / self.n}
-        nfe = {"base_lm": self.n * tokens.shape[1], "reward": self.n}
-        return Drawn(tokens[rows * self.n + chosen], nfe, None, diagnostics)
+        return Drawn(tokens[rows * self.n + chosen], None, diagnostics)
 
     def _candidates(self, crowd: Prompts, at_once: int, generator: torch.Generator) -> Tensor:
         """Samples of p_θ for the crowd, `at_once` texts at a time, so that n does not decide how large the caches are."""

@@ -16,7 +16,7 @@ from dia_lightning.types import Prompts, Reward
 def decode_guided(
     lm: BaseLM, tokens: Tensor, prompt_mask: Tensor, value: PrefixValue | None, lam: float, top_k: int,
     generator: torch.Generator, final: str = "sample",
-) -> tuple[Tensor, int]:  # fmt: skip
+) -> Tensor:  # fmt: skip
     """Texts whose next token v has log p_θ(v | x_<i) + λ h(x_<i v) among the k likeliest of p_θ.
 
     With all tokens and λ h(x_≤i) = log E[exp(λ r) | x_≤i] the texts are exact draws of π.
@@ -26,10 +26,10 @@ def decode_guided(
         top_k: k, 0 = all. final: the next token is drawn (`sample`) or the best one (`argmax`).
 
     Returns:
-        (B, T) int64 in canonical form; how many prefixes were valued, all together.
+        (B, T) int64 in canonical form.
     """
     writing = Writing(lm, tokens, prompt_mask)
-    first, n_valued = int(prompt_mask.sum(1).min()), 0
+    first = int(prompt_mask.sum(1).min())
     for place in range(tokens.shape[1]):
         with torch.autocast(tokens.device.type, enabled=False):
             log_p = writing.next_logits().double().log_softmax(-1)
@@ -40,12 +40,11 @@ def decode_guided(
             prefixes[:, place] = torch.where(writing.ended[:, None], lm.end_id, candidates).flatten()
             h = value(prefixes, settled(prefixes, prompt_mask[rows], place + 1, lm.end_id))
             log_p = log_p + lam * h.double().view_as(log_p)
-            n_valued += len(rows)
         chosen = draw_categorical(log_p, generator) if final == "sample" else log_p.argmax(-1)
         writing.write(candidates.gather(1, chosen[:, None])[:, 0])
         if place % 8 == 7 and not writing.drop_ended():
             break
-    return writing.text(), n_valued
+    return writing.text()
 
 
 class GuidedDecodingModule(SamplerModule):
@@ -91,8 +90,5 @@ class GuidedDecodingModule(SamplerModule):
         length, value = batch.tokens.shape[1], None
         if self.value is not None:
             value = critic_of_prefixes(self.value, self.embedding, length, generator)
-        tokens, n_valued = decode_guided(
-            self.lm, batch.tokens, batch.prompt_mask, value, self.lam, self.top_k, generator, self.final
-        )
-        nfe = {"base_lm": length}
-        return Drawn(tokens, nfe | {"critic": n_valued // len(batch.ids)} if value else nfe)
+        tokens = decode_guided(self.lm, batch.tokens, batch.prompt_mask, value, self.lam, self.top_k, generator, self.final)
+        return Drawn(tokens)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,8 +29,6 @@ from dia_lightning.target import seen_texts
 from dia_lightning.types import Prompts, Reward, scored_mask
 
 ESTIMATORS = ("ppo", "rloo")
-# What a run costs: texts and tokens drawn; rows through each network, a row of one token at each step of drawing.
-COUNTED = ("texts", "tokens", "policy", "policy_backward", "base_lm", "reward")
 
 
 class Rollout(NamedTuple):
@@ -73,7 +70,6 @@ class PPOModule(L.LightningModule):
     """
 
     beta_now: Tensor
-    counts: Tensor
 
     def __init__(
         self,
@@ -107,9 +103,9 @@ class PPOModule(L.LightningModule):
         self.lm = BaseLM.load(base_lm)
         self.policy_lm = BaseLM.load(base_lm)
         self.policy = self.policy_lm.model.requires_grad_(True)
+        self.language_models = {"policy": self.policy_lm, "base_lm": self.lm}
         self.value_head = self._value_head() if estimator == "ppo" else None
         self.register_buffer("beta_now", torch.tensor(beta, dtype=torch.float64))
-        self.register_buffer("counts", torch.zeros(len(COUNTED), dtype=torch.int64))
 
     def _value_head(self) -> nn.Linear:
         size = self._forward(torch.zeros(1, 1, dtype=torch.int64))[1].shape[-1]
@@ -138,14 +134,11 @@ class PPOModule(L.LightningModule):
         advantages, returns = self.advantages(rollout, batch)
         measured = self._measure(rollout, returns)
         measured |= self._update(rollout, advantages, returns, generator)
-        self._count(batch, rollout)
         if self.target_kl is not None:
             self.beta_now.copy_(adapted_beta(self.beta_now, measured["kl"], self.target_kl))
-        costs = {f"cost/{name}": count.float() for name, count in zip(COUNTED, self.counts, strict=True)}
         shown = {"reward", "kl"}
         for name, value in measured.items():
             self.log(f"train/{name}", value.float(), prog_bar=name in shown, batch_size=len(batch.ids))
-        self.log_dict(costs, batch_size=len(batch.ids))
 
     @torch.no_grad()
     def roll_out(self, batch: Prompts, generator: torch.Generator) -> Rollout:
@@ -243,14 +236,6 @@ class PPOModule(L.LightningModule):
             found["explained_variance"] = explained_variance(returns, rollout.values, rollout.mask, self._total)
         return found
 
-    def _count(self, batch: Prompts, rollout: Rollout) -> None:
-        """Add to `counts` what this step cost in all processes."""
-        n = len(batch.ids)
-        here = [n, 0, n * (batch.tokens.shape[1] + 1 + self.epochs), n * self.epochs, n, n]
-        here_and_tokens = torch.tensor(here, device=self.device)
-        here_and_tokens[1] = rollout.mask.sum()
-        self.counts += self._total(here_and_tokens)
-
     def _total(self, x: Tensor) -> Tensor:
         """The sum of `x` over all processes."""
         total = self.trainer.strategy.reduce(x, reduce_op="sum")
@@ -258,14 +243,12 @@ class PPOModule(L.LightningModule):
         return total
 
     def export(self, folder: Path) -> None:
-        """Write the policy and its tokenizer in transformers' format, loadable as `base_lm`, and what it cost (`costs.json`).
+        """Write the policy and its tokenizer in transformers' format, loadable as `base_lm`.
 
         `ZeroShotModule` samples it, with `reference` p_θ and `method` ppo.
         """
         self.policy.save_pretrained(folder)
         self.policy_lm.tokenizer.save_pretrained(folder)
-        costs = dict(zip(COUNTED, self.counts.tolist(), strict=True))
-        (folder / "costs.json").write_text(json.dumps(costs, indent=2) + "\n", encoding="utf-8")
 
 
 def _limits(given: dict[str, Any]) -> dict[str, tuple[bool, str]]:

@@ -94,7 +94,7 @@ class SMCModule(SamplerModule):
         trace = drawn.trace
         found = weight_diagnostics(drawn.log_z, drawn.log_w, lineage(trace.ancestors)[0], trace.resampled.double().sum(0))
         diagnostics = {name: values[group] for name, values in found.items()}
-        return Drawn(tokens, self._nfe(len(z) // len(batch.ids)), None, diagnostics)
+        return Drawn(tokens, None, diagnostics)
 
     def _predictor(self) -> Predict:
         """The proposal: the denoiser, guided where λ > 0 and guidance_scale > 0."""
@@ -114,11 +114,3 @@ class SMCModule(SamplerModule):
 
     def _canonical(self, tokens: Tensor, prompt: Tensor, prompt_mask: Tensor) -> Tensor:
         return fill_after_end(torch.where(prompt_mask, prompt, tokens), prompt_mask, self.lm.end_id)
-
-    def _nfe(self, particles: int) -> dict[str, int]:
-        """Network evaluations per text, of `particles` each."""
-        nfe = {"denoiser": particles * self.steps, "reward": particles}
-        if self.value is not None:
-            calls = (self.steps - 1) // self.every + (self.steps if self.guidance_scale else 0)
-            nfe["critic"] = particles * calls
-        return nfe

@@ -45,12 +45,11 @@ class Particles:
         log_w: (G, M) float64 since the last resampling. log_z: (G,) float64, log of an unbiased estimate of
             Z = E_{p_θ}[exp(λ r)] once all is weighed.
         roots: (G, M) int64, the starting particle from which each descends. resampled: (G,) float64, how often.
-        n_valued, n_scored: prefixes and finished texts that were weighed, all together.
     """
 
     def __init__(self, writing: Writing, n_groups: int) -> None:
         device = writing.tokens.device
-        self.writing, self.n_valued, self.n_scored = writing, 0, 0
+        self.writing = writing
         self.log_w = torch.zeros(n_groups, len(writing.tokens) // n_groups, dtype=torch.float64, device=device)
         self.log_z = torch.zeros(n_groups, dtype=torch.float64, device=device)
         self.roots = torch.arange(self.log_w.shape[1], device=device).expand_as(self.log_w)
@@ -69,8 +68,6 @@ class Particles:
             log_psi[going] = twist.lam * twist.value(x, known).to(log_psi)
         self.log_w = self.log_w + (log_psi - self._log_psi).view_as(self.log_w)
         self._log_psi, self._scored = log_psi, finished
-        self.n_valued += len(going)
-        self.n_scored += len(ended)
 
     def resample(self, twist: Twist, generator: torch.Generator) -> None:
         """Draw the particles anew, by weight, in each population whose weights have become too uneven."""
@@ -169,11 +166,9 @@ class TwistedSMCModule(SamplerModule):
         refuse_blanks(batch, type(self).__name__)
         crowd, n_groups, group = crowd_of(batch, self.particles)
         done = twisted_smc(self.lm, crowd.tokens, crowd.prompt_mask, n_groups, self._twist(crowd, generator), generator)
-        n_texts, rows = len(batch.ids), pick_by_weight(done.log_w, self.resampling, group, generator)
+        rows = pick_by_weight(done.log_w, self.resampling, group, generator)
         diagnostics = weight_diagnostics(done.log_z, done.log_w, done.roots, done.resampled)
-        nfe = {"base_lm": crowd.tokens.numel() // n_texts, "reward": done.n_scored // n_texts}
-        nfe |= {"critic": done.n_valued // n_texts} if self.value is not None else {}
-        return Drawn(done.writing.text()[rows], nfe, None, {name: values[group] for name, values in diagnostics.items()})
+        return Drawn(done.writing.text()[rows], None, {name: values[group] for name, values in diagnostics.items()})
 
     def _twist(self, crowd: Prompts, generator: torch.Generator) -> Twist:
         def reward(tokens: Tensor, rows: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ class ZeroShotModule(SamplerModule):
         self.sampled = self.lm
         if reference is not None:
             self.sampled = BaseLM.load(base_lm)
+            self.language_models["policy"] = self.sampled
             self.network = self.sampled.model  # a part of the module: it moves along, and the run's hash is made of it
             if tokenizer_content(self.sampled.tokenizer) != tokenizer_content(self.lm.tokenizer):
                 raise UserError(f"--model.init_args.reference: {reference} has another tokenizer than base_lm, {base_lm}")
@@ -66,4 +67,7 @@ class ZeroShotModule(SamplerModule):
             return self.draw_base(batch, generator, *settings)
         with torch.autocast(self.device.type, enabled=False):
             tokens = self.sampled.generate(batch.tokens, batch.prompt_mask, generator, *settings)
-        return Drawn(tokens, {"policy": tokens.shape[1]})
+        return Drawn(tokens)
+
+    def trained_parts(self) -> dict[str, str]:
+        return {} if self.reference is None else {"policy": self.base_lm}

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from dia_lightning import __version__
+from dia_lightning.callbacks.export import training_costs
 from dia_lightning.callbacks.run_key import SCHEMA, run_key
 from dia_lightning.data.prompts import PromptData
 from dia_lightning.metrics import Evaluation, compute_metrics
 from dia_lightning.reports.tables import print_results, print_unfinished
 from dia_lightning.resources import INTERRUPTS, UserError
 from dia_lightning.sampling.base import SamplerModule
-from dia_lightning.types import Generations, Record
+from dia_lightning.types import Cost, Generations, Record
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -66,6 +67,7 @@ def _from_json(fields: dict[str, Any]) -> Generations:
             fields[name] = torch.tensor(fields[name], dtype=torch.float64 if name == "log_p" else None)
     for group in ("rewards", "diagnostics"):
         fields[group] = {name: torch.tensor(values) for name, values in fields[group].items()}
+    fields["costs"] = {name: Cost(*values) for name, values in fields["costs"].items()}
     return Generations(**fields)
 
 
@@ -93,6 +95,7 @@ class PredictionWriter(L.Callback):
     def __init__(self, folder: str = "runs/predict", n_shown: int = 3, evaluation: Evaluation | None = None) -> None:
         self.folder, self.n_shown, self.evaluation = Path(folder), n_shown, evaluation
         self._hash = ""
+        self._training: dict[str, Any] = {}
         self._records: list[Record] = []
         self._n_batches = self._n_resumed = 0
 
@@ -111,6 +114,7 @@ class PredictionWriter(L.Callback):
             has_base = pl_module.compare_base or pl_module.method == "zero_shot"
             self.evaluation.check(data.texts, self._records, has_base)
         self._hash = run_key(trainer, pl_module, data)
+        self._training = training_costs(pl_module.trained_parts())
         try:
             self._parts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -168,7 +172,14 @@ class PredictionWriter(L.Callback):
             if evaluation.hacking is not None:
                 self._write_lines("hacking.jsonl", evaluated.flagged)
         metrics = [{"method": run[0].method, **values} for run, values in zip(runs, figures, strict=True)]
-        result = {"schema": SCHEMA, "complete": complete, **metrics[0], "config_hash": self._hash, "versions": _versions()}
+        result = {
+            "schema": SCHEMA,
+            "complete": complete,
+            **metrics[0],
+            "training": self._training,
+            "config_hash": self._hash,
+            "versions": _versions(),
+        }
         if len(metrics) > 1:
             result["base"] = metrics[1]
         write_atomically(self.folder / "metrics.json", _dumps(result, indent=2) + "\n")

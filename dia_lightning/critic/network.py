@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dia_lightning.cost import weights_of
 from dia_lightning.diffusion.denoiser import NetworkSize, Trunk
 from dia_lightning.diffusion.schedule import Schedule
 
@@ -28,6 +29,12 @@ class CriticNetwork(nn.Module):
         self.head = nn.Sequential(nn.Linear(size.width, size.width), nn.SiLU(), nn.Linear(size.width, 1))
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
+
+    network_name = "critic"
+
+    def multiplied(self) -> list[tuple[nn.Module, int]]:
+        """What a `cost.Meter` watches."""
+        return [(part, weights_of(part)) for part in (self.trunk, self.head)]
 
     def standardised(self, z: Tensor, t: Tensor) -> Tensor:
         """Z (B, T, d), t (B, T) → (B,) float32."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dia_lightning.cost import Meter, difference
 from dia_lightning.data.base import TokenData, TokenRows
 from dia_lightning.data.prompts import has_blank, prompt_rows
 from dia_lightning.data.records import read_records
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
+from dia_lightning.types import Cost
 
 
 class ModelSamples(TokenData):
@@ -123,11 +126,28 @@ class ModelSamples(TokenData):
         from safetensors.torch import save_file
 
         self.lm.to(self.device)
+        meter = Meter()
+        meter.watch("base_lm", self.lm.multiplied())
         for shard in track(missing, description=f"Sampling from {self.base_lm}"):
             path = self.shard_path(folder, shard)
             partial = path.with_suffix(f".tmp{os.getpid()}")
-            save_file(self.draw(shard, self.device), partial)
+            before, begin = meter.read(), time.perf_counter()
+            rows = self.draw(shard, self.device)
+            spent = {name: tuple(cost) for name, cost in difference(meter.read(), before).items()}
+            save_file(rows, partial, {"costs": json.dumps(spent), "seconds": str(time.perf_counter() - begin)})
             partial.replace(path)
+
+    def drawing_costs(self) -> tuple[dict[str, Cost], float]:
+        """What the rows of this run cost when they were drawn, also in an earlier run, and the seconds."""
+        from safetensors import safe_open
+
+        total, seconds, folder = Cost(), 0.0, self.folder
+        for shard in range(self.n_shards):
+            with safe_open(self.shard_path(folder, shard), "pt") as file:
+                spent = file.metadata() or {}
+            total = total.plus(Cost(*json.loads(spent.get("costs", "{}")).get("base_lm", Cost())))
+            seconds += float(spent.get("seconds", 0))
+        return {"base_lm": total}, seconds
 
     def draw(self, shard: int, device: torch.device) -> dict[str, Tensor]:
         """Rows of one shard: `tokens` (N, T) int32 and `prompt_length` (N,) int32."""

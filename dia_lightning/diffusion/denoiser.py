@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dia_lightning.cost import weights_of
 from dia_lightning.diffusion.schedule import Schedule
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.resources import UserError
@@ -185,6 +186,12 @@ class DenoiserNetwork(nn.Module):
         self.head = nn.Linear(size.width, embedding.dim if tied_head else embedding.vocab_size)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+
+    network_name = "denoiser"
+
+    def multiplied(self) -> list[tuple[nn.Module, int]]:
+        """What a `cost.Meter` watches; every read-out is a product with the embedding table too."""
+        return [(self.trunk, weights_of(self.trunk)), (self.head, weights_of(self.head) + self.embedding.weight.numel())]
 
     def hidden(self, z: Tensor, t: Tensor, z0_prev: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What `readout` needs: hidden (B, T, width) and query (B, T, d) = (α/σ²) z, for raw rows (B, T, d + 1) with α²/σ².

@@ -23,6 +23,7 @@ from dia_lightning.metrics.functional import (
     check_texts,
     self_bleu,
 )  # fmt: skip
+from dia_lightning.types import Cost
 
 
 class _TextMetric(Metric):
@@ -148,17 +149,17 @@ class LMPerplexity(Metric):
 
 
 class SecondsPer100Tokens(Metric):
-    """Seconds per 100 tokens over the warm batches, see `functional.seconds_per_100_tokens`.
+    """Seconds per 100 tokens over the warm batches, see `functional.seconds_per_100_tokens`; `per_text`, seconds per text.
 
     A batch that warms up the device is given with `warm=False`. It counts only where no process saw a warm one.
 
     >>> metric = SecondsPer100Tokens()
-    >>> metric.update(9.0, 100, warm=False)
+    >>> metric.update(9.0, 100, n_texts=4, warm=False)
     >>> metric.compute()
     tensor(9., dtype=torch.float64)
-    >>> metric.update(2.0, 100)
-    >>> metric.compute()
-    tensor(2., dtype=torch.float64)
+    >>> metric.update(2.0, 100, n_texts=4)
+    >>> metric.compute(), metric.per_text()
+    (tensor(2., dtype=torch.float64), tensor(0.5000, dtype=torch.float64))
     """
 
     is_differentiable = False
@@ -166,26 +167,32 @@ class SecondsPer100Tokens(Metric):
     full_state_update = False
     seconds: Tensor
     n_tokens: Tensor
-    n_batches: Tensor
+    n_texts: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         # Each state has two entries: cold batches, warm batches.
         self.add_state("seconds", torch.zeros(2, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("n_tokens", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("n_batches", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("n_texts", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, seconds: float, n_tokens: int, warm: bool = True) -> None:
-        """One batch: its wall-clock seconds and the tokens of all its texts."""
+    def update(self, seconds: float, n_tokens: int, n_texts: int, warm: bool = True) -> None:
+        """One batch: its wall-clock seconds, the tokens of all its texts, and how many they are."""
         batch = torch.tensor([seconds], dtype=torch.float64), torch.tensor([n_tokens], dtype=torch.int64)
         sum_seconds, sum_n_tokens = _seconds_per_100_tokens_update(*batch)
         self.seconds[int(warm)] += sum_seconds
         self.n_tokens[int(warm)] += sum_n_tokens
-        self.n_batches[int(warm)] += 1
+        self.n_texts[int(warm)] += n_texts
 
     def compute(self) -> Tensor:
-        kind = int(self.n_batches[1] > 0)
+        kind = int(self.n_texts[1] > 0)
         return _seconds_per_100_tokens_compute(self.seconds[kind], self.n_tokens[kind])
+
+    def per_text(self) -> Tensor:
+        """Every process must call it, like `compute`."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute and not self._is_synced):
+            kind = int(self.n_texts[1] > 0)
+            return self.seconds[kind] / self.n_texts[kind]
 
 
 class MeanReward(CatMetric):
@@ -223,34 +230,35 @@ class MeanReward(CatMetric):
         return values.std() if len(values) > 1 else torch.tensor(torch.nan, dtype=torch.float64, device=self.device)
 
 
-class NetworkCalls(Metric):
-    """Sums of network calls by kind.
+class NetworkCosts(Metric):
+    """Sums of what passed through each network (`types.Cost`).
 
     Args:
-        kinds: the names of all kinds that will occur; known beforehand, so that every process holds the same state.
+        networks: the names of all that will occur; known beforehand, so that every process holds the same state.
         kwargs: of `torchmetrics.Metric`.
 
-    >>> metric = NetworkCalls(["denoiser", "critic"])
-    >>> metric.update({"denoiser": 16})
+    >>> metric = NetworkCosts(["denoiser", "critic"])
+    >>> metric.update({"denoiser": Cost(16, 640, 1e9)})
     >>> metric.compute()
-    {'denoiser': 16, 'critic': 0}
+    {'denoiser': Cost(calls=16.0, tokens=640.0, flops=1000000000.0), 'critic': Cost(calls=0.0, tokens=0.0, flops=0.0)}
     """
 
     is_differentiable = False
     full_state_update = False
-    calls: Tensor
+    costs: Tensor
 
-    def __init__(self, kinds: Sequence[str], **kwargs: Any) -> None:
+    def __init__(self, networks: Sequence[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_names("kinds", kinds)
-        self.kinds = list(kinds)
-        self.add_state("calls", torch.zeros(len(kinds), dtype=torch.int64), dist_reduce_fx="sum")
+        check_names("networks", networks)
+        self.networks = list(networks)
+        self.add_state("costs", torch.zeros(len(networks), len(Cost._fields), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, nfe: Mapping[str, int]) -> None:
-        """Calls by kind; ValueError for a kind that was not named at construction."""
-        if unknown := set(nfe) - set(self.kinds):
-            raise ValueError(f"nfe must have kinds among {self.kinds}, got {sorted(unknown)}")
-        self.calls += torch.tensor([nfe.get(kind, 0) for kind in self.kinds], dtype=torch.int64, device=self.device)
+    def update(self, costs: Mapping[str, Cost]) -> None:
+        """Costs by network; ValueError for one that was not named at construction."""
+        if unknown := set(costs) - set(self.networks):
+            raise ValueError(f"costs must be of networks among {self.networks}, got {sorted(unknown)}")
+        rows = [costs.get(name, Cost()) for name in self.networks]
+        self.costs += torch.tensor(rows, dtype=torch.float64, device=self.device).reshape(self.costs.shape)
 
-    def compute(self) -> dict[str, int]:
-        return dict(zip(self.kinds, self.calls.tolist(), strict=True))
+    def compute(self) -> dict[str, Cost]:
+        return {name: Cost(*row) for name, row in zip(self.networks, self.costs.tolist(), strict=True)}

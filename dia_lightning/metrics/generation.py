@@ -7,13 +7,13 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torchmetrics import MetricCollection, SumMetric
+from torchmetrics import MaxMetric, MetricCollection, SumMetric
 
 from dia_lightning.metrics.collection import (
     DistinctN,
     LMPerplexity,
     MeanReward,
-    NetworkCalls,
+    NetworkCosts,
     SecondsPer100Tokens,
     SelfBLEU,
 )  # fmt: skip
@@ -29,7 +29,7 @@ class GenerationMetrics(nn.Module):
 
     Args:
         reward_names: keys of `Generations.rewards`.
-        nfe_kinds: all kinds that `Generations.nfe` may have; a batch may lack some.
+        networks: all that `Generations.costs` may have; a batch may lack some.
         kwargs: of every `torchmetrics.Metric` in it, such as `sync_on_compute`.
 
     Raises:
@@ -37,10 +37,10 @@ class GenerationMetrics(nn.Module):
         ValueError: two names are equal, or a reward is named `std`, which is another figure's key.
     """
 
-    def __init__(self, reward_names: Sequence[str], nfe_kinds: Sequence[str] = (), **kwargs: Any) -> None:
+    def __init__(self, reward_names: Sequence[str], networks: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__()
         check_names("reward_names", reward_names)
-        check_names("nfe_kinds", nfe_kinds)
+        check_names("networks", networks)
         if "std" in reward_names:
             raise ValueError(f"reward_names must not have 'std', since reward_std is another figure, got {list(reward_names)}")
         self.reward_names = list(reward_names)
@@ -53,7 +53,8 @@ class GenerationMetrics(nn.Module):
         # One group: they share one copy of the texts.
         self.text = MetricCollection(text_metrics, compute_groups=[list(text_metrics)])  # type: ignore[arg-type]
         self.latency = SecondsPer100Tokens(**kwargs)
-        self.nfe = NetworkCalls(nfe_kinds, **kwargs)
+        self.costs = NetworkCosts(networks, **kwargs)
+        self.peak_memory = MaxMetric(nan_strategy="disable", **kwargs)
 
     def update(self, generations: Generations) -> None:
         """Add one batch.
@@ -63,13 +64,14 @@ class GenerationMetrics(nn.Module):
         """
         batch = generations
         self._check(batch)
-        self.nfe.update(batch.nfe)
+        self.costs.update(batch.costs)
+        self.peak_memory.update(batch.peak_memory_mib)
         self.reward.update(batch.reward)
         for name, metric in self._by_name():
             metric.update(batch.rewards[name])
         self.perplexity.update(batch.log_p, batch.n_tokens)
         self.text.update(batch.texts)
-        self.latency.update(batch.latency_s, int(batch.n_tokens.sum()), batch.warm)
+        self.latency.update(batch.latency_s, int(batch.n_tokens.sum()), len(batch.texts), batch.warm)
         self.n.update(len(batch.texts))
 
     def _by_name(self) -> list[tuple[str, MeanReward]]:
@@ -89,12 +91,15 @@ class GenerationMetrics(nn.Module):
         Returns:
             `n` texts (int); `reward` and `reward_<name>`, means over texts; `reward_std`, over texts, with Bessel's
             correction; `perplexity` and `log_p_per_token` (nats) under p_θ; `self_bleu` in [0, 100]; `distinct_1` …
-            `distinct_4`; `latency_s_per_100_tokens` over the warm batches or, where there is none (a run of one batch),
-            over the others; `nfe_<kind>`, the network calls of all batches (int). NaN where a figure needs more texts.
+            `distinct_4`; `latency_s_per_100_tokens` and `seconds_per_text` over the warm batches or, where there is none (a
+            run of one batch), over the others; by network and for each text, `nfe` (rows that passed it), `tokens`
+            (positions) and `flops`, and of all networks `flops_per_text`; `peak_memory_mib`. NaN where a figure needs more
+            texts.
         """
-        perplexity = self.perplexity.compute()
+        perplexity, n = self.perplexity.compute(), int(self.n.compute())
+        costs = self.costs.compute()
         return {
-            "n": int(self.n.compute()),
+            "n": n,
             "reward": float(self.reward.compute()),
             **{f"reward_{k}": float(metric.compute()) for k, metric in self._by_name()},
             "reward_std": float(self.reward.std()),
@@ -102,12 +107,17 @@ class GenerationMetrics(nn.Module):
             "log_p_per_token": -float(perplexity.log()),
             **{name: float(value) for name, value in self.text.compute().items()},
             "latency_s_per_100_tokens": float(self.latency.compute()),
-            **{f"nfe_{kind}": calls for kind, calls in self.nfe.compute().items()},
+            "seconds_per_text": float(self.latency.per_text()),
+            "flops_per_text": sum(cost.flops for cost in costs.values()) / n,
+            "peak_memory_mib": float(self.peak_memory.compute()),
+            "nfe": {name: cost.calls / n for name, cost in costs.items()},
+            "tokens": {name: cost.tokens / n for name, cost in costs.items()},
+            "flops": {name: cost.flops / n for name, cost in costs.items()},
         }
 
     def reset(self) -> None:
         """Forget all batches."""
-        for metric in (self.n, self.reward, self.perplexity, self.text, self.latency, self.nfe):
+        for metric in (self.n, self.reward, self.perplexity, self.text, self.latency, self.costs, self.peak_memory):
             metric.reset()
         for _, reward in self._by_name():
             reward.reset()
@@ -116,8 +126,7 @@ class GenerationMetrics(nn.Module):
 def compute_metrics(batches: Iterable[Generations]) -> dict[str, Any]:
     """All figures of a run whose batches lie in this process, with the keys of `metrics.json`.
 
-    Those of `GenerationMetrics`, but with one entry `nfe`: by kind, the network calls that the
-    batch of a text took, averaged over texts, and with the means of `accept_rate` and of each of the diagnostics, if any.
+    Those of `GenerationMetrics`, and the means over texts of `accept_rate` and of each of the diagnostics, if any.
 
     Raises:
         ValueError: no batches.
@@ -125,17 +134,12 @@ def compute_metrics(batches: Iterable[Generations]) -> dict[str, Any]:
     batches = list(batches)
     if not batches:
         raise ValueError("batches must have at least one batch, got none")
-    kinds = list(dict.fromkeys(kind for batch in batches for kind in batch.nfe))
-    metrics = GenerationMetrics(list(batches[0].rewards), kinds, sync_on_compute=False)
+    networks = list(dict.fromkeys(name for batch in batches for name in batch.costs))
+    metrics = GenerationMetrics(list(batches[0].rewards), networks, sync_on_compute=False)
     for batch in batches:
         metrics.update(batch)
-    figures = metrics.compute()
-    for kind in kinds:
-        del figures[f"nfe_{kind}"]
-    calls = {kind: sum(batch.nfe.get(kind, 0) * len(batch.texts) for batch in batches) for kind in kinds}
     return {
-        **figures,
-        "nfe": {kind: total / figures["n"] for kind, total in calls.items()},
+        **metrics.compute(),
         **{name: float(torch.cat(values).double().mean()) for name, values in _by_name(batches).items()},
     }
 

@@ -88,13 +88,18 @@ def written_out(records: Sequence[Record]) -> list[str]:
 
 
 class CachedReward(Reward):
-    """Asks `reward` for each text once in a run; `check_reward` belongs on `reward` itself, since a cache hides faults."""
+    """Asks `reward` for each text once in a run; `check_reward` belongs on `reward` itself, since a cache hides faults.
+
+    `n_asked`: texts that it was asked for so far, known ones included.
+    """
 
     def __init__(self, reward: Reward) -> None:
         self.reward, self.name, self.conditional = reward, reward.name, reward.conditional
         self._known: dict[tuple[str, str], float] = {}
+        self.n_asked = 0
 
     def __call__(self, texts: Sequence[str], records: Sequence[Record] | None = None) -> Tensor:
+        self.n_asked += len(texts)
         given = [{}] * len(texts) if records is None or not self.conditional else records
         keys = list(zip(texts, written_out(given), strict=True))
         new = {key: record for key, record in zip(keys, given, strict=True) if key not in self._known}

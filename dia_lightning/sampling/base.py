@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from dia_lightning.cost import Meter, Metered, difference, networks_of, peak_memory_mib, reset_peak_memory, weights_of
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import CachedReward, call_reward
 from dia_lightning.target import own_texts, seen_texts
-from dia_lightning.types import Generations, Prompts, Reward, scored_mask
+from dia_lightning.types import Cost, Generations, Prompts, Reward, scored_mask
 
 
 class Drawn(NamedTuple):
     """What a method drew for a batch.
 
-    tokens: (B, T) int64 in canonical form. nfe: evaluations of each network per text. accept_rate: (B,) share of accepted
-    moves of a method that has them. diagnostics: further figures by name, one a text (B,).
+    tokens: (B, T) int64 in canonical form. accept_rate: (B,) share of accepted moves of a method that has them.
+    diagnostics: further figures by name, one a text (B,).
     """
 
     tokens: Tensor
-    nfe: dict[str, int]
     accept_rate: Tensor | None = None
     diagnostics: dict[str, Tensor] | None = None
 
@@ -53,6 +54,7 @@ class SamplerModule(L.LightningModule):
         self.base_lm, self.reward, self.compare_base, self.seed = base_lm, reward, compare_base, seed
         self.lm = BaseLM.load(base_lm)
         self._cached = CachedReward(reward)
+        self.language_models = {"base_lm": self.lm}
 
     def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
         """Texts for a batch of prompts, with all randomness from `generator`."""
@@ -79,13 +81,15 @@ class SamplerModule(L.LightningModule):
         """Samples of p_θ, with the defaults of exactly p_θ, in its own precision whatever the trainer's."""
         with torch.autocast(self.device.type, enabled=False):
             tokens = self.lm.generate(batch.tokens, batch.prompt_mask, generator, temperature, top_k, top_p)
-        return Drawn(tokens, {"base_lm": tokens.shape[1]})
+        return Drawn(tokens)
 
     def _generate(self, batch: Prompts, draw: Draw, method: str, stream: int, warm: bool) -> Generations:
         generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + 2 * batch.index + stream)
-        start = self._now()
+        reset_peak_memory(self.device)
+        before, start = self._spent(), self._now()
         drawn = draw(batch, generator)
-        latency_s = self._now() - start
+        latency_s, costs = self._now() - start, difference(self._spent(), before)
+        peak_memory = peak_memory_mib(self.device)
         tokens = drawn.tokens
         keep = scored_mask(tokens, batch.prompt_mask, self.lm.end_id)
         texts = own_texts(self.lm, tokens, batch)
@@ -99,10 +103,30 @@ class SamplerModule(L.LightningModule):
             index=batch.index, ids=batch.ids, prompts=batch.prompts, texts=texts, tokens=tokens.cpu(),
             log_p=log_p.cpu(), n_tokens=keep.sum(1).cpu(),
             rewards=parts(seen, batch.records) if parts else {self.reward.name: reward}, reward=reward,
-            method=method, seed=self.seed, latency_s=latency_s, warm=warm, nfe=drawn.nfe, seen=[] if seen == texts else seen,
+            method=method, seed=self.seed, latency_s=latency_s, warm=warm, costs=costs,
+            peak_memory_mib=peak_memory, seen=[] if seen == texts else seen,
             accept_rate=None if drawn.accept_rate is None else drawn.accept_rate.cpu(),
             diagnostics={name: values.cpu() for name, values in (drawn.diagnostics or {}).items()},
         )  # fmt: skip
+
+    @cached_property
+    def _meter(self) -> Meter:
+        meter = Meter()
+        for name, lm in self.language_models.items():
+            meter.watch(name, lm.multiplied())
+        meter.watch_all(self)
+        for network in networks_of(self.reward):
+            meter.watch("reward", [(network, weights_of(network))])
+        return meter
+
+    def _spent(self) -> dict[str, Cost]:
+        spent = self._meter.read()
+        return spent | {"reward": spent.get("reward", Cost())._replace(calls=self._cached.n_asked)}
+
+    def trained_parts(self) -> dict[str, str]:
+        """The paths of the networks that were trained for this, by name."""
+        names = {part.network_name for part in self.modules() if isinstance(part, Metered)}
+        return {name: getattr(self, name) for name in sorted(names)}
 
     def _now(self) -> float:
         if self.device.type == "cuda":

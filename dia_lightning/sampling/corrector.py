@@ -78,7 +78,8 @@ def mala_corrector(
 
 def _chosen(accepted: Tensor, new: Prediction, old: Prediction) -> Prediction:
     """Row by row, `new` where its point was accepted."""
-    parts: Any = [None if a is None else torch.where(accepted[:, None, None], a, b) for a, b in zip(new, old, strict=True)]
+    rows, pairs = accepted[:, None, None], zip(new, old, strict=True)
+    parts: Any = [None if a is None or b is None else torch.where(rows, a, b) for a, b in pairs]
     return Prediction(*parts)
 
 

@@ -141,9 +141,6 @@ class DenoiseAccept:
             it sees z_S itself, which says little where the level of the move is high (the tilt falls as α²).
         expert: w, weight of p_θ's own next-token probabilities; 0 = without. Needs a `TargetDensity`.
 
-    Attributes:
-        calls: {"denoiser": …, "critic": …}, rows that passed each so far.
-
     Raises:
         ValueError: for options out of range, a tilt without a critic, an expert that the target does not have.
     """
@@ -164,7 +161,6 @@ class DenoiseAccept:
         self.positions = Spans(8) if positions is None else positions
         self.levels, self.rounds, self.end_id = tuple(levels), rounds, end_id
         self.critic, self.tilt, self.tilt_level, self.expert = critic, tilt, tilt_level, expert
-        self.calls = {"denoiser": 0, "critic": 0}
 
     def init(self, tokens: Tensor, prompt_mask: Tensor | None = None, lam: Tensor | None = None) -> State:
         """Chains at `tokens` (B, T); see `start`."""
@@ -220,7 +216,6 @@ class DenoiseAccept:
         """κ λ α ∇_{z_i} h at the chosen positions, (B, K, d), where the critic sees `z` (B, K, d) at level t (B, 1)."""
         assert self.critic is not None
         noised, times, _ = self._noised(state.tokens, choice, z, t)
-        self.calls["critic"] += len(noised)
         rows = rows_at_once(noised)
         parts = zip(noised.split(rows), times.split(rows), strict=True)
         gradient = gather(torch.cat([gradient_of(self.critic, *part) for part in parts]), choice.place)
@@ -264,7 +259,6 @@ class DenoiseAccept:
         """Proposal logits (B, k, V) at the positions `here` of `choice`, all of which are hidden at level t."""
         noised, times, hidden = self._noised(tokens, choice, z, t)
         index = choice.place[:, here]
-        self.calls["denoiser"] += len(noised)
         if hasattr(self.proposal, "at"):
             logits = self.proposal.at(noised, times, index)
         else:

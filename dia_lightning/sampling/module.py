@@ -19,7 +19,7 @@ from dia_lightning.sampling.denoise_accept import Kernel, start
 from dia_lightning.sampling.diagnostics import by_prompt, log_z_upper
 from dia_lightning.sampling.langevin import Polynomial
 from dia_lightning.sampling.loading import RewardValue, embedding_for, load_denoiser, load_value
-from dia_lightning.sampling.moves import REFINE, Moves, check_refine, make_kernels, network_calls
+from dia_lightning.sampling.moves import REFINE, Moves, check_refine, make_kernels
 from dia_lightning.sampling.population import anneal, cycle
 from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.sampling.solvers import SOLVERS
@@ -196,7 +196,7 @@ class GuidedSamplerModule(SamplerModule):
     def _begin(self, batch: Prompts, generator: torch.Generator) -> Drawn:
         if self.sampler == "base_lm":
             return self.draw_base(batch, generator)
-        return Drawn(source_rows(self.lm, batch), {}) if self.sampler == "source" else self._diffuse(batch, generator)
+        return Drawn(source_rows(self.lm, batch)) if self.sampler == "source" else self._diffuse(batch, generator)
 
     def _diffuse(self, batch: Prompts, generator: torch.Generator) -> Drawn:
         network, known = self.denoiser_network, inspect.signature(SOLVERS[self.sampler]).parameters
@@ -212,11 +212,7 @@ class GuidedSamplerModule(SamplerModule):
             self.predictor(), batch, self.embedding, network.schedule, self.lm.end_id, generator,
             self.sampler, self.steps, self.stagger, self.final == "sample", **options,
         )  # fmt: skip
-        calls = self.steps * (1 + options.get("corrector_steps", 0))
-        asked_twice = self.gradient != "critic" and self.lam
-        guide = {"critic": calls} if self.value is not None and self.lam else {}
-        diagnostics = {"accept_mala": accepted[0]} if accepted else None
-        return Drawn(tokens, {"denoiser": 2 * calls if asked_twice else calls} | guide, None, diagnostics)
+        return Drawn(tokens, diagnostics={"accept_mala": accepted[0]} if accepted else None)
 
     def _kernels(self, target: TargetDensity) -> list[Kernel]:
         network = self.denoiser_network
@@ -240,9 +236,7 @@ class GuidedSamplerModule(SamplerModule):
         diagnostics = {"log_z": log_z[group], "log_z_upper": upper[group]}
         diagnostics |= {"temperatures": torch.full_like(log_z[group], len(trace.lam))}
         diagnostics |= {f"accept_{name}": rate for name, rate in zip(REFINE[self._refine], rates, strict=True)}
-        nfe = self._calls(target, kernels, rounds * (1 + len(trace.lam)), tokens.numel(), len(batch.ids))
-        nfe["base_lm"] += tokens.numel() // len(batch.ids)
-        return Drawn(state.tokens[chosen], nfe, rates.mean(0) if len(rates) else None, diagnostics)
+        return Drawn(state.tokens[chosen], rates.mean(0) if len(rates) else None, diagnostics)
 
     def _refined(self, begin: Drawn, batch: Prompts, generator: torch.Generator) -> Drawn:
         """Exact moves from where the diffusion (or p_θ) ended, with what they tell of their convergence."""
@@ -255,17 +249,9 @@ class GuidedSamplerModule(SamplerModule):
             ladder = Tempering(target, kernels, [self.lam * (k + 1) / self.rungs for k in range(self.rungs)])
             moves, names, state = [ladder], ("tempered",), ladder.init(state.tokens, crowd.prompt_mask)
         state, followed = cycle(moves, state, self.refine_steps, generator)
-        nfe = self._calls(target, kernels, self.refine_steps, state.tokens.numel(), len(batch.ids))
-        nfe = {name: nfe.get(name, 0) + begin.nfe.get(name, 0) for name in {**begin.nfe, **nfe}}
         # The chains at λ are the last of each text's.
         last = slice(self.rungs - 1, None, self.rungs)
         accepted = followed.accepted[:, last]
         diagnostics = {f"accept_{name}": rate for name, rate in zip(names, accepted, strict=True)} | (begin.diagnostics or {})
         diagnostics |= by_prompt(batch.prompts, {"reward": followed.reward[:, last], "log_p": followed.log_base[:, last]})
-        return Drawn(state.tokens[last], nfe, accepted.mean(0), diagnostics)
-
-    def _calls(self, target: TargetDensity, kernels: list[Kernel], rounds: int, n_tokens: int, n_texts: int) -> dict[str, int]:
-        """Network calls per text: p_θ scores every proposal once, and draws a suffix token by token."""
-        drawn = rounds * REFINE[self._refine].count("suffix") * n_tokens
-        calls = {**target.calls, "base_lm": target.calls["base_lm"] + drawn, **network_calls(kernels)}
-        return {name: n // n_texts for name, n in calls.items()}
+        return Drawn(state.tokens[last], accepted.mean(0), diagnostics)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dia_lightning.diffusion.schedule import Schedule
@@ -114,13 +114,3 @@ def _difficulties(moves: Moves, levels: list[float]) -> list[tuple[int, list[flo
         return [(moves.size, levels)]
     sizes = [2**k for k in range(moves.size.bit_length()) if 2**k < moves.size] + [moves.size]
     return [(size, [t]) for size in sizes for t in sorted(set(levels))]
-
-
-def network_calls(kernels: Sequence[Kernel]) -> dict[str, int]:
-    """Rows that passed denoiser and critic in all steps of `kernels` so far, those that are not 0."""
-    total: dict[str, int] = {}
-    for kernel in kernels:
-        for part in kernel.ladder if isinstance(kernel, Adapted) else [kernel]:
-            for name, calls in getattr(part, "calls", {}).items():
-                total[name] = total.get(name, 0) + calls
-    return {name: calls for name, calls in total.items() if calls}

@@ -37,7 +37,6 @@ def test_law_of_the_best_of_n(on_table: None, n: int) -> None:
     drawn = BestOfNModule(TableReward(), n=n).draw(free(4000), torch.Generator().manual_seed(1))
     assert chi_square_ok(drawn.tokens, best_law(n))
     assert not chi_square_ok(drawn.tokens, best_law(n + 1))
-    assert drawn.nfe == {"base_lm": 4 * n, "reward": n}
 
 
 def test_law_by_weight(on_table: None) -> None:

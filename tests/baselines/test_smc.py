@@ -106,8 +106,8 @@ def test_populations_prompts_and_calls(lm_folder: Path, parts: Path, lm: BaseLM)
     tokens = generations.tokens
     assert torch.equal(tokens[given.prompt_mask], given.tokens[given.prompt_mask])
     assert bool((tokens[~text_mask(tokens, given.prompt_mask, lm.end_id)] == lm.end_id).all())
-    assert {name: generations.nfe[name] * 4 for name in calls} == calls
-    assert generations.nfe["reward"] == 3
+    assert {name: generations.costs[name].calls for name in calls} == calls
+    assert generations.costs["reward"].calls == 4 * 3
     assert set(generations.diagnostics) == {"log_z", "ess", "roots", "resampled"}
     log_z = generations.diagnostics["log_z"]
     assert log_z[0] == log_z[2] != log_z[1]
@@ -124,7 +124,7 @@ def test_texts_have_more_reward_with_lambda_and_need_no_critic_without(lm_folder
         smc = module(lm_folder, parts, lam=lam, critic=str(parts / "critic") if lam else None)
         (generations,) = smc.predict_step(batch(lm, ["the"] * 100))
         rewards[lam] = generations.reward
-        assert ("critic" in generations.nfe) == (lam > 0)
+        assert ("critic" in generations.costs) == (lam > 0)
     assert float(rewards[2.0].mean()) > float(rewards[0.0].mean()) + 0.57 * float(rewards[0.0].std())
 
 

@@ -106,9 +106,9 @@ def test_populations_prompts_and_calls(lm_folder: Path, critic_folder: Path, lm:
     assert torch.equal(tokens[given.prompt_mask], given.tokens[given.prompt_mask])
     assert bool((tokens[~text_mask(tokens, given.prompt_mask, lm.end_id)] == lm.end_id).all())
     assert sum(calls) > 0
-    assert generations.nfe["critic"] == sum(calls) // 4
-    assert generations.nfe["base_lm"] == 3 * 6
-    assert generations.nfe["reward"] >= 3
+    assert generations.costs["critic"].calls == sum(calls)
+    assert generations.costs["base_lm"].calls == 4 * 3 * 6
+    assert generations.costs["reward"].calls >= 4 * 3
     assert set(generations.diagnostics) == {"log_z", "ess", "roots", "resampled"}
     log_z = generations.diagnostics["log_z"]
     assert log_z[0] == log_z[2] != log_z[1]
@@ -141,7 +141,7 @@ def test_texts_have_more_reward_with_lambda_and_need_no_critic_without(
         smc = module(lm_folder, critic_folder, lam=lam, critic=str(critic_folder / "mse") if lam else None)
         (generations,) = smc.predict_step(batch(lm, ["the"] * 100))
         rewards[lam] = generations.reward
-        assert ("critic" in generations.nfe) == (lam > 0)
+        assert ("critic" in generations.costs) == (lam > 0)
     assert float(rewards[2.0].mean()) > float(rewards[0.0].mean()) + 0.57 * float(rewards[0.0].std())
 
 

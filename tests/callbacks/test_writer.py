@@ -24,7 +24,7 @@ from dia_lightning.data import PromptData
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import Keyword, Regex
-from dia_lightning.types import Generations, Prompts, Reward
+from dia_lightning.types import Cost, Generations, Prompts, Reward
 
 
 class Length(Reward):
@@ -199,7 +199,8 @@ def batch(**changes: Any) -> Generations:
         "index": 3, "ids": [6, 7], "prompts": ["the", ""], "texts": ["a “b”", "😀 c"],
         "tokens": torch.tensor([[1, 2], [3, 0]]), "log_p": torch.tensor([-1 / 3, -2e-17], dtype=torch.float64),
         "n_tokens": torch.tensor([2, 1]), "rewards": {"x": torch.tensor([0.1, 0.2])}, "reward": torch.tensor([0.1, 0.2]),
-        "method": "m", "seed": 5, "latency_s": 0.5, "nfe": {"base_lm": 2}, "accept_rate": torch.tensor([0.25, 1.0]),
+        "method": "m", "seed": 5, "latency_s": 0.5, "costs": {"base_lm": Cost(2, 6, 1e9)}, "peak_memory_mib": 1.5,
+        "accept_rate": torch.tensor([0.25, 1.0]),
         "diagnostics": {"r_hat": torch.tensor([torch.nan, 1.5])}, "warm": False,
     }  # fmt: skip
     return Generations(**{**fields, **changes})

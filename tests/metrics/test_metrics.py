@@ -19,7 +19,7 @@ from dia_lightning.metrics import (
     GenerationMetrics,
     LMPerplexity,
     MeanReward,
-    NetworkCalls,
+    NetworkCosts,
     SecondsPer100Tokens,
     SelfBLEU,
     collection,
@@ -30,7 +30,7 @@ from dia_lightning.metrics import (
     seconds_per_100_tokens,
     self_bleu,
 )
-from dia_lightning.types import Generations
+from dia_lightning.types import Cost, Generations
 
 WORDS = ["the", "The", "food", "is", "good,", "bad.", "café", "3.5", "(near)", "it's", "U.S.", "-", "&amp;", "ΩΩ"]
 
@@ -145,7 +145,8 @@ def batch(index: int, n: int, warm: bool, seconds: float) -> Generations:
         index=index, ids=list(range(n)), prompts=[""] * n, texts=random_texts(index, n, 8),
         tokens=torch.zeros(n, 1, dtype=torch.int64), log_p=torch.tensor([-10 * draw.random() for _ in range(n)]).double(),
         n_tokens=torch.tensor([draw.randint(1, 9) for _ in range(n)]), rewards={"a.b": reward + 1, "c": reward},
-        reward=reward, method="m", seed=0, latency_s=seconds, nfe={"denoiser": 8} if index else {"critic": 2}, warm=warm,
+        reward=reward, method="m", seed=0, latency_s=seconds, warm=warm, peak_memory_mib=10.0 + index,
+        costs={"denoiser": Cost(8 * n, 80 * n, 1e12)} if index else {"critic": Cost(2 * n, 8 * n, 1e9)},
     )  # fmt: skip
 
 
@@ -166,20 +167,25 @@ def test_two_processes_are_one(shares: tuple[list[int], list[int]]) -> None:
 
     whole = work([0, 1, 2, 3])({})
     for figures in Processes(2).run([work(share) for share in shares]):
-        assert figures == pytest.approx(whole, rel=1e-12)
+        assert figures.keys() == whole.keys()
+        for name, value in figures.items():
+            assert value == pytest.approx(whole[name], rel=1e-12), name
     assert whole["n"] == 14
-    assert whole["nfe_denoiser"] == 24
+    assert whole["tokens"] == {"critic": 8 * 3 / 14, "denoiser": 80 * 11 / 14}
+    assert whole["flops_per_text"] == (3e12 + 1e9) / 14
+    assert whole["peak_memory_mib"] == 13
 
 
 @pytest.mark.parametrize(
     "metric",
-    [SelfBLEU(), DistinctN(1), LMPerplexity(), SecondsPer100Tokens(), MeanReward(), NetworkCalls(["a"])],
+    [SelfBLEU(), DistinctN(1), LMPerplexity(), SecondsPer100Tokens(), MeanReward(), NetworkCosts(["a"])],
     ids=lambda metric: type(metric).__name__,
 )
 def test_every_metric_forgets(metric: Any) -> None:
     given: dict[type, tuple[Any, ...]] = {
-        SelfBLEU: (["a b", "a c"],), DistinctN: (["a b", "a"],), MeanReward: (torch.tensor([1.0]),), NetworkCalls: ({"a": 1},),
-        LMPerplexity: (torch.tensor([-1.0]), torch.tensor([1])), SecondsPer100Tokens: (1.0, 10),
+        SelfBLEU: (["a b", "a c"],), DistinctN: (["a b", "a"],),
+        MeanReward: (torch.tensor([1.0]),), NetworkCosts: ({"a": Cost(1)},), SecondsPer100Tokens: (1.0, 10, 2),
+        LMPerplexity: (torch.tensor([-1.0]), torch.tensor([1])),
     }  # fmt: skip
     values = []
     for _ in range(2):
@@ -200,6 +206,7 @@ def test_figures_of_a_run() -> None:
     # Only the warm batches: the first of each of two processes is left out, not only that of number 0.
     warm = sum(b.n_tokens.sum().item() for b in BATCHES[2:])
     assert figures["latency_s_per_100_tokens"] == pytest.approx(300 / warm, rel=1e-9)
+    assert figures["seconds_per_text"] == pytest.approx(3 / 7, rel=1e-9)
     assert figures["nfe"] == pytest.approx({"critic": 2 * 3 / 14, "denoiser": 8 * 11 / 14})
     cold = compute_metrics(BATCHES[:1])
     assert cold["latency_s_per_100_tokens"] == pytest.approx(5000 / BATCHES[0].n_tokens.sum().item(), rel=1e-9)
