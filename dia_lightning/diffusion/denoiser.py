@@ -134,8 +134,8 @@ class Trunk(nn.Module):
         return normed
 
     @torch.no_grad()
-    def init_from_lm(self, model: Any, bos_id: int) -> None:
-        """Copy a GPT-2-architecture model's blocks, norms and positions; attention becomes bidirectional.
+    def init_from_lm(self, model: Any, bos_id: int, unit: float) -> None:
+        """Copy a GPT-2-architecture model's blocks, norms and positions; attention becomes bidirectional. `unit`: of E.
 
         Raises:
             UserError: if the model is of another architecture or size.
@@ -151,7 +151,7 @@ class Trunk(nn.Module):
                 f"({config.n_embd}, {config.n_head}), layers at most {config.n_layer}, rotary false"
             )
         table, n = gpt.wte.weight.float(), self.size.max_length + 1
-        self.z_in.weight.copy_(torch.eye(table.shape[1]) * table.norm(dim=1).mean() / table.shape[1] ** 0.5)
+        self.z_in.weight.copy_(torch.eye(table.shape[1]) * unit)
         self.start.copy_(table[bos_id])
         self.positions.copy_(gpt.wpe.weight[:n])
         self.norm.load_state_dict(gpt.ln_f.state_dict())
@@ -176,8 +176,8 @@ class DenoiserNetwork(nn.Module):
     """ε_ψ by way of logits over the vocabulary (see science.md, "Denoiser").
 
     logits_i = head(hidden_i) + (α/σ²) ⟨z_i, E⟩. The second term is the exact log-likelihood of z_i for each token (all
-    rows have one norm), so the network learns only what the other positions say about token i:
-    p(x_i | z) ∝ N(z_i; α E(x_i), σ²) p(x_i | z_{−i}).
+    rows have one norm; of raw ones (α²/2σ²) ‖E‖² is taken off), so the network learns only what the other positions say
+    about token i: p(x_i | z) ∝ N(z_i; α E(x_i), σ²) p(x_i | z_{−i}).
 
     Args:
         embedding, schedule: E and the noise; frozen.
@@ -207,7 +207,7 @@ class DenoiserNetwork(nn.Module):
         return [(self.trunk, weights_of(self.trunk)), (self.head, weights_of(self.head) + self.embedding.weight.numel())]
 
     def hidden(self, z: Tensor, t: Tensor, z0_prev: Tensor | None = None, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What `readout` needs: hidden (B, T, width) and query (B, T, d) = (α/σ²) z.
+        """What `readout` needs: hidden (B, T, width) and query (B, T, d) = (α/σ²) z, for raw rows (B, T, d + 1) with α²/σ².
 
         The state before a position reads it out, as in p_θ, so that p_θ's own weights are a sensible start (the shift
         of DiffuGPT, Gong et al., arXiv:2410.17891).
@@ -217,12 +217,20 @@ class DenoiserNetwork(nn.Module):
         if self.labels is not None:
             condition = self.labels(torch.zeros_like(z[:, 0, 0], dtype=torch.int64) if label is None else label)
         hidden = self.trunk(z, t, alpha, z0_prev, condition)[:, :-1]
-        return hidden, (alpha / sigma.square().clamp_min(1e-2))[..., None] * z
+        ratio = (alpha / sigma.square().clamp_min(1e-2))[..., None]
+        query = ratio * z
+        return hidden, query if self.embedding.normalise else torch.cat([query, alpha[..., None] * ratio], -1)
 
     def readout(self, hidden: Tensor, query: Tensor) -> Tensor:
         """Logits (…, V) float32 from rows of `hidden` and `query`."""
-        weight = self.embedding.weight
+        weight, half_square = self.embedding.weight, self.embedding.half_square
         out = self.head(hidden)
+        if half_square is not None:
+            out = out @ weight.T if self.tied_head else out
+            # In bf16 the difference of two large numbers would say nothing of the token.
+            with torch.autocast(query.device.type, enabled=False):
+                query = query.float()
+                return out.float() + query[..., :-1] @ weight.T - query[..., -1:] * half_square
         if self.tied_head:
             return ((out + query) @ weight.T).float()
         return out.float() + (query @ weight.T).float()
@@ -236,5 +244,5 @@ class DenoiserNetwork(nn.Module):
         """Start from p_θ's own weights, its output embedding included (needs `tied_head: false`)."""
         if self.tied_head:
             raise UserError("--model.init_args.init_from_lm: needs tied_head: false")
-        self.trunk.init_from_lm(model, bos_id)
+        self.trunk.init_from_lm(model, bos_id, self.embedding.unit)
         self.head.weight.copy_(model.get_output_embeddings().weight)  # type: ignore[operator]

@@ -35,7 +35,7 @@ class NoisedRowsModule(L.LightningModule):
     """
 
     def __init__(
-        self, base_lm: str, schedule: str, denoiser: str | None,
+        self, base_lm: str, normalise: bool, schedule: str, denoiser: str | None,
         max_length: int, lr: float, weight_decay: float, warmup_steps: int, seed: int,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -47,10 +47,10 @@ class NoisedRowsModule(L.LightningModule):
         self.lm = BaseLM.load(base_lm)
         if max_length > self.lm.max_length:
             raise UserError(f"--model.init_args.max_length: {max_length} given, {base_lm} allows at most {self.lm.max_length}")
-        self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer))
+        self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer), normalise)
         self.schedule_name, self.schedule = schedule, make_schedule(schedule)
         if denoiser is not None:
-            settings, weights = read_network(denoiser, "denoiser", "--model.init_args.denoiser", self.embedding.fingerprint())
+            settings, weights = read_network(denoiser, "denoiser", "--model.init_args.denoiser", self.embedding)
             self.schedule_name, self.schedule = settings["schedule"], make_schedule(settings["schedule"])
             self.schedule.set_warp(weights["schedule.knots"])
         self.network: Any
@@ -118,6 +118,7 @@ class NoisedRowsModule(L.LightningModule):
             "schema": 1,
             "base_lm": self.base_lm_name,
             "embedding": self.embedding.fingerprint(),
+            "normalise": self.embedding.normalise,
             "schedule": self.schedule_name,
         }
 
@@ -134,6 +135,7 @@ class DenoiserModule(NoisedRowsModule):
 
     Args:
         base_lm: hub id or folder of p_θ, whose embeddings are noised.
+        normalise: scale each embedding to one norm; false = as they are, as in the original proposal (see `TokenEmbedding`).
         schedule: `cosine`, `sqrt` or `linear`; bent by time warping while training goes on.
         loss: `ce` (cross-entropy), `eps` (‖ε − ε_ψ‖²) or `x0` (‖z_0 − ẑ_0‖²), on noised positions only.
         width, layers, heads, rotary: the transformer; with `init_from_lm` width and heads are those of base_lm.
@@ -153,6 +155,7 @@ class DenoiserModule(NoisedRowsModule):
     def __init__(
         self,
         base_lm: str = "checkpoints/tiny/lm",
+        normalise: bool = True,
         schedule: str = "cosine",
         loss: str = "ce",
         width: int = 128,
@@ -172,7 +175,7 @@ class DenoiserModule(NoisedRowsModule):
         warmup_steps: int = 200,
         seed: int = 0,
     ) -> None:
-        super().__init__(base_lm, schedule, None, max_length, lr, weight_decay, warmup_steps, seed)
+        super().__init__(base_lm, normalise, schedule, None, max_length, lr, weight_decay, warmup_steps, seed)
         if time_warp < 0:
             raise UserError(f"--model.init_args.time_warp: {time_warp} given, must be 0 (never) or more")
         if loss not in LOSSES:
@@ -191,7 +194,7 @@ class DenoiserModule(NoisedRowsModule):
 
     def _init_from(self, path: str) -> None:
         option = "--model.init_args.init_from"
-        _, weights = read_network(path, "denoiser", option, self.embedding.fingerprint())
+        _, weights = read_network(path, "denoiser", option, self.embedding)
         if self.network.labels is not None:
             weights.setdefault("labels.weight", self.network.labels.weight.detach())
         load_weights(self.network, weights, option, path)
