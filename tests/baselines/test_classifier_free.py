@@ -144,7 +144,7 @@ def test_both_ends_are_the_denoiser_with_and_without_its_label(lm_folder: Path, 
         (made,) = model.predict_step(batch)
         hook.remove()
         assert set(rows) == {2 * 4}
-        assert made.costs["denoiser"].rows == sum(rows)
+        assert made.costs["denoiser"].calls == sum(rows)
         plain = unguided(partial(network, label=torch.full((4,), label)), model.embedding)
         texts[label] = draw_texts(
             plain, batch, model.embedding, network.schedule, lm.end_id, torch.Generator().manual_seed(0), sampler, STEPS, 2.0
