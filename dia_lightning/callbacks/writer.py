@@ -18,6 +18,7 @@ from dia_lightning.callbacks.export import training_costs
 from dia_lightning.callbacks.run_key import SCHEMA, run_key
 from dia_lightning.data.prompts import PromptData
 from dia_lightning.metrics import Evaluation, compute_metrics
+from dia_lightning.reports.run import write_run_report
 from dia_lightning.reports.tables import print_results, print_unfinished
 from dia_lightning.resources import INTERRUPTS, UserError
 from dia_lightning.sampling.base import SamplerModule
@@ -98,6 +99,7 @@ class PredictionWriter(L.Callback):
         self._training: dict[str, Any] = {}
         self._records: list[Record] = []
         self._n_batches = self._n_resumed = 0
+        self._config = Path()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._hash = ""
@@ -113,6 +115,8 @@ class PredictionWriter(L.Callback):
         if self.evaluation is not None:
             has_base = pl_module.compare_base or pl_module.method == "zero_shot"
             self.evaluation.check(data.texts, self._records, has_base)
+        # Here, where every process asks: a logger's folder is told to all of them.
+        self._config = Path(trainer.log_dir or trainer.default_root_dir) / "config.yaml"
         self._hash = run_key(trainer, pl_module, data)
         self._training = training_costs(pl_module.trained_parts())
         try:
@@ -160,7 +164,7 @@ class PredictionWriter(L.Callback):
         parts = [[_from_json(g) for g in json.loads(path.read_text(encoding="utf-8"))] for path in paths]
         runs = [list(run) for run in zip(*parts, strict=True)]
         # An earlier run's may be there, which do not belong to these texts.
-        for name in ("metrics.json", "base_predictions.jsonl", "hacking.jsonl"):
+        for name in ("metrics.json", "base_predictions.jsonl", "hacking.jsonl", "report.html"):
             (self.folder / name).unlink(missing_ok=True)
         for name, run in zip(("predictions.jsonl", "base_predictions.jsonl"), runs, strict=False):
             self._write_lines(name, [line | self._source(line["id"]) for batch in run for line in records(batch)])
@@ -190,6 +194,8 @@ class PredictionWriter(L.Callback):
             trainer.logger.log_metrics({k: v for k, v in metrics[0].items() if isinstance(v, float)})
         rows = [] if evaluation is None else evaluation.rows()
         print_results(metrics, runs, self.folder, self.n_shown, self._n_resumed, self._n_batches, rows)
+        if trainer.state.fn == "test":
+            print(f"Wrote {write_run_report(self.folder, self._config)}")
 
     def _source(self, text: int) -> dict[str, str]:
         """What the text was made from, where its record has that."""

@@ -113,8 +113,8 @@ def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and half-width of the 95 % interval by Student's t with n − 1 degrees of freedom.
 
-    >>> Estimate(2.0, 4.968, 3) == estimate([0.0, 2.0, 4.0])._replace(half=4.968)
-    True
+    >>> round(estimate([0.0, 2.0, 4.0]).half, 3)
+    4.968
     """
     n = len(values)
     mean = math.fsum(values) / n

@@ -35,10 +35,29 @@ def load_denoiser(path: str, embedding: TokenEmbedding) -> DenoiserNetwork:
     Raises:
         UserError: if it is missing, damaged, no denoiser, or made for another base model or other embeddings of it.
     """
+    return _load_denoiser(path, embedding)[0]
+
+
+def load_labelled(path: str, embedding: TokenEmbedding, reward: str) -> tuple[DenoiserNetwork, int]:
+    """The denoiser at `path`, which has labels made of the reward called `reward`, and how many.
+
+    Raises:
+        UserError: as for `load_denoiser`, or if it has no labels or those of another reward.
+    """
+    network, settings = _load_denoiser(path, embedding)
+    labels = settings.get("labels")
+    if labels is None or labels["reward"] != reward:
+        has = "no labels" if labels is None else f"labels of the reward {labels['reward']!r}"
+        raise UserError(f"--model.init_args.denoiser: {path} has {has}, needed are labels of {reward!r}, see label_reward")
+    return network, labels["n_labels"]
+
+
+def _load_denoiser(path: str, embedding: TokenEmbedding) -> tuple[DenoiserNetwork, dict[str, Any]]:
     settings, weights = read_network(path, "denoiser", "--model.init_args.denoiser", embedding)
     schedule, size = make_schedule(settings["schedule"]), NetworkSize(**settings["size"])
-    network = DenoiserNetwork(embedding, schedule, size, settings["tied_head"])
-    return _frozen(network, weights, "--model.init_args.denoiser", path)
+    n_labels = settings.get("labels", {}).get("n_labels", 0)
+    network = DenoiserNetwork(embedding, schedule, size, settings["tied_head"], n_labels)
+    return _frozen(network, weights, "--model.init_args.denoiser", path), settings
 
 
 def load_critic(path: str, embedding: TokenEmbedding, reward: str | None = None) -> tuple[CriticNetwork, dict[str, Any]]:

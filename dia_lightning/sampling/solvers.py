@@ -192,7 +192,7 @@ def dia_literal(
         a, b = alpha, sigma
         if reading == "per_step":
             a, b = schedule.alpha_step(t, s)[..., None], schedule.var_step(t, s)[..., None].sqrt()
-        mu = z0_from_eps(z, eps_from_z0(z, z0_prev, alpha, sigma), a, b)
+        mu = z0_from_eps(z, eps_from_z0(z, z0_prev[: len(z)], alpha, sigma), a, b)
         moved = mu + eta * b.square() * score_from_z0(z, prediction.z0, alpha, sigma)
         moved = moved + b * (2 * eta) ** 0.5 * normal_like(z, generator)
         z = _committed(torch.where((s < t)[..., None], moved, z), t, s, prediction, commit)
