@@ -6,11 +6,10 @@ import math
 
 import torch
 
-from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import classifier_free
 from dia_lightning.sampling.base import Drawn, SamplerModule, check
 from dia_lightning.sampling.decode import draw_texts
-from dia_lightning.sampling.loading import load_labelled
+from dia_lightning.sampling.loading import embedding_for, load_labelled
 from dia_lightning.sampling.solvers import SOLVERS
 from dia_lightning.types import Prompts, Reward
 
@@ -59,7 +58,7 @@ class ClassifierFreeModule(SamplerModule):
         check("temperature", temperature, temperature > 0, "above 0")
         self.denoiser, self.label, self.scale, self.sampler = denoiser, label, scale, sampler
         self.steps, self.stagger, self.temperature = steps, stagger, temperature
-        self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer))
+        self.embedding = embedding_for(self.lm, denoiser)
         self.denoiser_network, n_labels = load_labelled(denoiser, self.embedding, reward.name)
         check("label", label, label is None or 1 <= label <= n_labels, f"1 to {n_labels}, or null for {n_labels}")
         self._y = n_labels if label is None else label

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +17,12 @@ from dia_lightning.sampling.langevin import StepSize, mala, normal_like
 class Corrected(NamedTuple):
     """Where a corrector ended.
 
-    z: (B, T, d). z0_network: what the next call of the network is conditioned on. prediction: the model's at (z, s), where
-    it is known. acceptance: (B,) float64, mean probability of the moves, of a corrector that may reject.
+    z: (B, T, d). z0_network: the network's estimate there, on which its next call is conditioned. acceptance: (B,) float64,
+    mean probability of the moves, of a corrector that may reject.
     """
 
     z: Tensor
     z0_network: Tensor
-    prediction: Prediction | None = None
     acceptance: Tensor | None = None
 
 
@@ -55,8 +54,9 @@ def mala_corrector(
 ) -> Corrected:  # fmt: skip
     """The same steps, each accepted or rejected for the whole row with the trapezoid rule on s_π (see `langevin.mala`).
 
-    steps + 1 calls of the model, of which the last serves the next predictor step. All are conditioned on the same `z0_prev`,
-    since otherwise the score would change while the chain moves.
+    steps + 1 calls of the model, all conditioned on the same `z0_prev`, since otherwise the score would change while the chain
+    moves. The predictor asks again where it ends, conditioned on the estimate there: without, a text would be conditioned on
+    estimates half as often as with `ula_corrector`, which costs the tiny kit 0.8 nats a token.
     """
     alpha, sigma, moves = schedule.alpha(s)[..., None], schedule.sigma(s)[..., None], (s > 0)[..., None]
     asked: Prediction
@@ -68,19 +68,12 @@ def mala_corrector(
 
     kernel = mala(score, step_size, scale=torch.where(moves, sigma, 0.0))
     state = kernel.init(z)
-    prediction, acceptance = asked, z.new_zeros(len(z), dtype=torch.float64)
+    z0_network, acceptance = asked.z0_network, z.new_zeros(len(z), dtype=torch.float64)
     for _ in range(steps):
         state, info = kernel.step(state, generator)
-        prediction = _chosen(info.accepted, asked, prediction)
+        z0_network = torch.where(info.accepted[:, None, None], asked.z0_network, z0_network)
         acceptance = acceptance + info.acceptance / steps
-    return Corrected(state.position, z0_prev, prediction, acceptance)
-
-
-def _chosen(accepted: Tensor, new: Prediction, old: Prediction) -> Prediction:
-    """Row by row, `new` where its point was accepted."""
-    rows, pairs = accepted[:, None, None], zip(new, old, strict=True)
-    parts: Any = [None if a is None or b is None else torch.where(rows, a, b) for a, b in pairs]
-    return Prediction(*parts)
+    return Corrected(state.position, z0_network, acceptance)
 
 
 CORRECTORS: dict[str, Corrector] = {"ula": ula_corrector, "mala": mala_corrector}

@@ -142,19 +142,19 @@ def dia(
     of the whole run. corrector: one of `CORRECTORS`. note: told at the end, by one that may reject, its mean acceptance (B,)
     over the levels at which the row moves.
     """
-    step_size, correct, z0_prev, known = as_step_size(eta), CORRECTORS[corrector], None, None
+    step_size, correct, z0_prev, acceptance = as_step_size(eta), CORRECTORS[corrector], None, None
     accepted, moved = (z.new_zeros(len(z), dtype=torch.float64) for _ in range(2))
     for i, (t, s) in enumerate(_steps(z, times)):
-        prediction = predict(z, t, z0_prev) if known is None else known
+        prediction = predict(z, t, z0_prev)
         z0_prev = prediction.z0_network
         z = posterior_step(z, prediction.z0, schedule, t, s, generator)
         z = _committed(z, t, s, prediction, commit)
         eta_of = partial(_from, step_size, i * corrector_steps)
-        z, z0_prev, known, acceptance = correct(predict, schedule, z, s, z0_prev, eta_of, corrector_steps, generator)
+        z, z0_prev, acceptance = correct(predict, schedule, z, s, z0_prev, eta_of, corrector_steps, generator)
         if acceptance is not None:
             moves = (s > 0).any(1)
             accepted, moved = accepted + acceptance * moves, moved + moves
-    if note is not None and known is not None:
+    if note is not None and acceptance is not None:
         note(accepted / moved.clamp_min(1))
     return z
 

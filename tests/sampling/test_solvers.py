@@ -290,32 +290,32 @@ def test_mala_accepts_by_the_density_of_all_positions_at_their_own_levels() -> N
     assert asked[1][1] is asked[2][1]
 
 
-def test_mala_asks_the_model_once_a_step_and_once_a_level() -> None:
-    """1 + 3 · (1 + 2) calls over 3 levels of 2 steps: what is known at the accepted point serves the next predictor step.
-
-    The model's ẑ_0 is the point that it was asked at; the chain's own point is where a run over fewer levels ends.
+def test_mala_conditions_the_next_step_on_the_point_it_accepted() -> None:
+    """(2 + 2) calls at each of 3 levels of 2 steps: predictor, start and proposals; the corrector's all on the predictor's
+    estimate, the next predictor's on the one where the chain is. Estimates are the points asked at, so that both are known:
+    the chain's own point is where a run over fewer levels ends.
     """
-    asked: list[Tensor] = []
-    used: list[Tensor] = []
+    asked: list[tuple[Tensor, Tensor | None]] = []
+    told: list[Tensor] = []
 
-    def predict(z: Tensor, t: Tensor, _: Tensor | None) -> Prediction:
-        asked.append(z)
+    def predict(z: Tensor, t: Tensor, z0_prev: Tensor | None) -> Prediction:
+        asked.append((z, z0_prev))
         return Prediction(z, z, z)
 
     def dia(levels: int) -> Tensor:
-        asked.clear(), used.clear(), told.clear()
+        asked.clear(), told.clear()
         generator = torch.Generator().manual_seed(0)
-        z = torch.randn(200, 1, 1, generator=generator, dtype=F64)
-        return SOLVERS["dia"](
-            predict, SCHEDULE, z, evenly(4, 0.9, 0.1)[: levels + 1], generator, lambda p: used.append(p.z0) or p.z0,
-            corrector="mala", corrector_steps=2, eta=1.0, note=told.append,
-        )  # fmt: skip
+        z, times = torch.randn(200, 1, 1, generator=generator, dtype=F64), evenly(4, 0.9, 0.1)[: levels + 1]
+        options = {"corrector": "mala", "corrector_steps": 2, "eta": 1.0, "note": told.append}
+        return SOLVERS["dia"](predict, SCHEDULE, z, times, generator, **options)
 
-    told: list[Tensor] = []
     reached = dia(2)
     dia(3)
-    assert len(asked) == 1 + 3 * 3
-    assert torch.equal(used[2], reached)
+    assert len(asked) == 3 * 4
+    assert torch.equal(asked[8][0], reached)
+    assert torch.equal(asked[8][1], reached)
+    assert not torch.equal(asked[7][0], reached)
+    assert [given is asked[8][0] for _, given in asked[9:]] == [True] * 3
     assert 0.3 < float(told[0].mean()) < 0.99
 
 
