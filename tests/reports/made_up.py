@@ -7,9 +7,28 @@ from typing import Any
 
 from dia_lightning.reports.results import Result, Study
 
-WORDS = (
-    "The Punter is a cheap family friendly pub near Café Adriatic in the riverside area that serves fine Italian food".split()
-)
+WORDS = [
+    "The",
+    "Punter",
+    "is",
+    "a",
+    "cheap",
+    "family",
+    "friendly",
+    "pub",
+    "near",
+    "Café",
+    "Adriatic",
+    "in",
+    "the",
+    "riverside",
+    "area",
+    "that",
+    "serves",
+    "fine",
+    "Italian",
+    "food",
+]
 METHODS = {  # reward, nats below p_θ, distinct-2, FLOPs of p_θ per text
     "zero-shot": (0.20, 0.0, 0.271, 1.2e8), "best-of-4": (0.42, 0.05, 0.270, 4.8e8), "best-of-16": (0.55, 0.09, 0.266, 1.9e9),
     "guided decoding": (0.50, 0.31, 0.220, 9e8), "SMC": (0.47, 0.28, 0.251, 3.1e9), "twisted SMC": (0.56, 0.15, 0.262, 2.2e9),
@@ -69,7 +88,8 @@ def made_up(folder: Path, extra: str = "") -> tuple[list[Study], list[Result]]:
     for solver in ("ancestral", "ddim", "dpmpp_2m"):
         for steps in (8, 16, 32, 64):
             more = {"ancestral": 0.0, "ddim": 0.05, "dpmpp_2m": 0.09}[solver]
-            cells.append(("steps", {"steps": steps, "solver": solver}, (0.45 + more - 1.5 / steps, 1.6 / steps**0.5 - more, 0.24, steps * 1.1e7), True))  # fmt: skip
+            values = (0.45 + more - 1.5 / steps, 1.6 / steps**0.5 - more, 0.24, steps * 1.1e7)
+            cells.append(("steps", {"steps": steps, "solver": solver}, values, True))
     results = []
     for seed in range(3):
         base = {"method": "zero_shot", **figures(0.2, 0.0, 0.271, 1.2e8, noise, False)}
@@ -88,7 +108,8 @@ def made_up(folder: Path, extra: str = "") -> tuple[list[Study], list[Result]]:
     results.append(Result("lam", {"λ": 1e9}, 0, folder / "failed", error=error))
     config = f"model:\n  lam: 8.0  # λ{extra}\n"
     return [
-        Study("methods", "All methods", "Which method buys the most reward for the least departure from p_θ?", ["method"], {}, config),
+        Study("methods", "All methods", "Which method buys the most reward for the least departure from p_θ?", ["method"], {},
+              config),
         Study("lam", "Strength λ", "What does a stronger pull to the reward cost?", ["λ"], {"λ": 8.0}, config),
         Study("steps", "Steps by solver", "How many noise levels does each solver need?", ["steps", "solver"],
               {"steps": 32, "solver": "ancestral"}, config),
