@@ -17,13 +17,13 @@ from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import SequenceClassifier, VaderSentiment
 from dia_lightning.sampling import GuidedSamplerModule
-from dia_lightning.sampling.loading import load_critic, load_denoiser
+from dia_lightning.sampling.loading import load_critic, load_denoiser, load_labelled
 
 ROOT = Path(resources.__file__).parents[1]
 KIT = ROOT / "checkpoints/tiny"
 KITS = (KIT, ROOT / "checkpoints/tiny_comments")
-ABLATIONS = ROOT / "checkpoints/ablations"
-FOLDERS = (*KITS, ABLATIONS)
+ABLATIONS, LABELLED = ROOT / "checkpoints/ablations", ROOT / "checkpoints/tiny_labelled"
+FOLDERS = (*KITS, ABLATIONS, LABELLED)
 FILES = sorted(path for kit in FOLDERS for path in kit.rglob("*") if path.is_file() and path.suffix not in (".py", ".sh"))
 MIB = 1 << 20
 
@@ -44,6 +44,7 @@ def test_it_is_small_and_holds_no_pickle() -> None:
         assert {path.relative_to(kit).parts[0] for path in own} == {"lm", "denoiser", "critic"}
         assert sum(path.stat().st_size for path in own) <= most * MIB
     assert sum(path.stat().st_size for path in FILES if path.is_relative_to(ABLATIONS)) <= 16 * MIB
+    assert sum(path.stat().st_size for path in LABELLED.rglob("*")) <= 7 * MIB
     assert {path.suffix for path in FILES} <= {".safetensors", ".json", ".txt"}
 
 
@@ -55,7 +56,7 @@ def test_weights_are_those_of_the_readme() -> None:
         for path in FILES
         if path.suffix == ".safetensors"
     }
-    assert len(found) == 6 + 8
+    assert len(found) == 6 + 9 + 1
     lines = "\n".join(f"| {name} | {digest} |" for name, digest in found.items())
     assert stated == found, f"the table in checkpoints/README.md should be:\n{lines}"
 
@@ -68,6 +69,7 @@ def test_configs_name_no_folder_of_the_machine_it_was_made_on() -> None:
         for part in ("denoiser", "critic"):
             settings = json.loads((kit / part / "config.json").read_text(encoding="utf-8"))
             assert settings["base_lm"] == f"checkpoints/{kit.name}/lm"
+    assert json.loads((LABELLED / "denoiser/config.json").read_text(encoding="utf-8"))["base_lm"] == "checkpoints/tiny/lm"
 
 
 def test_ablations_compare_networks_of_one_size(kit_lm: BaseLM, kit_embedding: TokenEmbedding) -> None:
@@ -170,6 +172,27 @@ def test_the_denoiser_is_for_this_base_model_and_denoises(kit_lm: BaseLM, kit_em
         agreement.append((logits.argmax(-1) == tokens).float().mean().item())
     assert agreement[0] > 0.9
     assert agreement[1] < 0.7
+
+
+def test_the_labelled_denoiser_tells_its_labels_apart(kit_lm: BaseLM, kit_embedding: TokenEmbedding) -> None:
+    """Of two texts that differ in one word, hidden, each class finds its own likelier than the other class does."""
+    network, n_labels = load_labelled(str(LABELLED / "denoiser"), kit_embedding, VaderSentiment().name)
+    texts = [
+        "The Eagle is an excellent restaurant with a high customer rating.",
+        "The Eagle is a restaurant with a low customer rating.",
+    ]
+    for text, word, own, other in zip(texts, (" high", " low"), (n_labels, 1), (1, n_labels), strict=True):
+        tokens = kit_lm.encode([text], 20)
+        (word_id,) = kit_lm.tokenizer(word, add_special_tokens=False)["input_ids"]
+        hidden = tokens == word_id
+        z = torch.where(hidden[..., None], torch.zeros(()), kit_embedding(tokens))
+        with torch.no_grad():
+            of_own, of_other, of_none = (
+                network(z, hidden.float(), None, torch.tensor([label])).log_softmax(-1)[hidden][0, word_id]
+                for label in (own, other, 0)
+            )
+        assert of_own > of_other
+        assert of_own > of_none
 
 
 def test_the_critic_is_for_this_base_model_and_ranks(kit_lm: BaseLM, kit_embedding: TokenEmbedding) -> None:

@@ -31,3 +31,4 @@ python $here/classifier.py $here/classifier
 critic critic_classifier --model.reward=dia_lightning.rewards.SequenceClassifier \
     --model.reward.model=$here/classifier --model.reward.label=positive
 critic critic_raw --model.normalise=false --model.denoiser=$here/denoiser_raw
+critic critic_joint --config configs/comparison/reward_joint.yaml --data.n_texts=16384

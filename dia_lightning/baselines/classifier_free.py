@@ -42,7 +42,7 @@ class ClassifierFreeModule(SamplerModule):
         base_lm: str = "checkpoints/tiny/lm",
         denoiser: str = "checkpoints/tiny_labelled/denoiser",
         label: int | None = None,
-        scale: float = 2.0,
+        scale: float = 1.0,
         sampler: str = "ancestral",
         steps: int = 64,
         stagger: float = 40.0,

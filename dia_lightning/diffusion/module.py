@@ -184,6 +184,7 @@ class DenoiserModule(NoisedRowsModule):
         size = NetworkSize(width, layers, heads, max_length, rotary)
         labelled = label_reward is not None or label_edges is not None
         self.labeller = Labeller(label_reward, label_edges, label_drop) if labelled else None
+        self.label_reward = self.labeller and self.labeller.reward  # whose calls Export counts
         n_labels = len(label_edges or []) + 1 if labelled else 0
         self.network = DenoiserNetwork(self.embedding, self.schedule, size, tied_head, n_labels)
         if init_from is not None:

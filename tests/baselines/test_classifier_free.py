@@ -95,10 +95,8 @@ def test_token_by_token_it_follows_the_closed_form(label: int, scale: float) -> 
 
 
 def test_all_positions_together_it_follows_the_label() -> None:
-    """At w = 0 in 24 steps: p(x|y), but for what the steps cost."""
-    got = drawn(2, 0.0, time_grid(SCHEDULE, 24, T, 0.5))
-    print(distance(got, GIVEN[2]), floor(GIVEN[2]), distance(P, GIVEN[2]))
-    assert distance(got, GIVEN[2]) < floor(GIVEN[2]) + 0.03
+    """At w = 0 in 24 steps: p(x|y), up to what N draws show (measured 0.025; of p itself 0.71)."""
+    assert distance(drawn(2, 0.0, time_grid(SCHEDULE, 24, T, 0.5)), GIVEN[2]) < floor(GIVEN[2]) < 0.06
     assert distance(P, GIVEN[2]) > 0.6
 
 
