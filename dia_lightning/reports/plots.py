@@ -63,7 +63,7 @@ def style(i: int) -> dict[str, Any]:
     return {
         "color": _COLORS[i % len(_COLORS)],
         "marker": _MARKERS[i % len(_MARKERS)],
-        "linestyle": _DASHES[(i // len(_COLORS)) % len(_DASHES)],
+        "linestyle": _DASHES[i % len(_DASHES)],
         "markersize": 5.5,
         "linewidth": 1.3,
         "markerfacecolor": "white" if i % 2 else _COLORS[i % len(_COLORS)],
