@@ -7,15 +7,21 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 
+from dia_lightning.baselines import ZeroShotModule
+from dia_lightning.callbacks import PredictionWriter
+from dia_lightning.data import PromptData
 from dia_lightning.reports.labels import number, setting_name
 from dia_lightning.reports.placement import Box, _best
 from dia_lightning.reports.plots import Panel, Series, curves, scale_of
 from dia_lightning.reports.results import Result, Study
 from dia_lightning.reports.run import write_run_report
 from dia_lightning.reports.study import write_report
+from dia_lightning.rewards import Keyword
 from tests.reports.made_up import made_up, write_run
 
 SCRIPT = "<script>alert('x')</script> & $x_1$ |"
@@ -172,27 +178,31 @@ def test_hparams_come_back_from_tensorboard(report: Path) -> None:
 
 def test_a_second_report_replaces_the_first_and_is_the_same(tmp_path: Path) -> None:
     studies, results = made_up(tmp_path / "runs")
-    chosen = [r for r in results if r.study == "lam"]
+    chosen = [r for r in results if r.study == "lam" and r.seed == 0]
     (tmp_path / "out" / "plots").mkdir(parents=True)
     (tmp_path / "out" / "plots" / "old.svg").write_text("<svg/>")
     first = write_report(tmp_path / "out", "t", studies[1:2], chosen).read_text(encoding="utf-8")
     second = write_report(tmp_path / "out", "t", studies[1:2], chosen).read_text(encoding="utf-8")
     assert first == second
-    assert len(list((tmp_path / "out" / "tensorboard").iterdir())) == 18 + 1
+    assert len(list((tmp_path / "out" / "tensorboard").iterdir())) == 6 + 1
     assert sorted(p.name for p in (tmp_path / "out" / "plots").iterdir()) == [
         f"lam-{n}.svg" for n in ("cost", "curves", "frontier")
     ]
 
 
 def test_figures_of_the_run_alone_are_enough(tmp_path: Path) -> None:
-    """One run without base, costs or texts; and a study of which all runs failed."""
+    """Runs without base, costs or texts; and a study of which all runs failed."""
     studies = [Study("a", "A", "Why?", ["method"]), Study("b", "B", "How?", ["x"])]
     lone = Result("a", {"method": "m"}, 0, tmp_path, {"method": "m", "n": 2, "reward": 0.5, "self_bleu": None})
+    other = Result("a", {"method": "k"}, 0, tmp_path, {"method": "k", "n": 2, "reward": 0.6, "log_p_per_token": -1.0})
+    third = Result("a", {"method": "l"}, 0, tmp_path, {"method": "l", "n": 2, "reward": 0.7, "log_p_per_token": -2.0})
     failed = Result("b", {"x": 1}, 0, tmp_path, error="it broke")
-    page = Page(write_report(tmp_path / "out", "t", studies, [lone, failed]).read_text(encoding="utf-8"))
+    page = Page(write_report(tmp_path / "out", "t", studies, [lone, other, third, failed]).read_text(encoding="utf-8"))
     check_structure(page)
     assert "No run of this study has finished." in page.text
     assert "it broke" in page.text
+    # Without p_θ's own likelihood the frontier is over log p_θ as it is.
+    assert "Upper right is better" in page.text
 
 
 def test_the_report_of_a_run_has_both_methods_and_its_configuration(run_report: Path) -> None:
@@ -204,6 +214,29 @@ def test_the_report_of_a_run_has_both_methods_and_its_configuration(run_report: 
     metrics = json.loads((run_report.parent / "metrics.json").read_text(encoding="utf-8"))
     assert f"{metrics['reward']:.3f} ± {1.96 * 0.2 / 16:.3f}" in page.text
     assert f"{metrics['base']['reward']:.3f} ± " in page.text
+
+
+def test_lightning_test_ends_in_a_report_and_predict_in_none(tmp_path: Path, lm_folder: Path) -> None:
+    """And a report of earlier texts goes when others take their place."""
+    for command in ("test", "predict"):
+        data = PromptData(str(lm_folder), None, n_texts=4, batch_size=4, max_length=12)
+        quiet: dict[str, Any] = {
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "accelerator": "cpu",
+        }
+        trainer = L.Trainer(
+            default_root_dir=tmp_path, callbacks=[PredictionWriter(str(tmp_path))], enable_checkpointing=False, **quiet
+        )
+        (tmp_path / "config.yaml").write_text("the: settings\n")
+        getattr(trainer, command)(ZeroShotModule(Keyword(["good"]), str(lm_folder)), datamodule=data)
+        assert (tmp_path / "report.html").exists() == (command == "test")
+        if command == "test":
+            page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+            check_structure(page)
+            assert "the: settings" in page.text
+            assert "zero_shot" in page.text
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")
