@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,7 +17,8 @@ from dia_lightning.types import Denoiser
 
 class Prediction(NamedTuple):
     """What a solver asks for at (z, t): z0 (B, T, d), the (guided) estimate of the clean embeddings, and the network's own
-    estimate `z0_network`, which the next call is conditioned on; logits (B, T, V) of the (guided) token distribution, and
+    estimate `z0_network`, which the next call is conditioned on (of several branches (K B, T, d), the plain one first);
+    logits (B, T, V) of the (guided) token distribution, and
     the network's own, `logits_network`, where they are others.
     """
 
@@ -24,6 +26,12 @@ class Prediction(NamedTuple):
     z0_network: Tensor
     logits: Tensor
     logits_network: Tensor | None = None
+
+
+class LabelledDenoiser(Protocol):
+    """A `Denoiser` that also takes a label (B,) int64 for each text, 0 = none."""
+
+    def __call__(self, z: Tensor, t: Tensor, z0_prev: Tensor | None = None, label: Tensor | None = None) -> Tensor: ...
 
 
 # A solver's view of the model: (z, t, z0_network of the call before or None) → Prediction.
@@ -40,6 +48,35 @@ def unguided(network: Denoiser, embedding: TokenEmbedding, temperature: float = 
         logits = _token_logits(network, embedding, temperature, z, t, z0_prev)
         z0 = embedding.expected(logits)
         return Prediction(z0, z0, logits, logits)
+
+    return predict
+
+
+def classifier_free(
+    network: LabelledDenoiser, embedding: TokenEmbedding, label: int, scale: float, temperature: float = 1.0
+) -> Predict:
+    """Classifier-free guidance towards a label y, whose score is ∇log p(z|y) + w (∇log p(z|y) − ∇log p(z)).
+
+    By Tweedie's formula that is ẑ_0 = (1 + w) ẑ_0(z, y) − w ẑ_0(z) (Ho and Salimans, arXiv:2207.12598, eq. 6), and tokens
+    have the same on their logits, (1 + w) log p(x_i|z, y) − w log p(x_i|z). The expectation under those would stay among
+    the embeddings, but its score is neither of these.
+
+    Both branches run in one batch, and each is conditioned on its own earlier estimate, as in training: the plain one must
+    not learn of the label.
+
+    Args:
+        network: takes labels (B,), 0 = none. scale: w; 0 = p(z|y) itself, −1 = p(z).
+        temperature: of the token distribution of both branches.
+    """
+
+    @torch.no_grad()
+    def predict(z: Tensor, t: Tensor, z0_prev: Tensor | None) -> Prediction:
+        labels = torch.tensor([0, label], device=z.device).repeat_interleave(len(z))
+        both = _token_logits(partial(network, label=labels), embedding, temperature, z.repeat(2, 1, 1), t.repeat(2, 1), z0_prev)
+        z0_both = embedding.expected(both)
+        (plain, conditional), (z0_plain, z0_conditional) = both.chunk(2), z0_both.chunk(2)
+        logits = torch.where(embedding.decodable, (1 + scale) * conditional - scale * plain, -torch.inf)
+        return Prediction((1 + scale) * z0_conditional - scale * z0_plain, z0_both, logits, plain)
 
     return predict
 

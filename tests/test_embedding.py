@@ -1,5 +1,6 @@
 """G is the inverse of E, but for rows that cannot be told apart."""
 
+import pytest
 import torch
 
 from dia_lightning.embedding import TokenEmbedding
@@ -30,6 +31,22 @@ def test_raw_rows_would_not_invert() -> None:
     """Why rows are scaled: with raw rows the longest win."""
     raw = table()
     assert ((raw @ raw.T).argmax(1) == torch.arange(50)).float().mean() < 0.7
+
+
+def test_raw_rows_keep_their_norms_and_long_ones_win() -> None:
+    """One factor for the table, root mean square norm √d over the tokenizer's rows; G as the original proposal has it."""
+    raw = table()
+    embedding = TokenEmbedding(raw, n_tokens=48, normalise=False)
+    assert float(embedding.weight[:48].square().sum(1).mean()) == pytest.approx(8, rel=1e-5)
+    torch.testing.assert_close(embedding.unit * embedding.weight, raw)
+    # Twice a row is another row now; copies, empty rows and padding are out as ever.
+    assert [i for i in range(50) if not embedding.decodable[i]] == [7, 20, 48, 49]
+    ids = torch.arange(50)[embedding.decodable]
+    want = [max(ids.tolist(), key=lambda v: float(raw[v] @ raw[i])) for i in ids]
+    assert embedding.decode(embedding(ids[None]))[0].tolist() == want
+    assert want != ids.tolist()
+    assert embedding.half_square is not None
+    torch.testing.assert_close(embedding.half_square, torch.tensor([float(row @ row) / 2 for row in embedding.weight]))
 
 
 def test_expected_is_the_mean_under_the_softmax() -> None:

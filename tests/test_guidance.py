@@ -10,9 +10,10 @@ from torch import Tensor
 import dia_lightning
 from dia_lightning.diffusion.schedule import make_schedule, time_grid
 from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.guidance import Predict, Prediction, SoftSum, guided, true_gradient, unguided
+from dia_lightning.guidance import Predict, Prediction, SoftSum, classifier_free, guided, true_gradient, unguided
 from dia_lightning.sampling.solvers import SOLVERS
 from dia_lightning.types import Denoiser
+from tests.oracles.gaussian_mixture import GaussianMixture
 
 SCHEDULE = make_schedule("cosine")
 F64 = torch.float64
@@ -192,6 +193,64 @@ def test_lambda_zero_is_the_denoiser_itself() -> None:
     z, t = torch.ones(2, 3, 2, dtype=F64), torch.full((2, 3), 0.5, dtype=F64)
     for a, b in zip(plain(z, t, None), none(z, t, None), strict=True):
         assert torch.equal(a, b)
+
+
+# Two labels of a law on the line: its components, and its first and its others.
+KINDS = [slice(None), slice(0, 1), slice(1, None)]
+SHARES, MEANS, STDS = torch.tensor([[0.3, 0.5, 0.2], [-2.0, 0.5, 1.5], [0.4, 0.5, 0.3]], dtype=F64)
+LAWS = [GaussianMixture(SHARES[kind] / SHARES[kind].sum(), MEANS[kind, None], STDS[kind]) for kind in KINDS]
+
+
+def labelled_posterior(z: Tensor, t: Tensor, z0_prev: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+    """Logits of p(token | z_t, label) for tokens on LINE under LAWS."""
+    assert label is not None
+    log_p = torch.stack([law.log_density(LINE.weight) for law in LAWS])
+    alpha, sigma = SCHEDULE.alpha(t)[..., None], SCHEDULE.sigma(t)[..., None]
+    return log_p[label][:, None] - (z - alpha * LINE.weight[:, 0]) ** 2 / (2 * sigma**2)
+
+
+@pytest.mark.parametrize("label", [1, 2])
+@pytest.mark.parametrize("scale", [-1.0, 0.0, 2.5])
+def test_the_classifier_free_score_is_the_formula(label: int, scale: float) -> None:
+    """∇log p(z|y) + w (∇log p(z|y) − ∇log p(z)) by central differences of the laws at each level, two levels in a text."""
+    z = torch.linspace(-2, 2, 9, dtype=F64)[:, None, None].repeat(1, 2, 1)
+    t = torch.tensor([0.3, 0.8], dtype=F64).expand(9, 2)
+    got = classifier_free(labelled_posterior, LINE, label, scale)(z, t, None)
+    for i, level in enumerate((0.3, 0.8)):
+        alpha, sigma = (float(f(torch.tensor(level, dtype=F64))) for f in (SCHEDULE.alpha, SCHEDULE.sigma))
+        seen, x, h = [law.level(alpha, sigma) for law in LAWS], z[:, i], 1e-5
+        plain, given = ((law.log_density(x + h) - law.log_density(x - h)) / (2 * h) for law in (seen[0], seen[label]))
+        score = (alpha * got.z0[:, i, 0] - x[:, 0]) / sigma**2
+        torch.testing.assert_close(score, given + scale * (given - plain), rtol=0, atol=1e-5)
+        each = torch.cat([LAWS[k].posterior_mean(x, alpha, sigma) for k in (0, label)])
+        torch.testing.assert_close(got.z0_network[:, i], each, rtol=0, atol=1e-6)
+
+
+def test_classifier_free_tokens_by_hand_and_branches_that_keep_to_themselves() -> None:
+    """Of log-probabilities, not of raw logits; one call for both branches; none is told of the other's earlier estimate."""
+    network, table = small_network()
+    table.decodable = torch.tensor([True, True, True, False, True])
+    asked: list[tuple[Tensor | None, Tensor]] = []
+
+    def labelled(z: Tensor, t: Tensor, z0_prev: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        assert label is not None
+        asked.append((z0_prev, label))
+        logits = network(z + 0.3 * label[:, None, None], t) + 5.0 * label[:, None, None]
+        return logits if z0_prev is None else logits + z0_prev @ table.weight.T
+
+    z = torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(1), dtype=F64)
+    t = torch.full((2, 3), 0.5, dtype=F64)
+    predict = classifier_free(labelled, table, 2, 1.5, temperature=0.7)
+    first = predict(z, t, None)
+    second = predict(z, t, first.z0_network)
+    for got, (plain_prev, given_prev) in ((first, (None, None)), (second, first.z0_network.chunk(2))):
+        logits = [labelled(z, t, prev, torch.full((2,), y)) for prev, y in ((plain_prev, 0), (given_prev, 2))]
+        plain, given = (x.masked_fill(~table.decodable, -torch.inf).div(0.7).softmax(-1) for x in logits)
+        product = torch.where(table.decodable, given**2.5 / plain**1.5, 0.0)
+        torch.testing.assert_close(got.logits.softmax(-1), product / product.sum(-1, keepdim=True))
+        torch.testing.assert_close(got.z0, 2.5 * given @ table.weight - 1.5 * plain @ table.weight)
+        torch.testing.assert_close(got.logits_network.softmax(-1), plain)  # type: ignore[union-attr]
+    assert [label.tolist() for _, label in asked[:2]] == [[0, 0, 2, 2]] * 2
 
 
 def test_soft_sum_checks_its_weights() -> None:

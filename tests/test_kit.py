@@ -9,15 +9,22 @@ import pytest
 import torch
 
 from dia_lightning import resources
+from dia_lightning.critic import CriticModule
+from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.guidance import gradient_of
 from dia_lightning.lm import BaseLM
-from dia_lightning.rewards import VaderSentiment
+from dia_lightning.resources import UserError
+from dia_lightning.rewards import SequenceClassifier, VaderSentiment
+from dia_lightning.sampling import GuidedSamplerModule
 from dia_lightning.sampling.loading import load_critic, load_denoiser
 
 ROOT = Path(resources.__file__).parents[1]
 KIT = ROOT / "checkpoints/tiny"
 KITS = (KIT, ROOT / "checkpoints/tiny_comments")
-FILES = sorted(path for kit in KITS for path in kit.rglob("*") if path.is_file() and path.suffix != ".py")
+ABLATIONS = ROOT / "checkpoints/ablations"
+FOLDERS = (*KITS, ABLATIONS)
+FILES = sorted(path for kit in FOLDERS for path in kit.rglob("*") if path.is_file() and path.suffix not in (".py", ".sh"))
 MIB = 1 << 20
 
 
@@ -36,6 +43,7 @@ def test_it_is_small_and_holds_no_pickle() -> None:
         own = [path for path in FILES if path.is_relative_to(kit)]
         assert {path.relative_to(kit).parts[0] for path in own} == {"lm", "denoiser", "critic"}
         assert sum(path.stat().st_size for path in own) <= most * MIB
+    assert sum(path.stat().st_size for path in FILES if path.is_relative_to(ABLATIONS)) <= 16 * MIB
     assert {path.suffix for path in FILES} <= {".safetensors", ".json", ".txt"}
 
 
@@ -47,7 +55,7 @@ def test_weights_are_those_of_the_readme() -> None:
         for path in FILES
         if path.suffix == ".safetensors"
     }
-    assert len(found) == 6
+    assert len(found) == 6 + 8
     lines = "\n".join(f"| {name} | {digest} |" for name, digest in found.items())
     assert stated == found, f"the table in checkpoints/README.md should be:\n{lines}"
 
@@ -60,6 +68,65 @@ def test_configs_name_no_folder_of_the_machine_it_was_made_on() -> None:
         for part in ("denoiser", "critic"):
             settings = json.loads((kit / part / "config.json").read_text(encoding="utf-8"))
             assert settings["base_lm"] == f"checkpoints/{kit.name}/lm"
+
+
+def test_ablations_compare_networks_of_one_size(kit_lm: BaseLM, kit_embedding: TokenEmbedding) -> None:
+    """All load, for the embeddings that they say; raw ones give other logits than the normalised partner, and denoise."""
+    raw = TokenEmbedding(kit_lm.embedding_table(), len(kit_lm.tokenizer), normalise=False)
+    critics = {
+        name: load_critic(str(ABLATIONS / name), raw if name == "critic_raw" else kit_embedding)
+        for name in ("critic", "critic_soft", "critic_clean", "critic_raw", "critic_classifier")
+    }
+    assert len({json.dumps(settings["size"]) for _, settings in critics.values()}) == 1
+    objectives = [settings["objective"] for _, settings in critics.values()]
+    assert objectives == ["mse", "soft", "clean", "mse", "mse"]
+    assert critics["critic_soft"][1]["lam"] == 4
+    rows = kit_lm.encode(
+        ["The Eagle is a great and lovely restaurant.", "The Eagle is a bad restaurant with a poor rating."], 20
+    )
+    for name, embedding in (("denoiser", kit_embedding), ("denoiser_raw", raw)):
+        network = load_denoiser(str(ABLATIONS / name), embedding)
+        assert network.size.layers == 4
+        with torch.no_grad():
+            logits = network(embedding(rows) + 0.1 * torch.randn(*rows.shape, 128), torch.full(rows.shape, 0.06))
+        assert float((logits.argmax(-1) == rows).float().mean()) > 0.9
+    for network, settings in critics.values():
+        good, bad = network((kit_embedding if settings["normalise"] else raw)(rows), torch.zeros(rows.shape)).tolist()
+        assert good > bad
+
+
+def test_the_ablations_classifier_is_found_from_any_folder_and_guides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    reward = SequenceClassifier("checkpoints/ablations/classifier", "positive")
+    options = {"sampler": "dia", "refine": "none", "steps": 2, "critic": "checkpoints/ablations/critic_classifier"}
+    good, bad = reward(["The Eagle is a great, excellent and lovely place.", "The Eagle is a pub near the river."]).tolist()
+    assert 0 >= good > bad + 1
+    for gradient in ("critic", "true"):
+        module = GuidedSamplerModule(reward, gradient=gradient, **options)
+        z, t = torch.randn(2, 8, 128), torch.full((2, 8), 0.6)
+        assert module.denoiser_network is not None
+        value = module._log_value(module.denoiser_network)
+        assert float(gradient_of(value, z, t).norm()) > 0
+
+
+def test_denoiser_and_critic_must_share_their_embeddings() -> None:
+    options = {"sampler": "dia", "refine": "none", "denoiser": "checkpoints/ablations/denoiser_raw"}
+    message = (
+        r"^--model.init_args.critic: checkpoints/ablations/critic was trained on normalised embeddings, "
+        r"but the rest is on raw ones \(when training: --model.init_args.normalise\)$"
+    )
+    with pytest.raises(UserError, match=message):
+        GuidedSamplerModule(VaderSentiment(), critic="checkpoints/ablations/critic", **options)
+    module = GuidedSamplerModule(VaderSentiment(), critic="checkpoints/ablations/critic_raw", **options)
+    assert not module.embedding.normalise
+    # What a run does not use is not asked.
+    assert not GuidedSamplerModule(VaderSentiment(), critic="checkpoints/tiny/critic", lam=0.0, **options).embedding.normalise
+    with pytest.raises(UserError, match=r"^--model.init_args.denoiser: .* was trained on raw embeddings"):
+        CriticModule(VaderSentiment(), denoiser="checkpoints/ablations/denoiser_raw")
+    assert (
+        DenoiserModule(normalise=False, layers=4, init_from="checkpoints/ablations/denoiser_raw").settings()["normalise"]
+        is False
+    )
 
 
 def test_the_comments_kit_fits_together() -> None:

@@ -53,7 +53,7 @@ def test_it_holds_code_configs_and_the_kit_only(wheel: Path) -> None:
         names = set(archive.namelist())
         assert not [info.filename for info in archive.infolist() if (info.external_attr >> 16) & 0o044 != 0o044]
     share = "dia_lightning/share"
-    for folder in ("configs", "checkpoints/tiny", "checkpoints/tiny_comments"):
+    for folder in ("configs", "checkpoints/tiny", "checkpoints/tiny_comments", "checkpoints/ablations"):
         shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*") if path.is_file()}
         assert {name.removeprefix(f"{share}/") for name in names if name.startswith(f"{share}/{folder}/")} == shipped
     rest = {name for name in names if not name.startswith(f"{share}/")}

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from dia_lightning.baselines.checks import check_lam, refuse_blanks
 from dia_lightning.baselines.prefix import PrefixValue, critic_of_prefixes, settled
-from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM, Writing, draw_categorical
 from dia_lightning.sampling.base import Drawn, SamplerModule, check
-from dia_lightning.sampling.loading import load_value
+from dia_lightning.sampling.loading import embedding_for, load_value
 from dia_lightning.types import Prompts, Reward
 
 
@@ -83,7 +82,7 @@ class GuidedDecodingModule(SamplerModule):
         check("top_k", top_k, top_k >= 0, "0 or more")
         check("final", final, final in ("sample", "argmax"), "sample, argmax")
         self.critic, self.lam, self.top_k, self.final = critic, lam, top_k, final
-        self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer))
+        self.embedding = embedding_for(self.lm, critic=critic if lam else None)
         self.value = load_value(critic, self.embedding, reward.name, lam) if lam else None
 
     def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:

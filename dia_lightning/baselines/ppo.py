@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dia_lightning.baselines.lora import add_adapters, merged
 from dia_lightning.baselines.ppo_loss import (
     adapted_beta,
     clipped_loss,
@@ -65,6 +66,8 @@ class PPOModule(L.LightningModule):
         value_coef: weight of the value loss, of ppo only.
         epochs: passes over each batch of texts. minibatches: optimiser steps a pass.
         gradient_clip: largest norm of a gradient (the Trainer's own option does not work here).
+        lora_rank: train low-rank adapters of this rank (see `lora.add_adapters`) and the value head instead of all weights;
+            they need a larger lr. The exported policy has them merged.
         lr, warmup_steps: Adam with warm-up and cosine decay to the end of training.
         seed: of all randomness.
     """
@@ -84,6 +87,7 @@ class PPOModule(L.LightningModule):
         epochs: int = 2,
         minibatches: int = 2,
         gradient_clip: float = 1.0,
+        lora_rank: int | None = None,
         lr: float = 1e-4,
         warmup_steps: int = 10,
         seed: int = 0,
@@ -98,11 +102,13 @@ class PPOModule(L.LightningModule):
         self.reward, self.base_lm, self.estimator = reward, base_lm, estimator
         self.beta, self.target_kl, self.clip, self.gae_lambda, self.value_coef = beta, target_kl, clip, gae_lambda, value_coef
         self.epochs, self.minibatches, self.gradient_clip = epochs, minibatches, gradient_clip
-        self.lr, self.warmup_steps, self.seed = lr, warmup_steps, seed
+        self.lora_rank, self.lr, self.warmup_steps, self.seed = lora_rank, lr, warmup_steps, seed
         self._cached = CachedReward(reward)
         self.lm = BaseLM.load(base_lm)
         self.policy_lm = BaseLM.load(base_lm)
-        self.policy = self.policy_lm.model.requires_grad_(True)
+        model = self.policy_lm.model
+        # Adapters are put into the very model that `policy_lm` draws from.
+        self.policy = model.requires_grad_(True) if lora_rank is None else add_adapters(model, lora_rank, seed)
         self.language_models = {"policy": self.policy_lm, "base_lm": self.lm}
         self.value_head = self._value_head() if estimator == "ppo" else None
         self.register_buffer("beta_now", torch.tensor(beta, dtype=torch.float64))
@@ -247,7 +253,8 @@ class PPOModule(L.LightningModule):
 
         `ZeroShotModule` samples it, with `reference` p_θ and `method` ppo.
         """
-        self.policy.save_pretrained(folder)
+        policy = self.policy if self.lora_rank is None else merged(self.policy)
+        policy.save_pretrained(folder)
         self.policy_lm.tokenizer.save_pretrained(folder)
 
 

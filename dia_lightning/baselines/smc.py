@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from dia_lightning.baselines.checks import refuse_blanks
-from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import Predict, guided, unguided
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import call_reward
 from dia_lightning.sampling.base import Drawn, SamplerModule, check
 from dia_lightning.sampling.crowd import crowd_of, pick_by_weight, weight_diagnostics
 from dia_lightning.sampling.decode import starting_point
-from dia_lightning.sampling.loading import load_denoiser, load_value
+from dia_lightning.sampling.loading import embedding_for, load_denoiser, load_value
 from dia_lightning.sampling.particles import Steering, check_steering, lineage, smc
 from dia_lightning.target import seen_texts
 from dia_lightning.types import Prompts, Reward, fill_after_end
@@ -79,7 +78,7 @@ class SMCModule(SamplerModule):
         self.potential, self.every, self.ess, self.resampling = potential, every, ess, resampling
         self.steps, self.stagger, self.temperature = steps, stagger, temperature
         self.guidance_scale, self.guidance_cap = guidance_scale, guidance_cap
-        self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer))
+        self.embedding = embedding_for(self.lm, denoiser)
         self.denoiser_network = load_denoiser(denoiser, self.embedding)
         self.value = load_value(critic, self.embedding, reward.name, lam) if lam else None
 

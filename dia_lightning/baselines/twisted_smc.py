@@ -10,12 +10,11 @@ from torch import Tensor
 
 from dia_lightning.baselines.checks import check_lam, refuse_blanks
 from dia_lightning.baselines.prefix import PrefixValue, critic_of_prefixes, settled
-from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM, Writing, draw_categorical
 from dia_lightning.rewards import call_reward
 from dia_lightning.sampling.base import Drawn, SamplerModule, check
 from dia_lightning.sampling.crowd import crowd_of, pick_by_weight, rows_of, weight_diagnostics
-from dia_lightning.sampling.loading import load_value
+from dia_lightning.sampling.loading import embedding_for, load_value
 from dia_lightning.sampling.resampling import RESAMPLING, effective_size, log_mean_exp
 from dia_lightning.target import seen_texts
 from dia_lightning.types import Prompts, Reward
@@ -160,7 +159,7 @@ class TwistedSMCModule(SamplerModule):
         check("resampling", resampling, resampling in RESAMPLING, ", ".join(RESAMPLING))
         self.critic, self.lam, self.particles = critic, lam, particles
         self.every, self.ess, self.resampling = every, ess, resampling
-        self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer))
+        self.embedding = embedding_for(self.lm, critic=critic if lam else None)
         self.value = load_value(critic, self.embedding, reward.name, lam) if lam else None
 
     def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:

@@ -23,6 +23,7 @@ class CriticModule(NoisedRowsModule):
     Args:
         reward: any `Reward`; called on decoded texts, each text once.
         base_lm: hub id or folder of p_θ.
+        normalise: as for the denoiser.
         denoiser: checkpoint whose noise schedule, with its warp, is used; nothing = `schedule` unwarped.
         objective: `mse` (E[r | z_t]), `soft` (log E[exp(λ r) | z_t]) or `clean` (r on clean text only, the original proposal).
         lam: λ of `soft`, in 1 / reward; not used by the others.
@@ -36,6 +37,7 @@ class CriticModule(NoisedRowsModule):
         self,
         reward: Reward,
         base_lm: str = "checkpoints/tiny/lm",
+        normalise: bool = True,
         denoiser: str | None = None,
         objective: str = "mse",
         lam: float = 1.0,
@@ -51,7 +53,7 @@ class CriticModule(NoisedRowsModule):
         warmup_steps: int = 100,
         seed: int = 0,
     ) -> None:
-        super().__init__(base_lm, schedule, denoiser, max_length, lr, weight_decay, warmup_steps, seed)
+        super().__init__(base_lm, normalise, schedule, denoiser, max_length, lr, weight_decay, warmup_steps, seed)
         if objective not in OBJECTIVES:
             raise UserError(f"--model.init_args.objective: {objective!r} given, allowed are {', '.join(OBJECTIVES)}")
         if objective == "soft" and lam == 0:
@@ -62,7 +64,7 @@ class CriticModule(NoisedRowsModule):
         size = NetworkSize(width, layers, heads, max_length, rotary)
         self.network = CriticNetwork(self.embedding.dim, self.schedule, size)
         if init_from_lm:
-            self.network.trunk.init_from_lm(self.lm.model, self.lm.bos_id)
+            self.network.trunk.init_from_lm(self.lm.model, self.lm.bos_id, self.embedding.unit)
 
     def on_fit_start(self) -> None:
         """Standardise: mean and scale of the reward over the held-out rows."""

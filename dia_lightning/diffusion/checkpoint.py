@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.resources import UserError, require_path
 
 _SCHEMA = 1
@@ -26,12 +27,34 @@ def save_network(network: nn.Module, settings: dict[str, Any], folder: Path) -> 
     Path(f"{config}.tmp").replace(config)
 
 
-def read_network(path: str, kind: str, option: str, embedding: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_network(path: str, kind: str, option: str, embedding: TokenEmbedding) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Settings and weights of the `kind` of network at `path`; from a `.ckpt` the averaged (EMA) weights where it has them.
 
     Raises:
-        UserError: if it is missing, damaged, of another kind or schema, or was trained on another embedding table.
+        UserError: if it is missing, damaged, of another kind or schema, or was trained on another embedding table, or on
+            raw rows where `embedding` has rows of one norm, or the other way round.
     """
+    settings, weights = _read(path, kind, option)
+    if settings["embedding"] != embedding.fingerprint():
+        raise UserError(
+            f"{option}: {path} was trained on the embeddings of another base model ({settings['base_lm']}); "
+            "give that one as base_lm, or train for yours"
+        )
+    if settings["normalise"] != embedding.normalise:
+        has, needed = ("normalised", "raw") if settings["normalise"] else ("raw", "normalised")
+        raise UserError(
+            f"{option}: {path} was trained on {has} embeddings, but the rest is on {needed} ones "
+            "(when training: --model.init_args.normalise)"
+        )
+    return settings, weights
+
+
+def is_normalised(path: str, kind: str, option: str) -> bool:
+    """Whether the network at `path` was trained on embeddings of one norm; UserError as for `read_network`."""
+    return bool(_read(path, kind, option)[0]["normalise"])
+
+
+def _read(path: str, kind: str, option: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     found = require_path(path, option)
     try:
         settings, weights = _read_folder(found) if found.is_dir() else _read_ckpt(found)
@@ -44,12 +67,7 @@ def read_network(path: str, kind: str, option: str, embedding: str) -> tuple[dic
         raise UserError(f"{option}: {path} holds a {settings.get('kind', 'foreign model')}, a {kind} is needed")
     if settings.get("schema") != _SCHEMA:
         raise UserError(f"{option}: {path} has schema {settings.get('schema')}, this version reads {_SCHEMA}")
-    if settings["embedding"] != embedding:
-        raise UserError(
-            f"{option}: {path} was trained on the embeddings of another base model ({settings['base_lm']}); "
-            "give that one as base_lm, or train for yours"
-        )
-    return settings, weights
+    return {"normalise": True, **settings}, weights
 
 
 def load_weights(network: nn.Module, weights: dict[str, Tensor], option: str, path: str) -> None:

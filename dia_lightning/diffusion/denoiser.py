@@ -112,8 +112,11 @@ class Trunk(nn.Module):
         nn.init.zeros_(modulate.weight)
         nn.init.zeros_(modulate.bias)
 
-    def forward(self, z: Tensor, t: Tensor, alpha: Tensor, z0_prev: Tensor | None) -> Tensor:
-        """Z (B, T, d), t and alpha (B, T), z0_prev (B, T, d) → (B, T + 1, width), the start position first."""
+    def forward(self, z: Tensor, t: Tensor, alpha: Tensor, z0_prev: Tensor | None, condition: Tensor | None = None) -> Tensor:
+        """Z (B, T, d), t and alpha (B, T), z0_prev (B, T, d) → (B, T + 1, width), the start position first.
+
+        `condition` (B, width) joins the embedded time of every position, as DiT's class does (arXiv:2212.09748).
+        """
         if z.shape[1] > self.size.max_length:
             raise ValueError(f"text of {z.shape[1]} tokens, this network was built for {self.size.max_length}")
         # `z0_in` has no bias, so that zeros are the same as nothing, but keep its weight in the graph (DDP).
@@ -121,15 +124,18 @@ class Trunk(nn.Module):
         x = torch.cat([self.start.expand(len(x), 1, -1).to(x.dtype), x], 1)
         if not self.size.rotary:
             x = x + self.positions[: x.shape[1]]
-        modulation = self.time(_time_features(F.pad(t, (1, 0)))).unflatten(-1, (6, -1))
+        time = self.time[0](_time_features(F.pad(t, (1, 0))))
+        if condition is not None:
+            time = time + condition[:, None].to(time.dtype)
+        modulation = self.time[1:](time).unflatten(-1, (6, -1))
         for block in self.blocks:
             x = block(x, modulation)
         normed: Tensor = self.norm(x)
         return normed
 
     @torch.no_grad()
-    def init_from_lm(self, model: Any, bos_id: int) -> None:
-        """Copy a GPT-2-architecture model's blocks, norms and positions; attention becomes bidirectional.
+    def init_from_lm(self, model: Any, bos_id: int, unit: float) -> None:
+        """Copy a GPT-2-architecture model's blocks, norms and positions; attention becomes bidirectional. `unit`: of E.
 
         Raises:
             UserError: if the model is of another architecture or size.
@@ -145,7 +151,7 @@ class Trunk(nn.Module):
                 f"({config.n_embd}, {config.n_head}), layers at most {config.n_layer}, rotary false"
             )
         table, n = gpt.wte.weight.float(), self.size.max_length + 1
-        self.z_in.weight.copy_(torch.eye(table.shape[1]) * table.norm(dim=1).mean() / table.shape[1] ** 0.5)
+        self.z_in.weight.copy_(torch.eye(table.shape[1]) * unit)
         self.start.copy_(table[bos_id])
         self.positions.copy_(gpt.wpe.weight[:n])
         self.norm.load_state_dict(gpt.ln_f.state_dict())
@@ -170,19 +176,26 @@ class DenoiserNetwork(nn.Module):
     """ε_ψ by way of logits over the vocabulary (see science.md, "Denoiser").
 
     logits_i = head(hidden_i) + (α/σ²) ⟨z_i, E⟩. The second term is the exact log-likelihood of z_i for each token (all
-    rows have one norm), so the network learns only what the other positions say about token i:
-    p(x_i | z) ∝ N(z_i; α E(x_i), σ²) p(x_i | z_{−i}).
+    rows have one norm; of raw ones (α²/2σ²) ‖E‖² is taken off), so the network learns only what the other positions say
+    about token i: p(x_i | z) ∝ N(z_i; α E(x_i), σ²) p(x_i | z_{−i}).
 
     Args:
         embedding, schedule: E and the noise; frozen.
         size: of the transformer.
         tied_head: read out by ⟨W hidden, E⟩ instead of by a matrix of its own (V × width more parameters).
+        n_labels: labels 1 … n_labels that texts may carry (see `labels.Labeller`), 0 standing for no label; 0 = none
+            at all. Their embeddings begin at zero, where a labelled network is the unlabelled one.
     """
 
-    def __init__(self, embedding: TokenEmbedding, schedule: Schedule, size: NetworkSize, tied_head: bool = False) -> None:
+    def __init__(
+        self, embedding: TokenEmbedding, schedule: Schedule, size: NetworkSize, tied_head: bool = False, n_labels: int = 0
+    ) -> None:
         super().__init__()
         self.embedding, self.schedule, self.size, self.tied_head = embedding, schedule, size, tied_head
         self.trunk = Trunk(embedding.dim, size)
+        self.labels = (
+            nn.Embedding(n_labels + 1, size.width, _weight=torch.zeros(n_labels + 1, size.width)) if n_labels else None
+        )
         self.head = nn.Linear(size.width, embedding.dim if tied_head else embedding.vocab_size)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
@@ -193,32 +206,43 @@ class DenoiserNetwork(nn.Module):
         """What a `cost.Meter` watches; every read-out is a product with the embedding table too."""
         return [(self.trunk, weights_of(self.trunk)), (self.head, weights_of(self.head) + self.embedding.weight.numel())]
 
-    def hidden(self, z: Tensor, t: Tensor, z0_prev: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What `readout` needs: hidden (B, T, width) and query (B, T, d) = (α/σ²) z.
+    def hidden(self, z: Tensor, t: Tensor, z0_prev: Tensor | None = None, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What `readout` needs: hidden (B, T, width) and query (B, T, d) = (α/σ²) z, for raw rows (B, T, d + 1) with α²/σ².
 
         The state before a position reads it out, as in p_θ, so that p_θ's own weights are a sensible start (the shift
         of DiffuGPT, Gong et al., arXiv:2410.17891).
         """
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        hidden = self.trunk(z, t, alpha, z0_prev)[:, :-1]
-        return hidden, (alpha / sigma.square().clamp_min(1e-2))[..., None] * z
+        condition = None
+        if self.labels is not None:
+            condition = self.labels(torch.zeros_like(z[:, 0, 0], dtype=torch.int64) if label is None else label)
+        hidden = self.trunk(z, t, alpha, z0_prev, condition)[:, :-1]
+        ratio = (alpha / sigma.square().clamp_min(1e-2))[..., None]
+        query = ratio * z
+        return hidden, query if self.embedding.normalise else torch.cat([query, alpha[..., None] * ratio], -1)
 
     def readout(self, hidden: Tensor, query: Tensor) -> Tensor:
         """Logits (…, V) float32 from rows of `hidden` and `query`."""
-        weight = self.embedding.weight
+        weight, half_square = self.embedding.weight, self.embedding.half_square
         out = self.head(hidden)
+        if half_square is not None:
+            out = out @ weight.T if self.tied_head else out
+            # In bf16 the difference of two large numbers would say nothing of the token.
+            with torch.autocast(query.device.type, enabled=False):
+                query = query.float()
+                return out.float() + query[..., :-1] @ weight.T - query[..., -1:] * half_square
         if self.tied_head:
             return ((out + query) @ weight.T).float()
         return out.float() + (query @ weight.T).float()
 
-    def forward(self, z: Tensor, t: Tensor, z0_prev: Tensor | None = None) -> Tensor:
-        """Z (B, T, d), t (B, T), z0_prev (B, T, d) or None → logits (B, T, V) float32."""
-        return self.readout(*self.hidden(z, t, z0_prev))
+    def forward(self, z: Tensor, t: Tensor, z0_prev: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        """Z (B, T, d), t (B, T), z0_prev (B, T, d) or None, label (B,) int64 or None (0) → logits (B, T, V) float32."""
+        return self.readout(*self.hidden(z, t, z0_prev, label))
 
     @torch.no_grad()
     def init_from_lm(self, model: Any, bos_id: int) -> None:
         """Start from p_θ's own weights, its output embedding included (needs `tied_head: false`)."""
         if self.tied_head:
             raise UserError("--model.init_args.init_from_lm: needs tied_head: false")
-        self.trunk.init_from_lm(model, bos_id)
+        self.trunk.init_from_lm(model, bos_id, self.embedding.unit)
         self.head.weight.copy_(model.get_output_embeddings().weight)  # type: ignore[operator]

@@ -12,13 +12,14 @@ from torch import Tensor
 from dia_lightning.data.samples import ModelSamples, fingerprint, tokenizer_content
 from dia_lightning.diffusion.checkpoint import load_weights, read_network, save_network
 from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
+from dia_lightning.diffusion.labels import Labeller
 from dia_lightning.diffusion.loss import LOSSES, Noised, draw_times, expected_embedding, noise, warp_knots
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 from dia_lightning.optim import adamw_warmup_cosine, check_recipe
 from dia_lightning.resources import UserError
-from dia_lightning.types import text_mask
+from dia_lightning.types import Reward, text_mask
 
 _BINS = 100  # of t, for the running loss
 N_BANDS = 5
@@ -34,7 +35,7 @@ class NoisedRowsModule(L.LightningModule):
     """
 
     def __init__(
-        self, base_lm: str, schedule: str, denoiser: str | None,
+        self, base_lm: str, normalise: bool, schedule: str, denoiser: str | None,
         max_length: int, lr: float, weight_decay: float, warmup_steps: int, seed: int,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -46,10 +47,10 @@ class NoisedRowsModule(L.LightningModule):
         self.lm = BaseLM.load(base_lm)
         if max_length > self.lm.max_length:
             raise UserError(f"--model.init_args.max_length: {max_length} given, {base_lm} allows at most {self.lm.max_length}")
-        self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer))
+        self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer), normalise)
         self.schedule_name, self.schedule = schedule, make_schedule(schedule)
         if denoiser is not None:
-            settings, weights = read_network(denoiser, "denoiser", "--model.init_args.denoiser", self.embedding.fingerprint())
+            settings, weights = read_network(denoiser, "denoiser", "--model.init_args.denoiser", self.embedding)
             self.schedule_name, self.schedule = settings["schedule"], make_schedule(settings["schedule"])
             self.schedule.set_warp(weights["schedule.knots"])
         self.network: Any
@@ -81,15 +82,21 @@ class NoisedRowsModule(L.LightningModule):
     def noised(self, batch: dict[str, Tensor], stream: int) -> Noised:
         """The batch at training noise; `stream` numbers the draw (`batch_number` in training)."""
         tokens, prompt_mask = batch["tokens"], batch["prompt_mask"]
-        world, rank = self.trainer.world_size, self.trainer.global_rank
-        generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + stream)
-        n_rows = len(tokens) * world
-        rows = torch.arange(rank, n_rows, world, device=self.device)
+        generator = torch.Generator(self.device).manual_seed(self.stream_seed(stream))
+        rows, n_rows = self.rows_in_all(len(tokens), self.device)
         times = draw_times(n_rows, self.max_length, self.schedule, generator)[rows, : tokens.shape[1]]
         shape = (n_rows, self.max_length, self.embedding.dim)
         eps = torch.randn(shape, generator=generator, device=self.device)[rows, : tokens.shape[1]]
         ends = ~text_mask(tokens, prompt_mask, self.lm.end_id)
         return noise(tokens, torch.where(prompt_mask, 0.0, times), ends, rows, self.embedding, self.schedule, eps)
+
+    def stream_seed(self, stream: int) -> int:
+        return self.seed * 1_000_003 + stream
+
+    def rows_in_all(self, n: int, device: torch.device) -> tuple[Tensor, int]:
+        """The numbers (n,) of this process's rows among those of all processes, and how many there are."""
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        return torch.arange(rank, n * world, world, device=device), n * world
 
     @property
     def batch_number(self) -> int:
@@ -111,6 +118,7 @@ class NoisedRowsModule(L.LightningModule):
             "schema": 1,
             "base_lm": self.base_lm_name,
             "embedding": self.embedding.fingerprint(),
+            "normalise": self.embedding.normalise,
             "schedule": self.schedule_name,
         }
 
@@ -127,6 +135,7 @@ class DenoiserModule(NoisedRowsModule):
 
     Args:
         base_lm: hub id or folder of p_θ, whose embeddings are noised.
+        normalise: scale each embedding to one norm; false = as they are, as in the original proposal (see `TokenEmbedding`).
         schedule: `cosine`, `sqrt` or `linear`; bent by time warping while training goes on.
         loss: `ce` (cross-entropy), `eps` (‖ε − ε_ψ‖²) or `x0` (‖z_0 − ẑ_0‖²), on noised positions only.
         width, layers, heads, rotary: the transformer; with `init_from_lm` width and heads are those of base_lm.
@@ -134,6 +143,8 @@ class DenoiserModule(NoisedRowsModule):
         tied_head: read out by the frozen embedding table instead of by a trained one.
         init_from_lm: start from p_θ's own blocks, attention made bidirectional.
         init_from: start from this denoiser (folder or `.ckpt`) of the same base_lm and size instead.
+        label_reward, label_edges, label_drop: for classifier-free guidance, condition it on labels too: the class of each
+            text's reward between these edges, left out of a share of the texts (see `Labeller`).
         time_warp: steps between two updates of the warp; 0 = never.
         lr, weight_decay, warmup_steps: AdamW with warm-up and cosine decay to the end of training.
         seed: of the noise.
@@ -144,6 +155,7 @@ class DenoiserModule(NoisedRowsModule):
     def __init__(
         self,
         base_lm: str = "checkpoints/tiny/lm",
+        normalise: bool = True,
         schedule: str = "cosine",
         loss: str = "ce",
         width: int = 128,
@@ -154,44 +166,69 @@ class DenoiserModule(NoisedRowsModule):
         tied_head: bool = False,
         init_from_lm: bool = True,
         init_from: str | None = None,
+        label_reward: Reward | None = None,
+        label_edges: list[float] | None = None,
+        label_drop: float = 0.1,
         time_warp: int = 100,
         lr: float = 1e-3,
         weight_decay: float = 0.01,
         warmup_steps: int = 200,
         seed: int = 0,
     ) -> None:
-        super().__init__(base_lm, schedule, None, max_length, lr, weight_decay, warmup_steps, seed)
+        super().__init__(base_lm, normalise, schedule, None, max_length, lr, weight_decay, warmup_steps, seed)
         if time_warp < 0:
             raise UserError(f"--model.init_args.time_warp: {time_warp} given, must be 0 (never) or more")
         if loss not in LOSSES:
             raise UserError(f"--model.init_args.loss: {loss!r} given, allowed are {', '.join(LOSSES)}")
         self.loss_name, self.time_warp = loss, time_warp
         size = NetworkSize(width, layers, heads, max_length, rotary)
-        self.network = DenoiserNetwork(self.embedding, self.schedule, size, tied_head)
+        labelled = label_reward is not None or label_edges is not None
+        self.labeller = Labeller(label_reward, label_edges, label_drop) if labelled else None
+        n_labels = len(label_edges or []) + 1 if labelled else 0
+        self.network = DenoiserNetwork(self.embedding, self.schedule, size, tied_head, n_labels)
         if init_from is not None:
-            option = "--model.init_args.init_from"
-            _, weights = read_network(init_from, "denoiser", option, self.embedding.fingerprint())
-            load_weights(self.network, weights, option, init_from)
+            self._init_from(init_from)
         elif init_from_lm:
             self.network.init_from_lm(self.lm.model, self.lm.bos_id)
         self.register_buffer("loss_in_bin", torch.full((_BINS,), -1.0))
 
-    def losses(self, tokens: Tensor, noised: Noised, self_condition: bool) -> tuple[Tensor, Tensor]:
+    def _init_from(self, path: str) -> None:
+        option = "--model.init_args.init_from"
+        _, weights = read_network(path, "denoiser", option, self.embedding)
+        if self.network.labels is not None:
+            weights.setdefault("labels.weight", self.network.labels.weight.detach())
+        load_weights(self.network, weights, option, path)
+
+    def labels(self, batch: dict[str, Tensor], stream: int | None = None) -> Tensor | None:
+        """Each row's label (B,), where there are labels; with a `stream`, which numbers the draw, some are dropped."""
+        if self.labeller is None:
+            return None
+        labels = self.labeller(self.lm.decode(batch["tokens"], batch["prompt_mask"]))
+        if stream is not None:
+            rows, n_rows = self.rows_in_all(len(labels), labels.device)
+            # Noise has the seed itself; this one draws other numbers.
+            labels = self.labeller.dropped(labels, rows, n_rows, 2 * self.stream_seed(stream) + 1)
+        return labels.to(self.device)
+
+    def losses(
+        self, tokens: Tensor, noised: Noised, self_condition: bool, label: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Loss at every noised position (N,) and its time (N,); the fixed shape (B·T) comes first, so nothing waits."""
         z0_prev = None
         if self_condition:
             with torch.no_grad():
-                hidden, query = self.network.hidden(noised.z, noised.t)
+                hidden, query = self.network.hidden(noised.z, noised.t, None, label)
                 flat = expected_embedding(self.network, hidden.flatten(0, 1), query.flatten(0, 1))
             z0_prev = flat.unflatten(0, tokens.shape)
-        hidden, query = self.network.hidden(noised.z, noised.t, z0_prev)
+        hidden, query = self.network.hidden(noised.z, noised.t, z0_prev, label)
         keep = noised.noised
         t = noised.t[keep]
         return LOSSES[self.loss_name](self.network, hidden[keep], query[keep], tokens[keep], t), t
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         number = self.batch_number
-        values, t = self.losses(batch["tokens"], self.noised(batch, number), self_condition=number % 2 == 1)
+        label = self.labels(batch, number)
+        values, t = self.losses(batch["tokens"], self.noised(batch, number), number % 2 == 1, label)
         # Mean over the positions of all processes, so that the gradient is that of one process with the whole batch.
         count = self.trainer.strategy.reduce(values.new_tensor(float(len(values))), reduce_op="mean")
         loss = values.sum() / count
@@ -219,7 +256,7 @@ class DenoiserModule(NoisedRowsModule):
         self._in_bands = torch.zeros(2, N_BANDS, device=self.device)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        values, t = self.losses(batch["tokens"], self.noised(batch, -1 - batch_idx), self_condition=True)
+        values, t = self.losses(batch["tokens"], self.noised(batch, -1 - batch_idx), True, self.labels(batch))
         self._in_bands += torch.stack([self.band_sums(values, t), self.band_sums(torch.ones_like(values), t)])
 
     def on_validation_epoch_end(self) -> None:
@@ -233,4 +270,5 @@ class DenoiserModule(NoisedRowsModule):
 
     def settings(self) -> dict[str, Any]:
         size, tied = self.network.size.as_dict(), self.network.tied_head
-        return {**super().settings(), "kind": "denoiser", "size": size, "tied_head": tied}
+        labels = {} if self.labeller is None else {"labels": self.labeller.settings()}
+        return {**super().settings(), "kind": "denoiser", "size": size, "tied_head": tied, **labels}

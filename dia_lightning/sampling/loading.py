@@ -7,25 +7,57 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from dia_lightning.critic.network import CriticNetwork
-from dia_lightning.diffusion.checkpoint import load_weights, read_network
+from dia_lightning.diffusion.checkpoint import is_normalised, load_weights, read_network
 from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 
 N = TypeVar("N", bound=nn.Module)
+
+
+def embedding_for(lm: BaseLM, denoiser: str | None = None, critic: str | None = None) -> TokenEmbedding:
+    """E of `lm`, rows of one norm or raw as the first checkpoint given was trained on; loading another checks that it was too.
+
+    Raises:
+        UserError: if that checkpoint is missing, damaged or of another kind.
+    """
+    given = {"denoiser": denoiser, "critic": critic}
+    kind, path = next(((kind, path) for kind, path in given.items() if path is not None), ("", None))
+    normalise = path is None or is_normalised(path, kind, f"--model.init_args.{kind}")
+    return TokenEmbedding(lm.embedding_table(), len(lm.tokenizer), normalise)
 
 
 def load_denoiser(path: str, embedding: TokenEmbedding) -> DenoiserNetwork:
     """The denoiser at `path` (folder or `.ckpt`), frozen, for use with `embedding`.
 
     Raises:
-        UserError: if it is missing, damaged, no denoiser, or made for another base model.
+        UserError: if it is missing, damaged, no denoiser, or made for another base model or other embeddings of it.
     """
-    settings, weights = read_network(path, "denoiser", "--model.init_args.denoiser", embedding.fingerprint())
+    return _load_denoiser(path, embedding)[0]
+
+
+def load_labelled(path: str, embedding: TokenEmbedding, reward: str) -> tuple[DenoiserNetwork, int]:
+    """The denoiser at `path`, which has labels made of the reward called `reward`, and how many.
+
+    Raises:
+        UserError: as for `load_denoiser`, or if it has no labels or those of another reward.
+    """
+    network, settings = _load_denoiser(path, embedding)
+    labels = settings.get("labels")
+    if labels is None or labels["reward"] != reward:
+        has = "no labels" if labels is None else f"labels of the reward {labels['reward']!r}"
+        raise UserError(f"--model.init_args.denoiser: {path} has {has}, needed are labels of {reward!r}, see label_reward")
+    return network, labels["n_labels"]
+
+
+def _load_denoiser(path: str, embedding: TokenEmbedding) -> tuple[DenoiserNetwork, dict[str, Any]]:
+    settings, weights = read_network(path, "denoiser", "--model.init_args.denoiser", embedding)
     schedule, size = make_schedule(settings["schedule"]), NetworkSize(**settings["size"])
-    network = DenoiserNetwork(embedding, schedule, size, settings["tied_head"])
-    return _frozen(network, weights, "--model.init_args.denoiser", path)
+    n_labels = settings.get("labels", {}).get("n_labels", 0)
+    network = DenoiserNetwork(embedding, schedule, size, settings["tied_head"], n_labels)
+    return _frozen(network, weights, "--model.init_args.denoiser", path), settings
 
 
 def load_critic(path: str, embedding: TokenEmbedding, reward: str | None = None) -> tuple[CriticNetwork, dict[str, Any]]:
@@ -34,7 +66,7 @@ def load_critic(path: str, embedding: TokenEmbedding, reward: str | None = None)
     Raises:
         UserError: as for `load_denoiser`, or if it was trained on another reward.
     """
-    settings, weights = read_network(path, "critic", "--model.init_args.critic", embedding.fingerprint())
+    settings, weights = read_network(path, "critic", "--model.init_args.critic", embedding)
     if reward is not None and settings["reward"] != reward:
         raise UserError(
             f"--model.init_args.critic: {path} was trained on the reward {settings['reward']!r}, the reward is {reward!r}"

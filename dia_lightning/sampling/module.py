@@ -6,17 +6,19 @@ import inspect
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
-from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import LogValue, Predict, guided, true_gradient, unguided
 from dia_lightning.resources import UserError
 from dia_lightning.sampling.base import Drawn, SamplerModule, check
+from dia_lightning.sampling.corrector import CORRECTORS
 from dia_lightning.sampling.crowd import crowd_of, pick, rows_of
 from dia_lightning.sampling.decode import draw_texts, source_rows
 from dia_lightning.sampling.denoise_accept import Kernel, start
 from dia_lightning.sampling.diagnostics import by_prompt, log_z_upper
-from dia_lightning.sampling.loading import RewardValue, load_denoiser, load_value
+from dia_lightning.sampling.langevin import Polynomial
+from dia_lightning.sampling.loading import RewardValue, embedding_for, load_denoiser, load_value
 from dia_lightning.sampling.moves import REFINE, Moves, check_refine, make_kernels
 from dia_lightning.sampling.population import anneal, cycle
 from dia_lightning.sampling.proposal import DenoiserProposal
@@ -55,8 +57,10 @@ class GuidedSamplerModule(SamplerModule):
         steps: of a solver, noise levels each text passes.
         strength: of a solver, the noise level u it starts from; below 1 it starts at the record's `source`, noised so far.
         stagger: how far left positions run ahead of right ones; 0 = all positions together (see `staggered`).
-        corrector_steps: of `dia`, Langevin steps at each level.
+        corrector: of `dia`, Langevin steps as they are (`ula`) or accepted and rejected (`mala`, with `accept_mala` told).
+        corrector_steps: of `dia`, how many at each level.
         eta: of `dia` and `dia_literal`, their size η relative to σ²; of `ddim`, its noise, from 0 (ODE) to 1 (`ancestral`).
+        eta_decay: of `dia`, γ of the size η/(k + 1)^γ of the run's corrector step k, above ½ up to 1; 0 = η at every step.
         reading: of `dia_literal`, what the printed α_t, σ_t mean: `marginal` or `per_step`.
         gradient: what guides a solver: the `critic`'s gradient, or, for a reward with a method `soft`, its own (`true`,
             `straight_through`; see `guidance.true_gradient`).
@@ -88,8 +92,10 @@ class GuidedSamplerModule(SamplerModule):
         steps: int = 64,
         strength: float = 1.0,
         stagger: float = 40.0,
+        corrector: str = "ula",
         corrector_steps: int = 1,
         eta: float = 0.1,
+        eta_decay: float = 0.0,
         reading: str = "marginal",
         gradient: str = "critic",
         guidance_scale: float = 1.0,
@@ -105,7 +111,7 @@ class GuidedSamplerModule(SamplerModule):
         self.denoiser, self.critic, self.sampler, self.lam = denoiser, critic, sampler, lam
         self.particles, self.ess, self.refine, self.refine_steps = particles, ess, refine, refine_steps
         self.moves, self.steps, self.stagger, self.corrector_steps = moves or Moves(), steps, stagger, corrector_steps
-        self.strength, self.rungs = strength, rungs
+        self.strength, self.rungs, self.corrector, self.eta_decay = strength, rungs, corrector, eta_decay
         self.eta, self.reading, self.gradient, self.guidance_scale = eta, reading, gradient, guidance_scale
         self.guidance_decay, self.guidance_cap, self.guidance_window = guidance_decay, guidance_cap, guidance_window
         self.temperature, self.final, self.method = temperature, final, sampler
@@ -117,7 +123,10 @@ class GuidedSamplerModule(SamplerModule):
         check("final", self.final, self.final in ("sample", "argmax"), "sample, argmax")
         check("reading", self.reading, self.reading in ("marginal", "per_step"), "marginal, per_step")
         check("gradient", self.gradient, self.gradient in GRADIENTS, ", ".join(GRADIENTS))
+        check("corrector", self.corrector, self.corrector in CORRECTORS, ", ".join(CORRECTORS))
         check("eta", self.eta, 0 <= self.eta <= 1, "0 ≤ eta ≤ 1")
+        check("eta", self.eta, self.eta > 0 or not self.eta_decay, "above 0 where it decays (eta_decay)")
+        check("eta_decay", self.eta_decay, self.eta_decay == 0 or 0.5 < self.eta_decay <= 1, "0, or ½ < eta_decay ≤ 1")
         check("ess", self.ess, 0 < self.ess < 1, "between 0 and 1")
         check("strength", self.strength, 0 < self.strength <= 1, "0 < strength ≤ 1")
         for name in ("lam", "refine_steps", "stagger", "corrector_steps", "guidance_decay"):
@@ -131,15 +140,14 @@ class GuidedSamplerModule(SamplerModule):
         check("guidance_window", list(self.guidance_window), 0 <= low < high <= 1, "two numbers, 0 ≤ first < second ≤ 1")
 
     def _load_networks(self) -> None:
-        self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer))
         solver, moved = self.sampler in SOLVERS, bool(self.refine_steps)
         self._refine = self.refine if moved else "none"
         needs_denoiser = check_refine(self.refine, self.denoiser, self.moves, self.critic) and moved
         if solver and self.denoiser is None:
             raise UserError(f"--model.init_args.denoiser: none given, needed for --model.init_args.sampler {self.sampler}")
-        self.denoiser_network: DenoiserNetwork | None = None
-        if solver or needs_denoiser:
-            self.denoiser_network = load_denoiser(self.denoiser or "", self.embedding)
+        denoiser = self.denoiser if solver or needs_denoiser else None
+        self.embedding = embedding_for(self.lm, denoiser)
+        self.denoiser_network = None if denoiser is None else load_denoiser(denoiser, self.embedding)
         self.value: RewardValue | None = None
         if self.lam and ((solver and self.gradient == "critic") or (needs_denoiser and self.moves.tilt)):
             self.value = load_value(self.critic, self.embedding, self.reward.name, self.lam)
@@ -194,13 +202,17 @@ class GuidedSamplerModule(SamplerModule):
         network, known = self.denoiser_network, inspect.signature(SOLVERS[self.sampler]).parameters
         assert network is not None
         options: dict[str, Any] = {n: getattr(self, n) for n in ("corrector_steps", "eta", "reading") if n in known}
+        accepted: list[Tensor] = []
+        if self.sampler == "dia":
+            eta = Polynomial(self.eta, gamma=self.eta_decay) if self.eta_decay else self.eta
+            options |= {"eta": eta, "corrector": self.corrector, "note": accepted.append}
         if self.strength < 1:
             options |= {"begin": source_rows(self.lm, batch), "strength": self.strength}
         tokens = draw_texts(
             self.predictor(), batch, self.embedding, network.schedule, self.lm.end_id, generator,
             self.sampler, self.steps, self.stagger, self.final == "sample", **options,
         )  # fmt: skip
-        return Drawn(tokens)
+        return Drawn(tokens, diagnostics={"accept_mala": accepted[0]} if accepted else None)
 
     def _kernels(self, target: TargetDensity) -> list[Kernel]:
         network = self.denoiser_network
@@ -240,6 +252,6 @@ class GuidedSamplerModule(SamplerModule):
         # The chains at λ are the last of each text's.
         last = slice(self.rungs - 1, None, self.rungs)
         accepted = followed.accepted[:, last]
-        diagnostics = {f"accept_{name}": rate for name, rate in zip(names, accepted, strict=True)}
+        diagnostics = {f"accept_{name}": rate for name, rate in zip(names, accepted, strict=True)} | (begin.diagnostics or {})
         diagnostics |= by_prompt(batch.prompts, {"reward": followed.reward[:, last], "log_p": followed.log_base[:, last]})
         return Drawn(state.tokens[last], accepted.mean(0), diagnostics)

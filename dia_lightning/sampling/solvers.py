@@ -8,6 +8,7 @@ that has just become clean by an embedding of its own choice (for text: of a tok
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from dia_lightning.diffusion.convert import eps_from_z0, score_from_z0, z0_from_eps
 from dia_lightning.diffusion.schedule import Schedule
 from dia_lightning.guidance import Predict, Prediction
+from dia_lightning.sampling.corrector import CORRECTORS
 from dia_lightning.sampling.langevin import StepSize, as_step_size, normal_like
 
 Commit = Callable[[Prediction], Tensor]
@@ -128,34 +130,37 @@ def dpmpp_2m(
     return z
 
 
-def langevin_step(z: Tensor, z0: Tensor, alpha: Tensor, sigma: Tensor, eta: float, generator: torch.Generator) -> Tensor:
-    """Z ← z + η σ² s_π + σ √(2 η) ζ, the corrector of science.md; σ² s_π = α ẑ_0 − z, so nothing is divided by σ."""
-    return z + eta * (alpha * z0 - z) + sigma * (2 * eta) ** 0.5 * normal_like(z, generator)
-
-
 def dia(
     predict: Predict, schedule: Schedule, z: Tensor, times: Tensor, generator: torch.Generator,
-    commit: Commit | None = None, corrector_steps: int = 1, eta: float | StepSize = 0.1,
+    commit: Commit | None = None, corrector_steps: int = 1, eta: float | StepSize = 0.1, corrector: str = "ula",
+    note: Callable[[Tensor], None] | None = None,
 ) -> Tensor:  # fmt: skip
     """Predictor–corrector (Song et al., arXiv:2011.13456, Algorithm 3): a posterior step to level s, then `corrector_steps`
     Langevin steps at that level. Returns z at t = 0.
 
     eta: their size η relative to σ², a number or a schedule such as `langevin.Polynomial`, which counts the corrector steps
-    of the whole run.
+    of the whole run. corrector: one of `CORRECTORS`. note: told at the end, by one that may reject, its mean acceptance (B,)
+    over the levels at which the row moves.
     """
-    step_size, k, z0_prev = as_step_size(eta), 0, None
-    for t, s in _steps(z, times):
+    step_size, correct, z0_prev, acceptance = as_step_size(eta), CORRECTORS[corrector], None, None
+    accepted, moved = (z.new_zeros(len(z), dtype=torch.float64) for _ in range(2))
+    for i, (t, s) in enumerate(_steps(z, times)):
         prediction = predict(z, t, z0_prev)
         z0_prev = prediction.z0_network
         z = posterior_step(z, prediction.z0, schedule, t, s, generator)
         z = _committed(z, t, s, prediction, commit)
-        alpha, sigma = _level(schedule, s)
-        for _ in range(corrector_steps):
-            correction = predict(z, s, z0_prev)
-            z0_prev = correction.z0_network
-            corrected = langevin_step(z, correction.z0, alpha, sigma, step_size(k), generator)
-            z, k = torch.where((s > 0)[..., None], corrected, z), k + 1
+        eta_of = partial(_from, step_size, i * corrector_steps)
+        z, z0_prev, acceptance = correct(predict, schedule, z, s, z0_prev, eta_of, corrector_steps, generator)
+        if acceptance is not None:
+            moves = (s > 0).any(1)
+            accepted, moved = accepted + acceptance * moves, moved + moves
+    if note is not None and acceptance is not None:
+        note(accepted / moved.clamp_min(1))
     return z
+
+
+def _from(step_size: StepSize, first: int, k: int) -> float:
+    return step_size(first + k)
 
 
 def dia_literal(
@@ -187,7 +192,7 @@ def dia_literal(
         a, b = alpha, sigma
         if reading == "per_step":
             a, b = schedule.alpha_step(t, s)[..., None], schedule.var_step(t, s)[..., None].sqrt()
-        mu = z0_from_eps(z, eps_from_z0(z, z0_prev, alpha, sigma), a, b)
+        mu = z0_from_eps(z, eps_from_z0(z, z0_prev[: len(z)], alpha, sigma), a, b)
         moved = mu + eta * b.square() * score_from_z0(z, prediction.z0, alpha, sigma)
         moved = moved + b * (2 * eta) ** 0.5 * normal_like(z, generator)
         z = _committed(torch.where((s < t)[..., None], moved, z), t, s, prediction, commit)

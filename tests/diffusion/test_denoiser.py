@@ -20,14 +20,16 @@ def network(embedding: TokenEmbedding, **size: int | bool) -> DenoiserNetwork:
     return made.eval()
 
 
-def test_init_from_lm_is_p_theta_when_attention_is_causal(lm: BaseLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With rows of one norm, clean input and a causal mask put back, the hidden states are the base model's own."""
+@pytest.mark.parametrize("normalise", [True, False])
+def test_init_from_lm_is_p_theta_when_attention_is_causal(lm: BaseLM, monkeypatch: pytest.MonkeyPatch, normalise: bool) -> None:
+    """With clean input, a causal mask put back, and rows of one norm or raw, the hidden states are the base model's own."""
     from copy import deepcopy
 
     model = deepcopy(lm.model)
     table = model.transformer.wte.weight
-    table.copy_(table / table.norm(dim=1, keepdim=True) * 3)
-    embedding = TokenEmbedding(table)
+    if normalise:
+        table.copy_(table / table.norm(dim=1, keepdim=True) * 3)
+    embedding = TokenEmbedding(table, normalise=normalise)
     net = network(embedding)
     net.init_from_lm(model, lm.bos_id)
     tokens = torch.randint(1, lm.vocab_size, (3, 8), generator=torch.Generator().manual_seed(0))
@@ -70,9 +72,13 @@ def test_positions_are_told_apart(embedding: TokenEmbedding, rotary: bool) -> No
     assert not torch.allclose(hidden[0, 0], swapped[0, 0], atol=1e-6)
 
 
-def test_likelihood_term_is_the_exact_posterior_under_a_flat_prior(embedding: TokenEmbedding) -> None:
-    """With a head that says nothing, softmax(logits) is p(x | z) for a uniform token, at every σ ≥ 0.1."""
+@pytest.mark.parametrize("tied_head", [False, True])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_likelihood_term_is_the_exact_posterior_under_a_flat_prior(lm: BaseLM, normalise: bool, tied_head: bool) -> None:
+    """With a head that says nothing, softmax(logits) is p(x | z) for a uniform token, at every σ ≥ 0.1; raw rows too."""
+    embedding = TokenEmbedding(lm.embedding_table() * torch.linspace(0.5, 2, lm.vocab_size)[:, None], normalise=normalise)
     net = network(embedding)
+    net = DenoiserNetwork(embedding, net.schedule, net.size, tied_head)
     torch.nn.init.zeros_(net.head.weight)
     t = torch.tensor([[0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0]])
     z = torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(0)) * 2
@@ -82,17 +88,29 @@ def test_likelihood_term_is_the_exact_posterior_under_a_flat_prior(embedding: To
     torch.testing.assert_close(net(z, t).softmax(-1), want, atol=1e-5, rtol=1e-4)
 
 
+def test_rows_of_one_norm_are_read_out_as_ever(embedding: TokenEmbedding) -> None:
+    """Bit for bit: checkpoints from before raw rows were known keep their texts."""
+    net, (z, t) = network(embedding), (torch.randn(1, 8, 16), torch.linspace(0.1, 1, 8)[None])
+    hidden, query = net.hidden(z, t)
+    alpha, sigma = net.schedule.alpha(t), net.schedule.sigma(t)
+    assert torch.equal(query, (alpha / sigma.square().clamp_min(1e-2))[..., None] * z)
+    assert torch.equal(net.readout(hidden, query), net.head(hidden).float() + (query @ embedding.weight.T).float())
+
+
+@pytest.mark.parametrize("normalise", [True, False])
 def test_chunked_cross_entropy_equals_the_plain_one_with_gradients(
-    embedding: TokenEmbedding, monkeypatch: pytest.MonkeyPatch
+    embedding: TokenEmbedding, monkeypatch: pytest.MonkeyPatch, normalise: bool
 ) -> None:
+    embedding = TokenEmbedding(embedding.weight * torch.linspace(0.5, 2, embedding.vocab_size)[:, None], normalise=normalise)
     net = network(embedding)
     generator = torch.Generator().manual_seed(0)
-    hidden, query = torch.randn(37, 16, generator=generator), torch.randn(37, 16, generator=generator)
+    hidden, query = net.hidden(torch.randn(1, 8, 16, generator=generator), torch.rand(1, 8, generator=generator))
+    hidden, query = (x.repeat(1, 5, 1)[0, :37] for x in (hidden, query))
     targets = torch.randint(0, embedding.vocab_size, (37,), generator=generator)
     results = []
     for limit in (1 << 25, 5 * embedding.vocab_size):
         monkeypatch.setattr("dia_lightning.diffusion.loss._LOGITS_PER_CHUNK", limit)
-        leaf = hidden.clone().requires_grad_()
+        leaf = hidden.detach().clone().requires_grad_()
         loss = cross_entropy(net, leaf, query, targets)
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         results.append((loss, gradient))
@@ -101,8 +119,10 @@ def test_chunked_cross_entropy_equals_the_plain_one_with_gradients(
     torch.testing.assert_close(results[0][0], want)
 
 
-def test_losses_by_hand(embedding: TokenEmbedding) -> None:
+@pytest.mark.parametrize("normalise", [True, False])
+def test_losses_by_hand(embedding: TokenEmbedding, normalise: bool) -> None:
     """eps and x0 from their definitions: ‖ε − ε_ψ‖² and ‖z_0 − ẑ_0‖², means over coordinates."""
+    embedding = TokenEmbedding(embedding.weight * torch.linspace(0.5, 2, embedding.vocab_size)[:, None], normalise=normalise)
     net = network(embedding)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, embedding.vocab_size, (2, 8), generator=generator)

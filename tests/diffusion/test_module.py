@@ -43,9 +43,9 @@ def test_every_second_batch_is_conditioned_on_the_networks_own_estimate(
     given: list[Tensor | None] = []
     hidden = DenoiserNetwork.hidden
 
-    def seen(self: DenoiserNetwork, z: Tensor, t: Tensor, z0_prev: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def seen(self: DenoiserNetwork, z: Tensor, t: Tensor, z0_prev: Tensor | None = None, *more: Any) -> tuple[Tensor, Tensor]:
         given.append(z0_prev)
-        return hidden(self, z, t, z0_prev)
+        return hidden(self, z, t, z0_prev, *more)
 
     monkeypatch.setattr(DenoiserNetwork, "hidden", seen)
     taught = []

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from dia_lightning.diffusion.schedule import Schedule, make_schedule, time_grid
 from dia_lightning.guidance import Predict, Prediction
+from dia_lightning.sampling.corrector import langevin_step
 from dia_lightning.sampling.langevin import Polynomial
-from dia_lightning.sampling.solvers import SOLVERS, langevin_step
+from dia_lightning.sampling.solvers import SOLVERS
 from tests.oracles.gaussian_mixture import GaussianMixture, midpoints, wasserstein_2
 
 SCHEDULE = make_schedule("cosine")
@@ -219,6 +220,114 @@ def test_corrector_step_sizes_follow_the_schedule() -> None:
     assert asked == list(range(8))
     assert torch.equal(ours, run("dia", 4, n=10, corrector_steps=2, eta=Polynomial(0.2, 3, 0.7)))
     assert not torch.equal(ours, run("dia", 4, n=10, corrector_steps=2, eta=0.2))
+
+
+BELL = GaussianMixture(torch.ones(1, dtype=F64), torch.tensor([[1.5]], dtype=F64), torch.tensor([0.5], dtype=F64))
+
+
+def test_mala_takes_the_correctors_bias_away() -> None:
+    """N(1.5, ½²) at the level t = 0.5 after 15 corrector steps of η = 0.8, from exact draws at t = 0.55.
+
+    The precision there is p, in units of 1/σ². ULA's variance is (1/p) / (1 − η p/2) in those units, AR(1) by hand; MALA's
+    is 1/p: the score is linear and the trapezoid rule exact. 7 standard errors, false-alarm rate 3e-12; the bias is over 40.
+    """
+    n, generator = 20_000, torch.Generator().manual_seed(0)
+    (alpha, sigma), above = level(torch.tensor(0.5, dtype=F64)), level(torch.tensor(0.55, dtype=F64))
+    start = BELL.level(*above).draw(n, generator)[:, None]
+    times, options = evenly(1, 0.55, 0.5), {"corrector_steps": 15, "eta": 0.8}
+    ula, mala = (
+        SOLVERS["dia"](exact(BELL), SCHEDULE, start, times, generator, corrector=name, **options)[:, 0, 0]
+        for name in ("ula", "mala")
+    )
+    variance, error = alpha**2 * 0.25 + sigma**2, (2 / n) ** 0.5
+    assert abs(float(mala.var()) / variance - 1) < 7 * error
+    assert abs(float(mala.mean()) - 1.5 * alpha) < 7 * (variance / n) ** 0.5
+    biased = 1 / (1 - 0.4 * sigma**2 / variance)
+    assert abs(float(ula.var()) / variance / biased - 1) < 7 * error
+    assert biased > 1 + 40 * error
+
+
+def test_mala_accepts_by_the_density_of_all_positions_at_their_own_levels() -> None:
+    """One step, rows of three positions: at t = 0.6, at t = 0.3 and held at 0. The mean acceptance, the step and who takes
+    it follow from densities written out, log π of each position's own level and q = N(z + η σ² s, 2 η σ²).
+    """
+    eta, n = 0.9, 500
+    t = torch.tensor([0.6, 0.3, 0.0], dtype=F64)
+    generator = torch.Generator().manual_seed(0)
+    laws, sigmas = [LAW.level(*level(u)) for u in t[:2]], [level(u)[1] for u in t[:2]]
+    z = torch.stack([*(law.draw(n, generator) for law in laws), torch.full((n, 1), 0.7, dtype=F64)], 1)
+    # Held at their levels, so that the predictor step does nothing and the corrector sees z itself.
+    times, told = t.expand(2, 1, 3), []
+    predicted, noise = generator.clone_state(), generator.clone_state()
+    asked = []
+
+    def predict(z: Tensor, t: Tensor, z0_prev: Tensor | None) -> Prediction:
+        asked.append((z, z0_prev))
+        z0 = torch.stack([*(LAW.posterior_mean(z[:, i], *level(t[0, i])) for i in range(2)), z[:, 2]], 1)
+        return Prediction(z0, z0 + len(asked), z0)
+
+    out = SOLVERS["dia"](predict, SCHEDULE, z, times, predicted, corrector_steps=1, eta=eta, corrector="mala", note=told.append)
+    torch.randn(z.shape, generator=noise, dtype=F64)  # the predictor's
+    zeta = torch.randn(z.shape, generator=noise, dtype=F64)
+    log_u = torch.rand(n, generator=noise, dtype=F64).log()
+    log_ratio, y = torch.zeros(n, dtype=F64), z.clone()
+    # The trapezoid rule in place of the density of a mixture.
+    for i, (law, sigma) in enumerate(zip(laws, sigmas, strict=True)):
+        x, score = z[:, i, 0], law.score(z[:, i])[:, 0]
+        move = x + eta * sigma**2 * score + sigma * (2 * eta) ** 0.5 * zeta[:, i, 0]
+        back = law.score(move[:, None])[:, 0]
+        y[:, i, 0] = move
+        q = torch.distributions.Normal(x + eta * sigma**2 * score, sigma * (2 * eta) ** 0.5).log_prob(move)
+        q_back = torch.distributions.Normal(move + eta * sigma**2 * back, sigma * (2 * eta) ** 0.5).log_prob(x)
+        log_ratio = log_ratio + (score + back) / 2 * (move - x) + q_back - q
+    torch.testing.assert_close(told[0], log_ratio.exp().clamp_max(1), rtol=1e-5, atol=1e-7)
+    taken = log_u < log_ratio
+    assert 50 < int(taken.sum()) < 450
+    torch.testing.assert_close(out, torch.where(taken[:, None, None], y, z), rtol=1e-6, atol=1e-6)
+    assert torch.equal(out[:, 2], z[:, 2])
+    # Asked by the predictor, at its point and at the proposal, the last two conditioned on the first's estimate.
+    assert len(asked) == 3
+    assert asked[1][1] is asked[2][1]
+
+
+def test_mala_conditions_the_next_step_on_the_point_it_accepted() -> None:
+    """(2 + 2) calls at each of 3 levels of 2 steps: predictor, start and proposals; the corrector's all on the predictor's
+    estimate, the next predictor's on the one where the chain is. Estimates are the points asked at, so that both are known:
+    the chain's own point is where a run over fewer levels ends.
+    """
+    asked: list[tuple[Tensor, Tensor | None]] = []
+    told: list[Tensor] = []
+
+    def predict(z: Tensor, t: Tensor, z0_prev: Tensor | None) -> Prediction:
+        asked.append((z, z0_prev))
+        return Prediction(z, z, z)
+
+    def dia(levels: int) -> Tensor:
+        asked.clear(), told.clear()
+        generator = torch.Generator().manual_seed(0)
+        z, times = torch.randn(200, 1, 1, generator=generator, dtype=F64), evenly(4, 0.9, 0.1)[: levels + 1]
+        options = {"corrector": "mala", "corrector_steps": 2, "eta": 1.0, "note": told.append}
+        return SOLVERS["dia"](predict, SCHEDULE, z, times, generator, **options)
+
+    reached = dia(2)
+    dia(3)
+    assert len(asked) == 3 * 4
+    assert torch.equal(asked[8][0], reached)
+    assert torch.equal(asked[8][1], reached)
+    assert not torch.equal(asked[7][0], reached)
+    assert [given is asked[8][0] for _, given in asked[9:]] == [True] * 3
+    assert 0.3 < float(told[0].mean()) < 0.99
+
+
+def test_acceptance_is_not_counted_where_nothing_moves() -> None:
+    """Two levels, the second at 0 for all positions, where everything is accepted: the mean is that of the first."""
+    told: list[Tensor] = []
+    for times in (evenly(1, 0.9, 0.6), torch.tensor([[0.9], [0.6], [0.0]], dtype=F64)):
+        generator = torch.Generator().manual_seed(0)
+        z = torch.randn(200, 1, 1, generator=generator, dtype=F64)
+        SOLVERS["dia"](exact(LAW), SCHEDULE, z, times, generator, corrector="mala", eta=1.0, note=told.append)
+    assert torch.equal(told[0], told[1])
+    assert float(told[0].mean()) < 0.95
 
 
 @pytest.mark.parametrize("sampler", SOLVERS)

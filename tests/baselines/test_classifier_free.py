@@ -1,0 +1,178 @@
+"""Classifier-free guidance on texts that can be listed, and ClassifierFreeModule on a small random denoiser."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dia_lightning.baselines import ClassifierFreeModule
+from dia_lightning.data.prompts import prompt_rows
+from dia_lightning.diffusion.checkpoint import save_network
+from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
+from dia_lightning.diffusion.schedule import make_schedule, time_grid
+from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.guidance import classifier_free, unguided
+from dia_lightning.lm import BaseLM
+from dia_lightning.resources import UserError
+from dia_lightning.rewards import Keyword, Regex
+from dia_lightning.sampling.decode import commit_tokens, draw_texts
+from dia_lightning.sampling.solvers import sample
+from dia_lightning.types import Prompts
+from tests.oracles.enumerable import Enumerable, Floats
+
+N, V, T = 4000, 4, 3
+PROBLEM = Enumerable(V, T, seed=0)
+P = np.exp(PROBLEM.log_p)
+# Label 1 and 2: texts of a reward up to 0.5 and above, 70 % and 30 % of p.
+CLASS = np.where(PROBLEM.reward > 0.5, 2, 1)
+GIVEN = [P, *(np.where(y == CLASS, P, 0) / P[y == CLASS].sum() for y in (1, 2))]
+TABLE, SCHEDULE = TokenEmbedding(torch.eye(V)), make_schedule("cosine")
+ONE_BY_ONE = torch.tensor([[0.0] * k + [1.0] * (T - k) for k in range(T + 1)])
+
+
+def exact(z: Tensor, t: Tensor, z0_prev: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+    """Log p(x_i | z, label) by the sum over all texts."""
+    assert label is not None
+    alpha, sigma = SCHEDULE.alpha(t)[..., None, None], SCHEDULE.sigma(t).clamp_min(0.05)[..., None]
+    log_noise = -(z[:, :, None] - alpha * TABLE.weight).square().sum(-1) / (2 * sigma**2)
+    texts = torch.from_numpy(PROBLEM.sequences)
+    log_joint = torch.from_numpy(np.stack(GIVEN)).clamp_min(1e-30).log().float()[label]
+    log_joint = log_joint + sum(log_noise[:, j][:, texts[:, j]] for j in range(T))
+    parts = [torch.stack([log_joint[:, texts[:, i] == v].logsumexp(1) for v in range(V)], 1) for i in range(T)]
+    return torch.stack(parts, 1)
+
+
+def drawn(label: int, scale: float, times: Tensor) -> Floats:
+    """Frequencies of all texts among N."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(N, T, V, generator=generator)
+    predict = classifier_free(exact, TABLE, label, scale)
+    z = sample("ancestral", predict, SCHEDULE, z, times, generator, commit_tokens(TABLE, True, generator))
+    return PROBLEM.frequencies(TABLE.decode(z))
+
+
+def one_by_one(label: int, scale: float) -> Floats:
+    """Π_i p(x_i | x_<i, y)^(1+w) / p(x_i | x_<i)^w, normalised at every token, by loops."""
+    rows, out = PROBLEM.sequences, np.ones(len(P))
+    for k, row in enumerate(rows):
+        for i in range(T):
+            before = (rows[:, :i] == row[:i]).all(1)
+            weights = []
+            for v in range(V):
+                with np.errstate(invalid="ignore"):  # a beginning that the label rules out counts at w = -1 alone
+                    plain, given = ((p[before & (rows[:, i] == v)].sum() / p[before].sum()) for p in (P, GIVEN[label]))
+                weights.append(given ** (1 + scale) / plain**scale)
+            out[k] *= weights[row[i]] / sum(weights)
+            if not out[k]:
+                break
+    return out
+
+
+def distance(a: Floats, b: Floats) -> float:
+    return float(np.abs(a - b).sum() / 2)
+
+
+def floor(p: Floats) -> float:
+    """Total variation of N exact draws to p: mean and 7 standard deviations over 200 sets (false alarms below 1e-9)."""
+    found = np.abs(np.random.default_rng(0).multinomial(N, p / p.sum(), size=200) / N - p).sum(1) / 2
+    return float(found.mean() + 7 * found.std())
+
+
+@pytest.mark.parametrize(("label", "scale"), [(1, 0.0), (2, 0.0), (2, 1.5), (2, -1.0)])
+def test_token_by_token_it_follows_the_closed_form(label: int, scale: float) -> None:
+    """With the exact denoiser: p(x|y) at w = 0, p(x) at w = −1, and in between and beyond the product of conditionals."""
+    want = one_by_one(label, scale)
+    if scale in (0.0, -1.0):
+        np.testing.assert_allclose(want, GIVEN[label if scale == 0 else 0], atol=1e-12)
+    got = drawn(label, scale, ONE_BY_ONE)
+    assert distance(got, want) < floor(want) < 0.09
+    others = [one_by_one(*other) for other in ((1, 0.0), (2, 0.0), (2, 1.5), (2, -1.0)) if other != (label, scale)]
+    assert min(distance(want, other) for other in others) > 0.15
+
+
+def test_all_positions_together_it_follows_the_label() -> None:
+    """At w = 0 in 24 steps: p(x|y), but for what the steps cost."""
+    got = drawn(2, 0.0, time_grid(SCHEDULE, 24, T, 0.5))
+    print(distance(got, GIVEN[2]), floor(GIVEN[2]), distance(P, GIVEN[2]))
+    assert distance(got, GIVEN[2]) < floor(GIVEN[2]) + 0.03
+    assert distance(P, GIVEN[2]) > 0.6
+
+
+SIZE, STEPS = NetworkSize(width=16, layers=1, heads=2, max_length=8), 5
+REWARD = Regex("a")
+LABELS = {"n_labels": 3, "reward": REWARD.name, "edges": [0.1, 0.2]}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory, embedding: TokenEmbedding) -> Path:
+    """Random denoisers with three labels and without, as checkpoints."""
+    folder = tmp_path_factory.mktemp("labelled")
+    settings = {"schema": 1, "base_lm": "base", "embedding": embedding.fingerprint(), "schedule": "cosine", "kind": "denoiser"}
+    settings |= {"size": SIZE.as_dict(), "tied_head": False}
+    torch.manual_seed(1)
+    for name, n_labels in (("labelled", 3), ("plain", 0)):
+        network = DenoiserNetwork(embedding, make_schedule("cosine"), SIZE, n_labels=n_labels)
+        for weight in network.parameters():
+            torch.nn.init.normal_(weight, std=0.3)
+        save_network(network, settings | ({"labels": LABELS} if n_labels else {}), folder / name)
+    return folder
+
+
+def module(lm_folder: Path, parts: Path, **options: Any) -> ClassifierFreeModule:
+    files = {"base_lm": str(lm_folder), "denoiser": str(parts / "labelled")}
+    return ClassifierFreeModule(REWARD, **({**files, "steps": STEPS, "stagger": 2.0, "compare_base": False} | options))
+
+
+def work(lm: BaseLM, prompts: list[str]) -> Prompts:
+    tokens, mask = prompt_rows(lm, prompts, 8)
+    return Prompts(0, list(range(len(prompts))), prompts, tokens, mask)
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "dia", "dia_literal", "ddim", "dpmpp_2m"])
+def test_both_ends_are_the_denoiser_with_and_without_its_label(lm_folder: Path, parts: Path, lm: BaseLM, sampler: str) -> None:
+    """w = 0 and w = −1, with the solver's own defaults; prompts stay; both branches of a level are one call."""
+    batch = work(lm, ["the good", "the", "", ""])
+    texts = {}
+    for scale, label in ((0.0, 2), (-1.0, 0)):
+        model = module(lm_folder, parts, scale=scale, label=2, sampler=sampler)
+        network, rows = model.denoiser_network, []
+        hook = network.trunk.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+        (made,) = model.predict_step(batch)
+        hook.remove()
+        assert set(rows) == {2 * 4}
+        assert made.costs["denoiser"].calls == sum(rows)
+        plain = unguided(partial(network, label=torch.full((4,), label)), model.embedding)
+        texts[label] = draw_texts(
+            plain, batch, model.embedding, network.schedule, lm.end_id, torch.Generator().manual_seed(0), sampler, STEPS, 2.0
+        )
+        if scale == -1 or sampler != "dia_literal":  # which begins at the noise of the plain branch
+            assert torch.equal(made.tokens, texts[label])
+        assert torch.equal(made.tokens[batch.prompt_mask], batch.tokens[batch.prompt_mask])
+        assert made.method == "classifier_free"
+    assert not torch.equal(texts[0], texts[2])
+
+
+def test_the_highest_label_is_the_default_and_the_scale_counts(lm_folder: Path, parts: Path, lm: BaseLM) -> None:
+    batch = work(lm, [""] * 8)
+    runs = [{}, {"label": 3}, {"label": 1}, {"scale": 5.0}, {"seed": 1}]
+    default, *others = (module(lm_folder, parts, **options).predict_step(batch)[0].tokens for options in runs)
+    assert [torch.equal(default, tokens) for tokens in others] == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"scale": -1.5}, r"scale: -1.5 given, allowed: -1 or more"), ({"label": 4}, r"label: 4 given, allowed: 1 to 3, or null"),
+     ({"label": 0}, r"label: 0 given"), ({"sampler": "euler"}, r"sampler: euler given"), ({"steps": 0}, r"steps: 0 given"),
+     ({"temperature": 0.0}, r"temperature: 0.0 given"), ({"stagger": -1.0}, r"stagger: -1.0 given"),
+     ({"denoiser": "plain"}, r"denoiser: .*plain has no labels, needed are labels of 'regex"),
+     ({"reward": Keyword(["a"])}, r"denoiser: .* has labels of the reward 'regex', needed are labels of 'keyword'")],
+)  # fmt: skip
+def test_mistakes_are_named(lm_folder: Path, parts: Path, options: dict[str, Any], message: str) -> None:
+    given = {**options, "denoiser": str(parts / options.get("denoiser", "labelled"))}
+    reward = given.pop("reward", REWARD)
+    with pytest.raises(UserError, match=f"--model.init_args.{message}"):
+        ClassifierFreeModule(reward, str(lm_folder), **given)
