@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _RC: dict[Any, Any] = {
     "svg.hashsalt": "dia-lightning", "svg.fonttype": "none", "font.size": 9.5, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "text.parse_math": False,
 }  # fmt: skip
 _COLORS = ["#000000", "#1f5fa8", "#c2571a", "#6a6a6a"]
 _MARKERS = "osD^vPX*<>hp"

@@ -117,8 +117,8 @@ def _frontier(study: Study, rows: View, base: Group | None, design: Design) -> P
     svg = curves([Panel(label(x).text, "reward", series, base=origin)], joined=bool(design.x), front=known and not design.x)
     caption = (
         f"Upper {'left' if known else 'right'} is better: more reward for less departure from what p_θ finds likely. "
-        "Not the whole KL divergence from p_θ, which also counts lost diversity: a method that repeats one likely text looks close to "
-        "p_θ; see distinct-2 too. "
+        "Not the whole KL divergence from p_θ, which also counts lost diversity: a method that repeats one likely text looks "
+        "close to p_θ; see distinct-2 too. "
     )
     caption += "Star: p_θ itself. " if origin else ""
     caption += "" if design.x or not known else "Stepped line: settings that no other one beats in both. "

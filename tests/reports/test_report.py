@@ -140,7 +140,7 @@ def test_what_texts_and_names_hold_is_escaped(report: Path) -> None:
     for svg in (report.parent / "plots").glob("*.svg"):
         assert "<script" not in svg.read_text(encoding="utf-8")
     # A name with dollars is no formula.
-    assert "$x_1$" in (report.parent / "plots" / "methods-dots.svg").read_text(encoding="utf-8")
+    assert "$x_1$ |</text>" in (report.parent / "plots" / "methods-dots.svg").read_text(encoding="utf-8")
 
 
 def test_csv_has_a_row_a_run_and_markdown_every_table(report: Path) -> None:
