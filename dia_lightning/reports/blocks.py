@@ -133,6 +133,8 @@ def cost_blocks(rows: View, base: Group | None) -> list[Block]:
     """Totals, what each network did, and what had to be trained first."""
     keys = rows.figures()
     network = [key for kind in ("nfe/", "tokens/", "flops/") for key in keys if key.startswith(kind)]
+    # A reward is asked for rows, and no network of its own may be behind it.
+    network = [key for key in network if any(group.figures[key].mean for group in rows.groups if key in group.figures)]
     training = [key for key in keys if re.fullmatch("training/[^/]+/(flops|seconds|peak_memory_mib)", key)]
     tables = [
         _figures_table(rows, _COST, "Cost of one text, by everything that it takes to draw it (candidates that are thrown away "

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dia_lightning.reports.labels import number
 from dia_lightning.reports.placement import label_points
 
 if TYPE_CHECKING:
@@ -155,10 +156,11 @@ def _label_ticks(ax: Axes, panel: Panel) -> None:
     elif panel.x_scale == "log":
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-        decades = math.log10(max(xs) / min(xs)) if len(xs) > 1 else 0
-        ax.xaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2.5 else (1.0, 2.0, 5.0), numticks=12))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e+0", "e").replace("e-0", "e−")
-                                                   if x >= 1e4 or x < 1e-3 else f"{x:g}"))  # fmt: skip
+        xs += [panel.base[0]] if panel.base else []
+        decades = math.log10(max(xs) / min(xs))
+        subs = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.2 else (1.0, 2.0, 5.0)
+        ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: number(x, -1)))
         ax.xaxis.set_minor_formatter(NullFormatter())
 
 

@@ -101,6 +101,7 @@ def _scatter(rows: View, design: Design, x: str, y: str = "reward") -> list[Seri
         values = [f"{rows.groups[i].setting[design.x]:g}" if design.x else name for i in kept]
         if values and design.x:
             values[-1] = f"{design.x} = {values[-1]}"
+            values[0] = f"{design.x} = {values[0]}" if len(values) > 1 else values[0]
         out.append(Series(name, [e.mean for e in at], [e.mean for e in up], [e.half for e in up], [e.half for e in at], values))
     return [series for series in out if series.x]
 
