@@ -57,10 +57,12 @@ def intervals_of(groups: Sequence[Group]) -> str:
 
 
 def view(groups: Sequence[Group], axes: Sequence[str], baseline: Mapping[str, Any]) -> View:
-    """Rows named by what is varied, the value alone where that is one thing."""
+    """Rows named by the values of what is varied, in the order of the head."""
     named = [{axis: group.setting[axis] for axis in axes if axis in group.setting} for group in groups]
-    names = [value_name(next(iter(n.values()))) if len(n) == 1 == len(axes) else setting_name(n or group.setting)
-             for n, group in zip(named, groups, strict=True)]  # fmt: skip
+    names = [
+        ", ".join(map(value_name, n.values())) if n and len(n) == len(axes) else setting_name(n or group.setting)
+        for n, group in zip(named, groups, strict=True)
+    ]
     default = {k: v for k, v in baseline.items() if k in axes}
     keys = [setting_key("", n) for n in named]
     place = keys.index(setting_key("", default)) if default and setting_key("", default) in keys else None
@@ -131,6 +133,8 @@ def cost_blocks(rows: View, base: Group | None) -> list[Block]:
     """Totals, what each network did, and what had to be trained first."""
     keys = rows.figures()
     network = [key for kind in ("nfe/", "tokens/", "flops/") for key in keys if key.startswith(kind)]
+    # A reward is asked for rows, and no network of its own may be behind it.
+    network = [key for key in network if any(group.figures[key].mean for group in rows.groups if key in group.figures)]
     training = [key for key in keys if re.fullmatch("training/[^/]+/(flops|seconds|peak_memory_mib)", key)]
     tables = [
         _figures_table(rows, _COST, "Cost of one text, by everything that it takes to draw it (candidates that are thrown away "

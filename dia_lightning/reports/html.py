@@ -19,7 +19,7 @@ nav ul{padding-left:1.2rem;margin:.3rem 0}a{color:#0b4a8f}
 .question{font-style:italic}
 .scroll{overflow-x:auto;margin:1rem 0}
 table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
-caption{text-align:left;padding:.2rem 0 .4rem;max-width:48rem;color:#333}
+caption{text-align:left;padding:.2rem 0 .4rem;max-width:min(48rem,calc(100vw - 2.4rem));color:#333}
 th,td{padding:.25rem .6rem;border-bottom:1px solid #ccc;text-align:right;vertical-align:top}
 thead th{border-bottom:2px solid #111;vertical-align:bottom;font-weight:600;min-width:4.2rem}
 tbody th{text-align:left;font-weight:500;min-width:7rem}td{white-space:nowrap}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dia_lightning.reports.labels import number
 from dia_lightning.reports.placement import label_points
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _RC: dict[Any, Any] = {
     "svg.hashsalt": "dia-lightning", "svg.fonttype": "none", "font.size": 9.5, "axes.spines.top": False,
     "axes.spines.right": False, "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "text.parse_math": False,
 }  # fmt: skip
 _COLORS = ["#000000", "#1f5fa8", "#c2571a", "#6a6a6a"]
 _MARKERS = "osD^vPX*<>hp"
@@ -63,7 +65,7 @@ def style(i: int) -> dict[str, Any]:
     return {
         "color": _COLORS[i % len(_COLORS)],
         "marker": _MARKERS[i % len(_MARKERS)],
-        "linestyle": _DASHES[(i // len(_COLORS)) % len(_DASHES)],
+        "linestyle": _DASHES[i % len(_DASHES)],
         "markersize": 5.5,
         "linewidth": 1.3,
         "markerfacecolor": "white" if i % 2 else _COLORS[i % len(_COLORS)],
@@ -154,10 +156,11 @@ def _label_ticks(ax: Axes, panel: Panel) -> None:
     elif panel.x_scale == "log":
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-        decades = math.log10(max(xs) / min(xs)) if len(xs) > 1 else 0
-        ax.xaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2.5 else (1.0, 2.0, 5.0), numticks=12))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0e}".replace("e+0", "e").replace("e-0", "e−")
-                                                   if x >= 1e4 or x < 1e-3 else f"{x:g}"))  # fmt: skip
+        xs += [panel.base[0]] if panel.base else []
+        decades = math.log10(max(xs) / min(xs))
+        subs = (1.0,) if decades > 3 else (1.0, 3.0) if decades > 1.2 else (1.0, 2.0, 5.0)
+        ax.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: number(x, -1)))
         ax.xaxis.set_minor_formatter(NullFormatter())
 
 

@@ -101,25 +101,28 @@ def _scatter(rows: View, design: Design, x: str, y: str = "reward") -> list[Seri
         values = [f"{rows.groups[i].setting[design.x]:g}" if design.x else name for i in kept]
         if values and design.x:
             values[-1] = f"{design.x} = {values[-1]}"
+            values[0] = f"{design.x} = {values[0]}" if len(values) > 1 else values[0]
         out.append(Series(name, [e.mean for e in at], [e.mean for e in up], [e.half for e in up], [e.half for e in at], values))
     return [series for series in out if series.x]
 
 
 def _frontier(study: Study, rows: View, base: Group | None, design: Design) -> Plot | None:
-    x = NATS_ABOVE_BASE
+    known = bool(rows.of([NATS_ABOVE_BASE]))
+    x = NATS_ABOVE_BASE if known else "log_p_per_token"
     series = _scatter(rows, design, x)
     if sum(len(s.x) for s in series) < 2:
         return None
     origin = None
     if base is not None and base not in rows.groups and "reward" in base.figures:
         origin = (0.0, base.figures["reward"].mean)
-    svg = curves([Panel(label(x).text, "reward", series, base=origin)], joined=bool(design.x), front=not design.x)
+    svg = curves([Panel(label(x).text, "reward", series, base=origin)], joined=bool(design.x), front=known and not design.x)
     caption = (
-        "Upper left is better: more reward for less departure from what p_θ finds likely. Not the whole KL divergence from "
-        "p_θ, which also counts lost diversity: a method that repeats one likely text stands far left; see distinct-2 too. "
+        f"Upper {'left' if known else 'right'} is better: more reward for less departure from what p_θ finds likely. "
+        "Not the whole KL divergence from p_θ, which also counts lost diversity: a method that repeats one likely text looks "
+        "close to p_θ; see distinct-2 too. "
     )
     caption += "Star: p_θ itself. " if origin else ""
-    caption += "" if design.x else "Stepped line: settings that no other one beats in both. "
+    caption += "" if design.x or not known else "Stepped line: settings that no other one beats in both. "
     return Plot(f"{study.name}-frontier", "Reward against log p_θ", caption + rows.intervals, svg)
 
 

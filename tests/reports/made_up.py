@@ -94,7 +94,7 @@ def made_up(folder: Path, extra: str = "") -> tuple[list[Study], list[Result]]:
     for seed in range(3):
         base = {"method": "zero_shot", **figures(0.2, 0.0, 0.271, 1.2e8, noise, False)}
         for i, (study, setting, values, moves) in enumerate(cells):
-            name = "zero_shot" if setting.get("method") == "zero-shot" else "annealed"
+            name = "zero_shot" if setting.get("method", "").startswith("zero-shot") else "annealed"
             metrics = {"schema": 1, "complete": True, "method": name, **figures(*values, noise, moves), "versions": versions}
             if study == "methods":
                 if setting["method"].startswith("PPO"):
