@@ -16,8 +16,8 @@ from dia_lightning import cli, parser
 from dia_lightning.lm import BaseLM
 
 ROOT = Path(cli.__file__).parents[1]
-# Those of ablations/ are studies, see tests/study.
-CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name != "ablations")
+# Those of ablations/ and comparison/ are studies, see tests/study.
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in ("ablations", "comparison"))
 each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
 

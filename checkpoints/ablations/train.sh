@@ -31,4 +31,7 @@ python $here/classifier.py $here/classifier
 critic critic_classifier --model.reward=dia_lightning.rewards.SequenceClassifier \
     --model.reward.model=$here/classifier --model.reward.label=positive
 critic critic_raw --model.normalise=false --model.denoiser=$here/denoiser_raw
-critic critic_joint --config configs/comparison/reward_joint.yaml --data.n_texts=16384
+critic critic_joint --data.n_texts=16384 --model.reward=dia_lightning.rewards.WeightedSum \
+    --model.reward.name=sentiment_and_fluency --model.reward.weights='[1.0, 0.2]' --model.reward.rewards='[
+        {"class_path": "dia_lightning.rewards.VaderSentiment"},
+        {"class_path": "dia_lightning.rewards.Perplexity", "init_args": {"model": "checkpoints/tiny/lm"}}]'
