@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KIT ?= tiny
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format typecheck ablations doctor clean theory tasks bench
+.PHONY: help demo test test-slow lint format typecheck ablations doctor clean theory tasks bench results
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ tasks: $(VENV)/.installed  ## run the offline tasks and remake the tables of doc
 
 theory: $(VENV)/.installed  ## remake the plots and tables of docs/theory.md
 	$(BIN)/python benchmarks/theory.py
+
+results: $(VENV)/.installed  ## compare all methods on the tiny kit and remake the tables of docs/results.md (40 minutes)
+	$(BIN)/python benchmarks/results.py
 
 ablations: $(VENV)/.installed  ## the ablation grid and its report, in runs/ablations; KIT=gpt2 for another kit
 	$(BIN)/python -m dia_lightning study configs/ablations/*.yaml --out runs/ablations --kit $(KIT) $(ARGS)

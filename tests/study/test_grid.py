@@ -10,7 +10,7 @@ from dia_lightning.study import command
 from dia_lightning.study.grid import StudyGrid, read_study
 
 ROOT = Path(command.__file__).parents[2]
-STUDIES = sorted((ROOT / "configs/ablations").glob("*.yaml"))
+STUDIES = sorted(path for folder in ("ablations", "comparison") for path in (ROOT / "configs" / folder).glob("*.yaml"))
 HEAD = "title: T\nquestion: Q?\nconfig: configs/dia_{kit}.yaml\n"
 
 
@@ -155,7 +155,8 @@ def test_there_are_studies() -> None:
 def test_shipped_studies_have_what_they_name(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     study = read_study(Path(path), tmp_path)
-    assert f"configs/ablations/{path.name}" in path.read_text(encoding="utf-8").partition("title:")[0]
+    command_of = f"configs/ablations/{path.name}" if path.parent.name == "ablations" else "make results"
+    assert command_of in path.read_text(encoding="utf-8").partition("title:")[0]
     assert all(len({cell.seed for cell in study.cells if cell.setting == setting.setting}) >= 3 for setting in study.cells)
     assert study.seconds is not None
     assert study.baseline.keys() == study.axes.keys()

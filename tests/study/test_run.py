@@ -83,7 +83,7 @@ def test_a_failed_cell_goes_on_where_it_stopped(here: Path) -> None:
     cell, whole = study_of(here, text).cells[0], study_of(here, text, "whole").cells[0]
     (here / "armed").touch()
     failed = run_cell(cell)
-    assert failed.error.startswith("RewardError: reward 'mine' failed")
+    assert failed.error.startswith("reward 'mine' failed")
     assert failed.error.endswith("ValueError: first line")
     assert read_outcome(cell) == failed
     before = {path: path.stat().st_mtime_ns for path in cell.folder.glob("parts/*/*.json")}
