@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -13,46 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dia_lightning.cost import weights_of
-from dia_lightning.resources import UserError, find_path
+from dia_lightning.lm_files import folder_of
+from dia_lightning.resources import UserError
 from dia_lightning.types import fill_after_end, leading, must_go_on, text_mask
 
 # No full B×T×V tensor for a 50k vocabulary. On a CPU larger temporaries are given back to the system after every operation:
 # at 512 rows of 40 tokens, page faults take half of p_θ's time and a third of the denoiser's.
 _LOGITS_AT_ONCE = defaultdict(lambda: 1 << 25, cpu=1 << 22)
 _POSITIONS_AT_ONCE = defaultdict(lambda: 1 << 16, cpu=1 << 11)
-_HUB_TIMEOUT_S = 10
-
-
-def _resolve(base_lm: str) -> str:
-    """A local folder (as given or shipped), or a hub id whose files were fetched within the time limit."""
-    folder = find_path(base_lm)
-    if folder is not None:
-        if not (folder / "config.json").is_file():
-            raise UserError(f"--model.init_args.base_lm: {base_lm} holds no config.json, so it is no transformers folder")
-        return str(folder)
-    if base_lm.startswith((".", "/", "~")) or base_lm.count("/") > 1:
-        raise UserError(f"--model.init_args.base_lm: no such folder: {base_lm}")
-    return _fetch(base_lm)
-
-
-def _fetch(repo_id: str) -> str:
-    """Download the model's config, tokenizer and safetensors from the hub, or say within 30 s that it cannot be done."""
-    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(_HUB_TIMEOUT_S))
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
-    try:
-        # One question first, asked once: hf_hub_download tries six times, the last five with 60 s each.
-        get_hf_file_metadata(hf_hub_url(repo_id, "config.json"), timeout=_HUB_TIMEOUT_S)
-        return snapshot_download(repo_id, allow_patterns=patterns)
-    except Exception as error:
-        with suppress(Exception):  # fetched before, and no hub is needed
-            return snapshot_download(repo_id, allow_patterns=patterns, local_files_only=True)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"--model.init_args.base_lm: cannot fetch {repo_id!r} from the hub ({reason[:160]}); give a local folder, "
-            "or use the shipped kit: --model.init_args.base_lm checkpoints/tiny/lm"
-        ) from error
 
 
 class BaseLM:
@@ -78,19 +44,23 @@ class BaseLM:
         self._head_is_linear = self._check_head()
 
     @classmethod
-    def load(cls, base_lm: str, dtype: torch.dtype = torch.float32) -> BaseLM:
-        """Load from a hub id (`gpt2`) or a local folder in transformers' format; safetensors only, no remote code.
+    def load(cls, base_lm: str) -> BaseLM:
+        """Load from a hub id (`gpt2`), a folder in transformers' format or a GGUF file; safetensors only, no remote code.
+
+        Weights that are stored in bfloat16 stay so where that is fast, else they become float32.
 
         Raises:
             UserError: if the folder is missing or incomplete, or the hub cannot be reached within 30 s.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        folder = _resolve(base_lm)
+        folder = folder_of(base_lm)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            dtype = torch.bfloat16 if config.dtype == torch.bfloat16 and _is_bf16_fast() else torch.float32
             model = AutoModelForCausalLM.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=dtype, trust_remote_code=False
             )
@@ -278,6 +248,11 @@ class Writing:
         self._cache.batch_select_indices(index)
         self._inputs, self.ended = self._inputs[index], self.ended[index]
         self._forced, self._given, self._barred = self._forced[index], self._given[index], self._barred[index]
+
+
+def _is_bf16_fast() -> bool:
+    """Whether a GPU is there, or a CPU with instructions for it: others take longer than in float32."""
+    return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
 
 
 def rows_at_once(rows: Tensor) -> int:

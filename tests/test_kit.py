@@ -175,24 +175,27 @@ def test_the_denoiser_is_for_this_base_model_and_denoises(kit_lm: BaseLM, kit_em
 
 
 def test_the_labelled_denoiser_tells_its_labels_apart(kit_lm: BaseLM, kit_embedding: TokenEmbedding) -> None:
-    """Of two texts that differ in one word, hidden, each class finds its own likelier than the other class does."""
+    """Told their own label, 256 texts of p_θ without any trace left in the noise are likelier than told none, or another's.
+
+    Both mean differences were six standard errors and more at this seed; chance alone gives two in one case of forty.
+    """
     network, n_labels = load_labelled(str(LABELLED / "denoiser"), kit_embedding, VaderSentiment().name)
-    texts = [
-        "The Eagle is an excellent restaurant with a high customer rating.",
-        "The Eagle is a restaurant with a low customer rating.",
-    ]
-    for text, word, own, other in zip(texts, (" high", " low"), (n_labels, 1), (1, n_labels), strict=True):
-        tokens = kit_lm.encode([text], 20)
-        (word_id,) = kit_lm.tokenizer(word, add_special_tokens=False)["input_ids"]
-        hidden = tokens == word_id
-        z = torch.where(hidden[..., None], torch.zeros(()), kit_embedding(tokens))
+    settings = json.loads((LABELLED / "denoiser/config.json").read_text(encoding="utf-8"))["labels"]
+    generator = torch.Generator().manual_seed(0)
+    free = torch.zeros(256, 40, dtype=torch.bool)
+    tokens = kit_lm.generate(torch.full(free.shape, kit_lm.end_id), free, generator)
+    own = 1 + torch.bucketize(VaderSentiment()(kit_lm.decode(tokens, free)), torch.tensor(settings["edges"]))
+    assert own.max() == n_labels
+    noise, ones = torch.randn(*tokens.shape, kit_embedding.dim, generator=generator), torch.ones(tokens.shape)
+
+    def surprise(label: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            of_own, of_other, of_none = (
-                network(z, hidden.float(), None, torch.tensor([label])).log_softmax(-1)[hidden][0, word_id]
-                for label in (own, other, 0)
-            )
-        assert of_own > of_other
-        assert of_own > of_none
+            log_p = network(noise, ones, None, label).log_softmax(-1)
+        return -log_p.gather(-1, tokens[..., None])[..., 0].mean(1)
+
+    for other in (torch.zeros_like(own), own.roll(1)):
+        more = surprise(other) - surprise(own)
+        assert more.mean() > 2 * more.std() / 256**0.5
 
 
 def test_the_critic_is_for_this_base_model_and_ranks(kit_lm: BaseLM, kit_embedding: TokenEmbedding) -> None:

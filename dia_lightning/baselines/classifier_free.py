@@ -59,7 +59,7 @@ class ClassifierFreeModule(SamplerModule):
         self.denoiser, self.label, self.scale, self.sampler = denoiser, label, scale, sampler
         self.steps, self.stagger, self.temperature = steps, stagger, temperature
         self.embedding = embedding_for(self.lm, denoiser)
-        self.denoiser_network, n_labels = load_labelled(denoiser, self.embedding, reward.name)
+        self.denoiser_network, n_labels = load_labelled(denoiser, self.embedding, reward.name, self.lm)
         check("label", label, label is None or 1 <= label <= n_labels, f"1 to {n_labels}, or null for {n_labels}")
         self._y = n_labels if label is None else label
 

@@ -83,7 +83,7 @@ class GuidedDecodingModule(SamplerModule):
         check("final", final, final in ("sample", "argmax"), "sample, argmax")
         self.critic, self.lam, self.top_k, self.final = critic, lam, top_k, final
         self.embedding = embedding_for(self.lm, critic=critic if lam else None)
-        self.value = load_value(critic, self.embedding, reward.name, lam) if lam else None
+        self.value = load_value(critic, self.embedding, reward.name, lam, self.lm) if lam else None
 
     def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
         refuse_blanks(batch, type(self).__name__)

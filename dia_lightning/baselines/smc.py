@@ -79,8 +79,8 @@ class SMCModule(SamplerModule):
         self.steps, self.stagger, self.temperature = steps, stagger, temperature
         self.guidance_scale, self.guidance_cap = guidance_scale, guidance_cap
         self.embedding = embedding_for(self.lm, denoiser)
-        self.denoiser_network = load_denoiser(denoiser, self.embedding)
-        self.value = load_value(critic, self.embedding, reward.name, lam) if lam else None
+        self.denoiser_network = load_denoiser(denoiser, self.embedding, self.lm)
+        self.value = load_value(critic, self.embedding, reward.name, lam, self.lm) if lam else None
 
     def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
         refuse_blanks(batch, "SMCModule")

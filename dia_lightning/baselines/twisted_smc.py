@@ -160,7 +160,7 @@ class TwistedSMCModule(SamplerModule):
         self.critic, self.lam, self.particles = critic, lam, particles
         self.every, self.ess, self.resampling = every, ess, resampling
         self.embedding = embedding_for(self.lm, critic=critic if lam else None)
-        self.value = load_value(critic, self.embedding, reward.name, lam) if lam else None
+        self.value = load_value(critic, self.embedding, reward.name, lam, self.lm) if lam else None
 
     def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
         refuse_blanks(batch, type(self).__name__)

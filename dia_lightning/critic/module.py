@@ -28,7 +28,7 @@ class CriticModule(NoisedRowsModule):
         objective: `mse` (E[r | z_t]), `soft` (log E[exp(λ r) | z_t]) or `clean` (r on clean text only, the original proposal).
         lam: λ of `soft`, in 1 / reward; not used by the others.
         schedule: as for the denoiser, where no `denoiser` is given.
-        width, layers, heads, rotary, max_length, init_from_lm: the transformer, as for the denoiser.
+        width, layers, heads, rotary, adapter_rank, max_length, init_from_lm: the transformer, as for the denoiser.
         lr, weight_decay, warmup_steps: AdamW with warm-up and cosine decay to the end of training.
         seed: of the noise.
     """
@@ -46,6 +46,7 @@ class CriticModule(NoisedRowsModule):
         layers: int = 4,
         heads: int = 4,
         rotary: bool = False,
+        adapter_rank: int = 0,
         max_length: int = 40,
         init_from_lm: bool = True,
         lr: float = 1e-3,
@@ -61,8 +62,8 @@ class CriticModule(NoisedRowsModule):
         if reward.conditional:
             raise UserError(f"--model.init_args.reward: {reward.name!r} compares with a record, which a critic does not see")
         self.reward, self.objective, self.lam = CachedReward(reward), objective, lam
-        size = NetworkSize(width, layers, heads, max_length, rotary)
-        self.network = CriticNetwork(self.embedding.dim, self.schedule, size)
+        size = NetworkSize(width, layers, heads, max_length, rotary, adapter_rank)
+        self.network = CriticNetwork(self.embedding.dim, self.schedule, size, self.lm.model)
         if init_from_lm:
             self.network.trunk.init_from_lm(self.lm.model, self.lm.bos_id, self.embedding.unit)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,10 +23,10 @@ class CriticNetwork(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, dim: int, schedule: Schedule, size: NetworkSize) -> None:
+    def __init__(self, dim: int, schedule: Schedule, size: NetworkSize, model: Any = None) -> None:
         super().__init__()
         self.schedule, self.size = schedule, size
-        self.trunk = Trunk(dim, size)
+        self.trunk = Trunk(dim, size, model)
         self.trunk.z0_in.requires_grad_(False)  # a critic sees no earlier estimate
         self.head = nn.Sequential(nn.Linear(size.width, size.width), nn.SiLU(), nn.Linear(size.width, 1))
         self.register_buffer("mean", torch.zeros(()))

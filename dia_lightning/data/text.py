@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dia_lightning.data.base import TokenData, TokenRows
-from dia_lightning.lm import _resolve
+from dia_lightning.lm_files import folder_of
 from dia_lightning.resources import UserError, find_path, require_path
 
 END_OF_TEXT = "<|endoftext|>"
@@ -100,7 +100,7 @@ class _Corpus(TokenData):
 
         option = "--data.init_args.tokenizer"
         try:
-            folder = str(find_path(self.tokenizer_path) or _resolve(self.tokenizer_path))
+            folder = str(find_path(self.tokenizer_path) or folder_of(self.tokenizer_path))
         except UserError as error:
             raise UserError(str(error).replace("--model.init_args.base_lm", option)) from error
         try:

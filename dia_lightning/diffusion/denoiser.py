@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dia_lightning.cost import weights_of
+from dia_lightning.diffusion.adapted import FrozenLinear, adapted_parts
+from dia_lightning.diffusion.attention import attend
 from dia_lightning.diffusion.schedule import Schedule
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.resources import UserError
@@ -18,18 +20,24 @@ from dia_lightning.resources import UserError
 
 @dataclass
 class NetworkSize:
-    """Size of a transformer: `width`, `layers`, `heads`, longest text `max_length` in tokens, kind of positions."""
+    """Size of a transformer: `width`, `layers`, `heads`, longest text `max_length` in tokens, kind of positions.
+
+    `adapter_rank` above 0: the blocks are p_θ's own, frozen, with adapters of that rank (see `adapted`).
+    """
 
     width: int = 128
     layers: int = 6
     heads: int = 4
     max_length: int = 40
     rotary: bool = False
+    adapter_rank: int = 0
 
     def __post_init__(self) -> None:
         for option in ("width", "layers", "heads", "max_length"):
             if getattr(self, option) < 1:
                 raise UserError(f"--model.init_args.{option}: {getattr(self, option)} given, at least 1 allowed")
+        if self.adapter_rank < 0:
+            raise UserError(f"--model.init_args.adapter_rank: {self.adapter_rank} given, must be 0 (none) or more")
         if self.width % (2 * self.heads):
             raise UserError(f"--model.init_args.width: {self.width} given, must be a multiple of 2 × heads ({self.heads})")
 
@@ -45,14 +53,6 @@ def _rotate(x: Tensor) -> Tensor:
     a, b = x[..., :half], x[..., half:]
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / √D) v over all positions; q, k, v (B, H, T, D)."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        # torch 2.13's fused kernel takes seven times as long in the backward pass here (64 × 4 × 41 × 32).
-        return torch.softmax(q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5, -1).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Block(nn.Module):
@@ -80,7 +80,7 @@ class Block(nn.Module):
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
         if self.rotary:
             q, k = _rotate(q), _rotate(k)
-        attended = _attention(q, k, v).transpose(1, 2).flatten(2)
+        attended = attend(q, k, v).transpose(1, 2).flatten(2)
         x = x + (1 + gate_1) * self.out(attended)
         hidden = F.gelu(self.up(self.norm_2(x) * (1 + scale_2) + shift_2), approximate="tanh")
         return x + (1 + gate_2) * self.down(hidden)
@@ -93,24 +93,32 @@ class Trunk(nn.Module):
     ẑ_0 (self-conditioning, Chen et al., arXiv:2208.04202).
     """
 
-    def __init__(self, dim: int, size: NetworkSize) -> None:
+    def __init__(self, dim: int, size: NetworkSize, model: Any = None) -> None:
+        """`dim`: of the embeddings; `model`: p_θ, where blocks are adapted."""
         super().__init__()
         self.size = size
         self.z_in = nn.Linear(dim, size.width)
         self.z0_in = nn.Linear(dim, size.width, bias=False)
         self.start = nn.Parameter(torch.zeros(size.width))
         # A trained parameter must have a gradient at every step (DDP): rotary networks leave this one as it is.
-        self.positions = nn.Parameter(torch.zeros(size.max_length + 1, size.width), requires_grad=not size.rotary)
+        self.positions = nn.Parameter(torch.zeros(size.max_length + 1, size.width), requires_grad=not self._is_relative)
         modulate = nn.Linear(size.width, 6 * size.width)
         self.time = nn.Sequential(nn.Linear(128, size.width), nn.SiLU(), modulate)
-        self.blocks = nn.ModuleList(Block(size) for _ in range(size.layers))
-        self.norm = nn.LayerNorm(size.width)
+        self.rope: nn.Module | None = None
+        self.blocks = nn.ModuleList(Block(size) for _ in range(0 if size.adapter_rank else size.layers))
+        self.norm: nn.Module = nn.LayerNorm(size.width)
+        if size.adapter_rank:
+            self.blocks, self.rope, self.norm = adapted_parts(model, size.adapter_rank, size.width, size.layers, size.heads)
         nn.init.normal_(self.z_in.weight, std=dim**-0.5)
         nn.init.zeros_(self.z_in.bias)
         nn.init.zeros_(self.z0_in.weight)
         nn.init.normal_(self.positions, std=0.02)
         nn.init.zeros_(modulate.weight)
         nn.init.zeros_(modulate.bias)
+
+    @property
+    def _is_relative(self) -> bool:
+        return self.size.rotary or self.size.adapter_rank > 0
 
     def forward(self, z: Tensor, t: Tensor, alpha: Tensor, z0_prev: Tensor | None, condition: Tensor | None = None) -> Tensor:
         """Z (B, T, d), t and alpha (B, T), z0_prev (B, T, d) → (B, T + 1, width), the start position first.
@@ -122,14 +130,18 @@ class Trunk(nn.Module):
         # `z0_in` has no bias, so that zeros are the same as nothing, but keep its weight in the graph (DDP).
         x = self.z_in(alpha[..., None] * z) + self.z0_in(torch.zeros_like(z) if z0_prev is None else z0_prev)
         x = torch.cat([self.start.expand(len(x), 1, -1).to(x.dtype), x], 1)
-        if not self.size.rotary:
+        if not self._is_relative:
             x = x + self.positions[: x.shape[1]]
         time = self.time[0](_time_features(F.pad(t, (1, 0))))
         if condition is not None:
             time = time + condition[:, None].to(time.dtype)
         modulation = self.time[1:](time).unflatten(-1, (6, -1))
+        shared: tuple[Any, ...] = ()
+        if self.rope is not None:
+            x = x.float()  # thirty blocks add to it; p_θ's matrices are in bfloat16
+            shared = (self.rope(x, torch.arange(x.shape[1], device=x.device)[None]),)
         for block in self.blocks:
-            x = block(x, modulation)
+            x = block(x, modulation, *shared)
         normed: Tensor = self.norm(x)
         return normed
 
@@ -137,9 +149,16 @@ class Trunk(nn.Module):
     def init_from_lm(self, model: Any, bos_id: int, unit: float) -> None:
         """Copy a GPT-2-architecture model's blocks, norms and positions; attention becomes bidirectional. `unit`: of E.
 
+        Adapted blocks are p_θ's own already, of Llama's architecture; then it is what lies around them.
+
         Raises:
             UserError: if the model is of another architecture or size.
         """
+        if self.size.adapter_rank:
+            table = model.get_input_embeddings().weight
+            self.z_in.weight.copy_(torch.eye(table.shape[1]) * unit)
+            self.start.copy_(table[bos_id])
+            return
         gpt = getattr(model, "transformer", None)
         config = model.config
         if gpt is None or not hasattr(gpt, "wte") or not hasattr(gpt, "wpe"):
@@ -185,17 +204,22 @@ class DenoiserNetwork(nn.Module):
         tied_head: read out by ⟨W hidden, E⟩ instead of by a matrix of its own (V × width more parameters).
         n_labels: labels 1 … n_labels that texts may carry (see `labels.Labeller`), 0 standing for no label; 0 = none
             at all. Their embeddings begin at zero, where a labelled network is the unlabelled one.
+        model: p_θ, where `size.adapter_rank` adapts its blocks; its output embedding is then the head.
     """
 
     def __init__(
-        self, embedding: TokenEmbedding, schedule: Schedule, size: NetworkSize, tied_head: bool = False, n_labels: int = 0
-    ) -> None:
+        self, embedding: TokenEmbedding, schedule: Schedule, size: NetworkSize, tied_head: bool = False, n_labels: int = 0,
+        model: Any = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.embedding, self.schedule, self.size, self.tied_head = embedding, schedule, size, tied_head
-        self.trunk = Trunk(embedding.dim, size)
+        self.trunk = Trunk(embedding.dim, size, model)
         self.labels = (
             nn.Embedding(n_labels + 1, size.width, _weight=torch.zeros(n_labels + 1, size.width)) if n_labels else None
         )
+        if size.adapter_rank:
+            self.head: nn.Linear = FrozenLinear(model.get_output_embeddings().weight)
+            return
         self.head = nn.Linear(size.width, embedding.dim if tied_head else embedding.vocab_size)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
@@ -227,11 +251,13 @@ class DenoiserNetwork(nn.Module):
         """Logits (…, V) float32 from rows of `hidden` and `query`."""
         weight, half_square = self.embedding.weight, self.embedding.half_square
         out = self.head(hidden)
-        if half_square is not None:
+        if half_square is not None or self.size.adapter_rank:
             out = out @ weight.T if self.tied_head else out
             # In bf16 the difference of two large numbers would say nothing of the token.
             with torch.autocast(query.device.type, enabled=False):
                 query = query.float()
+                if half_square is None:
+                    return out.float() + query @ weight.T
                 return out.float() + query[..., :-1] @ weight.T - query[..., -1:] * half_square
         if self.tied_head:
             return ((out + query) @ weight.T).float()
@@ -247,4 +273,6 @@ class DenoiserNetwork(nn.Module):
         if self.tied_head:
             raise UserError("--model.init_args.init_from_lm: needs tied_head: false")
         self.trunk.init_from_lm(model, bos_id, self.embedding.unit)
+        if self.size.adapter_rank:
+            return
         self.head.weight.copy_(model.get_output_embeddings().weight)  # type: ignore[operator]

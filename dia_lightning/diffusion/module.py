@@ -139,12 +139,15 @@ class DenoiserModule(NoisedRowsModule):
         schedule: `cosine`, `sqrt` or `linear`; bent by time warping while training goes on.
         loss: `ce` (cross-entropy), `eps` (‖ε − ε_ψ‖²) or `x0` (‖z_0 − ẑ_0‖²), on noised positions only.
         width, layers, heads, rotary: the transformer; with `init_from_lm` width and heads are those of base_lm.
+        adapter_rank: above 0 the blocks and the head are p_θ's own, frozen and not repeated in checkpoints, with adapters
+            of this rank on every matrix (see `adapted`; Llama's architecture only).
         max_length: longest text in tokens, end token included.
         tied_head: read out by the frozen embedding table instead of by a trained one.
         init_from_lm: start from p_θ's own blocks, attention made bidirectional.
         init_from: start from this denoiser (folder or `.ckpt`) of the same base_lm and size instead.
         label_reward, label_edges, label_drop: for classifier-free guidance, condition it on labels too: the class of each
             text's reward between these edges, left out of a share of the texts (see `Labeller`).
+        self_condition: every so many steps the network is given an earlier ẑ_0 of its own; 0 = never.
         time_warp: steps between two updates of the warp; 0 = never.
         lr, weight_decay, warmup_steps: AdamW with warm-up and cosine decay to the end of training.
         seed: of the noise.
@@ -162,6 +165,7 @@ class DenoiserModule(NoisedRowsModule):
         layers: int = 6,
         heads: int = 4,
         rotary: bool = False,
+        adapter_rank: int = 0,
         max_length: int = 40,
         tied_head: bool = False,
         init_from_lm: bool = True,
@@ -169,6 +173,7 @@ class DenoiserModule(NoisedRowsModule):
         label_reward: Reward | None = None,
         label_edges: list[float] | None = None,
         label_drop: float = 0.1,
+        self_condition: int = 2,
         time_warp: int = 100,
         lr: float = 1e-3,
         weight_decay: float = 0.01,
@@ -176,17 +181,18 @@ class DenoiserModule(NoisedRowsModule):
         seed: int = 0,
     ) -> None:
         super().__init__(base_lm, normalise, schedule, None, max_length, lr, weight_decay, warmup_steps, seed)
-        if time_warp < 0:
-            raise UserError(f"--model.init_args.time_warp: {time_warp} given, must be 0 (never) or more")
+        for option, value in (("time_warp", time_warp), ("self_condition", self_condition)):
+            if value < 0:
+                raise UserError(f"--model.init_args.{option}: {value} given, must be 0 (never) or more")
         if loss not in LOSSES:
             raise UserError(f"--model.init_args.loss: {loss!r} given, allowed are {', '.join(LOSSES)}")
-        self.loss_name, self.time_warp = loss, time_warp
-        size = NetworkSize(width, layers, heads, max_length, rotary)
+        self.loss_name, self.time_warp, self.self_condition = loss, time_warp, self_condition
+        size = NetworkSize(width, layers, heads, max_length, rotary, adapter_rank)
         labelled = label_reward is not None or label_edges is not None
         self.labeller = Labeller(label_reward, label_edges, label_drop) if labelled else None
         self.label_reward = self.labeller and self.labeller.reward  # whose calls Export counts
         n_labels = len(label_edges or []) + 1 if labelled else 0
-        self.network = DenoiserNetwork(self.embedding, self.schedule, size, tied_head, n_labels)
+        self.network = DenoiserNetwork(self.embedding, self.schedule, size, tied_head, n_labels, self.lm.model)
         if init_from is not None:
             self._init_from(init_from)
         elif init_from_lm:
@@ -211,12 +217,10 @@ class DenoiserModule(NoisedRowsModule):
             labels = self.labeller.dropped(labels, rows, n_rows, 2 * self.stream_seed(stream) + 1)
         return labels.to(self.device)
 
-    def losses(
-        self, tokens: Tensor, noised: Noised, self_condition: bool, label: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def losses(self, tokens: Tensor, noised: Noised, estimated: bool, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Loss at every noised position (N,) and its time (N,); the fixed shape (B·T) comes first, so nothing waits."""
         z0_prev = None
-        if self_condition:
+        if estimated:
             with torch.no_grad():
                 hidden, query = self.network.hidden(noised.z, noised.t, None, label)
                 flat = expected_embedding(self.network, hidden.flatten(0, 1), query.flatten(0, 1))
@@ -229,7 +233,8 @@ class DenoiserModule(NoisedRowsModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         number = self.batch_number
         label = self.labels(batch, number)
-        values, t = self.losses(batch["tokens"], self.noised(batch, number), number % 2 == 1, label)
+        estimated = self.self_condition > 0 and number % self.self_condition == self.self_condition - 1
+        values, t = self.losses(batch["tokens"], self.noised(batch, number), estimated, label)
         # Mean over the positions of all processes, so that the gradient is that of one process with the whole batch.
         count = self.trainer.strategy.reduce(values.new_tensor(float(len(values))), reduce_op="mean")
         loss = values.sum() / count
@@ -257,7 +262,8 @@ class DenoiserModule(NoisedRowsModule):
         self._in_bands = torch.zeros(2, N_BANDS, device=self.device)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        values, t = self.losses(batch["tokens"], self.noised(batch, -1 - batch_idx), True, self.labels(batch))
+        noised, estimated = self.noised(batch, -1 - batch_idx), self.self_condition > 0
+        values, t = self.losses(batch["tokens"], noised, estimated, self.labels(batch))
         self._in_bands += torch.stack([self.band_sums(values, t), self.band_sums(torch.ones_like(values), t)])
 
     def on_validation_epoch_end(self) -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dia_lightning.lm import _resolve
+from dia_lightning.lm_files import folder_of
 from dia_lightning.resources import UserError
 from dia_lightning.rewards.base import RewardError
 from dia_lightning.rewards.options import OPTION, require, require_sign
@@ -181,7 +181,7 @@ def load_classifier(model: str) -> tuple[Any, Any]:
     option = f"{OPTION}.model"
     logging.disable_progress_bar()
     try:
-        folder = _resolve(model)
+        folder = folder_of(model)
     except UserError as error:
         raise UserError(
             str(error).replace("--model.init_args.base_lm", option, 1).split(", or use the shipped kit")[0]

@@ -29,22 +29,22 @@ def embedding_for(lm: BaseLM, denoiser: str | None = None, critic: str | None = 
     return TokenEmbedding(lm.embedding_table(), len(lm.tokenizer), normalise)
 
 
-def load_denoiser(path: str, embedding: TokenEmbedding) -> DenoiserNetwork:
-    """The denoiser at `path` (folder or `.ckpt`), frozen, for use with `embedding`.
+def load_denoiser(path: str, embedding: TokenEmbedding, lm: BaseLM | None = None) -> DenoiserNetwork:
+    """The denoiser at `path` (folder or `.ckpt`), frozen, for use with `embedding`; one that adapts p_θ's blocks needs `lm`.
 
     Raises:
         UserError: if it is missing, damaged, no denoiser, or made for another base model or other embeddings of it.
     """
-    return _load_denoiser(path, embedding)[0]
+    return _load_denoiser(path, embedding, lm)[0]
 
 
-def load_labelled(path: str, embedding: TokenEmbedding, reward: str) -> tuple[DenoiserNetwork, int]:
+def load_labelled(path: str, embedding: TokenEmbedding, reward: str, lm: BaseLM | None = None) -> tuple[DenoiserNetwork, int]:
     """The denoiser at `path`, which has labels made of the reward called `reward`, and how many.
 
     Raises:
         UserError: as for `load_denoiser`, or if it has no labels or those of another reward.
     """
-    network, settings = _load_denoiser(path, embedding)
+    network, settings = _load_denoiser(path, embedding, lm)
     labels = settings.get("labels")
     if labels is None or labels["reward"] != reward:
         has = "no labels" if labels is None else f"labels of the reward {labels['reward']!r}"
@@ -52,15 +52,17 @@ def load_labelled(path: str, embedding: TokenEmbedding, reward: str) -> tuple[De
     return network, labels["n_labels"]
 
 
-def _load_denoiser(path: str, embedding: TokenEmbedding) -> tuple[DenoiserNetwork, dict[str, Any]]:
+def _load_denoiser(path: str, embedding: TokenEmbedding, lm: BaseLM | None) -> tuple[DenoiserNetwork, dict[str, Any]]:
     settings, weights = read_network(path, "denoiser", "--model.init_args.denoiser", embedding)
     schedule, size = make_schedule(settings["schedule"]), NetworkSize(**settings["size"])
     n_labels = settings.get("labels", {}).get("n_labels", 0)
-    network = DenoiserNetwork(embedding, schedule, size, settings["tied_head"], n_labels)
+    network = DenoiserNetwork(embedding, schedule, size, settings["tied_head"], n_labels, lm and lm.model)
     return _frozen(network, weights, "--model.init_args.denoiser", path), settings
 
 
-def load_critic(path: str, embedding: TokenEmbedding, reward: str | None = None) -> tuple[CriticNetwork, dict[str, Any]]:
+def load_critic(
+    path: str, embedding: TokenEmbedding, reward: str | None = None, lm: BaseLM | None = None
+) -> tuple[CriticNetwork, dict[str, Any]]:
     """The critic at `path` (folder or `.ckpt`), frozen, and its settings; `reward` is the name of that it must be for.
 
     Raises:
@@ -71,7 +73,8 @@ def load_critic(path: str, embedding: TokenEmbedding, reward: str | None = None)
         raise UserError(
             f"--model.init_args.critic: {path} was trained on the reward {settings['reward']!r}, the reward is {reward!r}"
         )
-    network = CriticNetwork(embedding.dim, make_schedule(settings["schedule"]), NetworkSize(**settings["size"]))
+    schedule, size = make_schedule(settings["schedule"]), NetworkSize(**settings["size"])
+    network = CriticNetwork(embedding.dim, schedule, size, lm and lm.model)
     return _frozen(network, weights, "--model.init_args.critic", path), settings
 
 
@@ -88,7 +91,7 @@ class RewardValue(nn.Module):
         return value / self.unit
 
 
-def load_value(path: str | None, embedding: TokenEmbedding, reward: str, lam: float) -> RewardValue:
+def load_value(path: str | None, embedding: TokenEmbedding, reward: str, lam: float, lm: BaseLM | None = None) -> RewardValue:
     """The critic at `path` as a value of the reward called `reward`, for use at λ = `lam`.
 
     Raises:
@@ -96,7 +99,7 @@ def load_value(path: str | None, embedding: TokenEmbedding, reward: str, lam: fl
     """
     if path is None:
         raise UserError("--model.init_args.critic: none given, needed for guidance at --model.init_args.lam above 0")
-    network, settings = load_critic(path, embedding, reward)
+    network, settings = load_critic(path, embedding, reward, lm)
     soft = settings["objective"] == "soft"
     if soft and settings["lam"] != lam:
         raise UserError(f"--model.init_args.lam: {lam} given, but the soft critic {path} was trained for {settings['lam']}")

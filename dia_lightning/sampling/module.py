@@ -147,10 +147,10 @@ class GuidedSamplerModule(SamplerModule):
             raise UserError(f"--model.init_args.denoiser: none given, needed for --model.init_args.sampler {self.sampler}")
         denoiser = self.denoiser if solver or needs_denoiser else None
         self.embedding = embedding_for(self.lm, denoiser)
-        self.denoiser_network = None if denoiser is None else load_denoiser(denoiser, self.embedding)
+        self.denoiser_network = None if denoiser is None else load_denoiser(denoiser, self.embedding, self.lm)
         self.value: RewardValue | None = None
         if self.lam and ((solver and self.gradient == "critic") or (needs_denoiser and self.moves.tilt)):
-            self.value = load_value(self.critic, self.embedding, self.reward.name, self.lam)
+            self.value = load_value(self.critic, self.embedding, self.reward.name, self.lam, self.lm)
         if self.gradient != "critic" and not hasattr(self.reward, "soft"):
             raise UserError(
                 f"--model.init_args.gradient: {self.gradient} given, but the reward {self.reward.name!r} has no method `soft`; "

