@@ -42,6 +42,7 @@ class BaseLM:
         self.vocab_size: int = model.get_input_embeddings().weight.shape[0]
         self.max_length: int = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20) - 1
         self._head_is_linear = self._check_head()
+        self._head: Tensor | None = None  # in float32, of a model that is not
 
     @classmethod
     def load(cls, base_lm: str) -> BaseLM:
@@ -180,7 +181,15 @@ class BaseLM:
         return self.model(inputs, use_cache=False).logits
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return (self.model.get_output_embeddings()(hidden) if self._head_is_linear else hidden).float()
+        if not self._head_is_linear:
+            return hidden.float()
+        head = self.model.get_output_embeddings()
+        if head.weight.dtype == torch.float32:
+            return head(hidden)  # type: ignore[no-any-return]
+        # Rounded to bfloat16, logits of 20 are a tenth off, and what is accepted hangs on them.
+        if self._head is None or self._head.device != hidden.device:
+            self._head = head.weight.float()
+        return F.linear(hidden.float(), self._head, None if head.bias is None else head.bias.float())
 
     @torch.no_grad()
     def _check_head(self) -> bool:
