@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from dia_lightning.resources import UserError, find_path
 
@@ -24,7 +25,8 @@ def folder_of(base_lm: str) -> str:
     A GGUF file is dequantised to bfloat16 once, into the user's cache (`$XDG_CACHE_HOME` or ~/.cache), under the file's hash.
 
     Raises:
-        UserError: if the folder is missing or incomplete, a package is not installed, or the hub does not answer in 30 s.
+        UserError: if the folder is missing or incomplete, a GGUF file is damaged or of an architecture that transformers
+            cannot read, a package is not installed, the cache cannot be written, or the hub does not answer in 30 s.
     """
     if base_lm in _PACKAGED:
         return _dequantised(_packaged(base_lm))
@@ -59,20 +61,42 @@ def cache_folder() -> Path:
 
 def _dequantised(file: Path) -> str:
     """The copy of a GGUF file in transformers' format, made if it is not there, moved into place whole."""
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()[:16]
-    folder = cache_folder() / "gguf" / digest
-    if folder.exists():
-        return str(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{digest}.", dir=folder.parent))
+    from safetensors import SafetensorError
+
+    parent = cache_folder() / "gguf"
     try:
-        _convert(file, partial)
-        with suppress(OSError):  # another process was first; its copy is the same
-            partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        digest = _hash_of(file)
+        folder = parent / digest
+        if folder.exists():
+            return str(folder)
+        parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{digest}.", dir=parent))
+        try:
+            _convert(file, partial)
+            _move(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{_OPTION}: cannot unpack {file} into {parent} ({error}); the variable XDG_CACHE_HOME names another folder"
+        ) from error
     return str(folder)
+
+
+def _hash_of(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _move(partial: Path, folder: Path) -> None:
+    try:
+        partial.replace(folder)
+    except OSError:
+        if not folder.exists():  # else another process was first; its copy is the same
+            raise
 
 
 def _convert(file: Path, folder: Path) -> None:
@@ -80,22 +104,29 @@ def _convert(file: Path, folder: Path) -> None:
     if missing:
         raise UserError(f"{_OPTION}: reading {file.name} needs the package {missing[0]}: pip install 'dia-lightning[smollm2]'")
     import torch
+    import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    # Newer versions keep the weights of some architectures in GGUF's blocks, unless told not to.
+    config = getattr(transformers, "GgufConfig", None)
+    whole = {} if config is None else {"quantization_config": config(dequantize=True)}
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-        read = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.bfloat16, trust_remote_code=False
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.bfloat16, trust_remote_code=False, output_loading_info=True, **whole
         )
+        read, loading = loaded
+        if loading["missing_keys"]:
+            raise ValueError(f"it has no weights {min(loading['missing_keys'])!r}")
+        # transformers will not save what it calls quantised, though all weights are whole now.
+        vars(read.config).pop("quantization_config", None)
+        model = AutoModelForCausalLM.from_config(read.config, dtype=torch.bfloat16)
+        model.load_state_dict(read.state_dict())
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{_OPTION}: cannot read {file} as a GGUF model ({reason})") from error
-    # transformers will not save what it calls quantised, though all weights are whole now.
-    del read.config.quantization_config
-    model = AutoModelForCausalLM.from_config(read.config, dtype=torch.bfloat16)
-    model.load_state_dict(read.state_dict())
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -33,6 +33,34 @@ def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of Llama's architecture, with two heads of queries for one of keys and values, and one table for both ends."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("llama") / "lm"
+    tokenizer = train_tokenizer(CORPUS, 280)
+    torch.manual_seed(0)
+    end = tokenizer.eos_token_id
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=32, initializer_range=0.3, tie_word_embeddings=True,
+        bos_token_id=end, eos_token_id=end,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.uniform_(weight, 0.5, 1.5)  # ones would say nothing
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama(llama_folder: Path) -> BaseLM:
+    return BaseLM.load(str(llama_folder))
+
+
+@pytest.fixture(scope="session")
 def lm(lm_folder: Path) -> BaseLM:
     return BaseLM.load(str(lm_folder))
 

@@ -100,7 +100,8 @@ class _Corpus(TokenData):
 
         option = "--data.init_args.tokenizer"
         try:
-            folder = str(find_path(self.tokenizer_path) or folder_of(self.tokenizer_path))
+            found = find_path(self.tokenizer_path)
+            folder = str(found) if found is not None and found.is_dir() else folder_of(self.tokenizer_path)
         except UserError as error:
             raise UserError(str(error).replace("--model.init_args.base_lm", option)) from error
         try:

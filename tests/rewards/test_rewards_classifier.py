@@ -294,7 +294,7 @@ def test_a_hub_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) 
     def fetch(repo_id: str) -> str:
         raise UserError(f"--model.init_args.base_lm: cannot fetch {repo_id!r}; give a local folder, or use the shipped kit: x")
 
-    monkeypatch.setattr("dia_lightning.lm._fetch", fetch)
+    monkeypatch.setattr("dia_lightning.lm_files._fetch", fetch)
     with pytest.raises(UserError, match=r"^--model.init_args.reward.init_args.model: cannot fetch 'a/b'; give a local folder$"):
         SequenceClassifier("a/b", 0)
 
