@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from dia_lightning.cost import weights_of
 from dia_lightning.lm_files import folder_of
@@ -42,7 +43,7 @@ class BaseLM:
         self.vocab_size: int = model.get_input_embeddings().weight.shape[0]
         self.max_length: int = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20) - 1
         self._head_is_linear = self._check_head()
-        self._head: Tensor | None = None  # in float32, of a model that is not
+        self._head: dict[str, Tensor] = {}  # in float32, of a model that is not
 
     @classmethod
     def load(cls, base_lm: str) -> BaseLM:
@@ -187,9 +188,10 @@ class BaseLM:
         if head.weight.dtype == torch.float32:
             return head(hidden)  # type: ignore[no-any-return]
         # Rounded to bfloat16, logits of 20 are a tenth off, and what is accepted hangs on them.
-        if self._head is None or self._head.device != hidden.device:
-            self._head = head.weight.float()
-        return F.linear(hidden.float(), self._head, None if head.bias is None else head.bias.float())
+        if not self._head or self._head["weight"].device != hidden.device:
+            self._head = {name: weight.float() for name, weight in head.named_parameters()}
+        # A call of the module itself, so that it is counted (see `cost.Meter`).
+        return functional_call(head, self._head, hidden.float())
 
     @torch.no_grad()
     def _check_head(self) -> bool:

@@ -34,7 +34,7 @@ def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of Llama's architecture, with two heads of queries for one of keys and values, and one table for both ends."""
+    """The same of Llama's architecture, with four heads of queries for two of keys and values, and one table for both ends."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("llama") / "lm"
@@ -42,8 +42,8 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     end = tokenizer.eos_token_id
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=32, initializer_range=0.3, tie_word_embeddings=True,
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=32, initializer_range=0.3, tie_word_embeddings=True,
         bos_token_id=end, eos_token_id=end,
     )  # fmt: skip
     model = LlamaForCausalLM(config)

@@ -38,9 +38,11 @@ def matrix_products(counter: FlopCounterMode) -> int:
     return sum(flops for op, flops in counts.items() if str(op) in ("aten.addmm", "aten.mm"))
 
 
-def test_scoring_and_writing_against_torchs_count() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scoring_and_writing_against_torchs_count(dtype: torch.dtype) -> None:
     """The same operations, but for the positions after a text's end, which the head is spared."""
     lm, meter = BaseLM.load(str(KIT / "lm")), Meter()
+    lm.model.to(dtype)
     meter.watch("base_lm", lm.multiplied())
     tokens = torch.randint(0, 1000, (8, 12), generator=torch.Generator().manual_seed(0))
     with FlopCounterMode(display=False) as counter:

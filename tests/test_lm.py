@@ -1,6 +1,7 @@
 """p_θ against transformers' own loss and generation, and against enumeration."""
 
 import time
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,21 @@ def test_every_next_token_from_the_states_of_one_pass(lm: BaseLM, linear: bool, 
     want = lm.model(ids).logits.log_softmax(-1)
     for row in range(5):
         torch.testing.assert_close(got[row], want[row, index[row]], atol=1e-5, rtol=1e-5)
+
+
+def test_logits_of_a_model_in_bfloat16_are_not_rounded(lm: BaseLM) -> None:
+    """Its last states times its own table, in float32; transformers' own logits are some hundredths off."""
+    low = BaseLM(deepcopy(lm.model).bfloat16(), lm.tokenizer)
+    tokens = torch.randint(1, lm.vocab_size, (3, 9), generator=torch.Generator().manual_seed(0))
+    ids = torch.nn.functional.pad(tokens[:, :-1], (1, 0), value=lm.bos_id)
+    states, table = low.model.transformer(ids).last_hidden_state, low.model.transformer.wte.weight
+    want = (states.float() @ table.float().T).log_softmax(-1)
+    chosen = want.gather(-1, tokens[..., None])[..., 0]
+    torch.testing.assert_close(low.token_log_probs(tokens), chosen, atol=1e-4, rtol=0)
+    _, hidden = low.log_prob_and_hidden(tokens, torch.zeros_like(tokens, dtype=torch.bool))
+    every = torch.arange(9).expand(3, 9)
+    torch.testing.assert_close(low.log_probs_at(hidden, every), want, atol=1e-4, rtol=0)
+    assert (low.model(ids).logits.float().log_softmax(-1) - want).abs().max() > 0.01
 
 
 def test_greedy_is_transformers_greedy(lm: BaseLM) -> None:

@@ -81,8 +81,10 @@ def adapted_parts(model: Any, rank: int, width: int, layers: int, heads: int) ->
     """The first `layers` blocks of a model of Llama's architecture, its rotary positions and its last norm (trained anew).
 
     Raises:
-        UserError: if the model is of another architecture or size.
+        UserError: if there is no model, or it is of another architecture or size.
     """
+    if model is None:
+        raise UserError(f"--model.init_args.adapter_rank: {rank} given, needs the base model (`lm`) whose blocks are adapted")
     config = model.config
     if config.model_type != "llama":
         raise UserError(f"--model.init_args.adapter_rank: needs Llama's architecture, base_lm is a {type(model).__name__}")
@@ -91,8 +93,10 @@ def adapted_parts(model: Any, rank: int, width: int, layers: int, heads: int) ->
             "--model.init_args.adapter_rank: width and heads must be those of base_lm "
             f"({config.hidden_size}, {config.num_attention_heads}), layers at most {config.num_hidden_layers}"
         )
-    if config.attention_bias or config.mlp_bias:
-        raise UserError("--model.init_args.adapter_rank: base_lm has biases, which adapted blocks do not")
+    if config.attention_bias or config.mlp_bias or config.hidden_act != "silu":
+        raise UserError(
+            "--model.init_args.adapter_rank: base_lm has biases or another activation than SiLU, adapted blocks do not"
+        )
     blocks = nn.ModuleList(AdaptedBlock(layer, rank) for layer in model.model.layers[:layers])
     norm = nn.RMSNorm(width, eps=config.rms_norm_eps)
     with torch.no_grad():

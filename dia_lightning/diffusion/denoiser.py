@@ -205,6 +205,9 @@ class DenoiserNetwork(nn.Module):
         n_labels: labels 1 … n_labels that texts may carry (see `labels.Labeller`), 0 standing for no label; 0 = none
             at all. Their embeddings begin at zero, where a labelled network is the unlabelled one.
         model: p_θ, where `size.adapter_rank` adapts its blocks; its output embedding is then the head.
+
+    Raises:
+        UserError: if `size.adapter_rank` does not fit the model (see `adapted`), or goes with a tied head.
     """
 
     def __init__(
@@ -218,6 +221,8 @@ class DenoiserNetwork(nn.Module):
             nn.Embedding(n_labels + 1, size.width, _weight=torch.zeros(n_labels + 1, size.width)) if n_labels else None
         )
         if size.adapter_rank:
+            if tied_head:
+                raise UserError("--model.init_args.tied_head: true given, with adapter_rank the head is that of base_lm: false")
             self.head: nn.Linear = FrozenLinear(model.get_output_embeddings().weight)
             return
         self.head = nn.Linear(size.width, embedding.dim if tied_head else embedding.vocab_size)
