@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dia_lightning.categorical import draw_categorical
 from dia_lightning.data.prompts import prompt_rows
-from dia_lightning.lm import BaseLM, Writing, draw_categorical
+from dia_lightning.lm import BaseLM, Writing
 from dia_lightning.resources import UserError
 from dia_lightning.types import fill_after_end, text_mask
 
@@ -49,14 +50,14 @@ def test_chunks_give_the_same(lm: BaseLM, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("dia_lightning.lm._LOGITS_AT_ONCE", {"cpu": 1})
     monkeypatch.setattr("dia_lightning.lm._POSITIONS_AT_ONCE", {"cpu": 1})
     torch.testing.assert_close(lm.log_prob(tokens, prompt_mask), whole)
-    monkeypatch.setattr(lm, "_head_is_linear", False)
+    monkeypatch.setattr(lm, "has_body", False)
     torch.testing.assert_close(lm.log_prob(tokens, prompt_mask), whole)
 
 
 @pytest.mark.parametrize("linear", [True, False])
 def test_every_next_token_from_the_states_of_one_pass(lm: BaseLM, linear: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """`log_probs_at` is transformers' own softmax at each position, and log p of the text where it is read at its tokens."""
-    monkeypatch.setattr(lm, "_head_is_linear", linear)
+    monkeypatch.setattr(lm, "has_body", linear)
     tokens, prompt_mask = rows(lm)
     log_p, hidden = lm.log_prob_and_hidden(tokens, prompt_mask)
     torch.testing.assert_close(log_p, lm.log_prob(tokens, prompt_mask))
