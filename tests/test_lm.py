@@ -182,3 +182,16 @@ def test_writing_reads_what_stands_there_after_rows_were_resampled_and_dropped(l
     seen = torch.nn.functional.pad(writing.tokens[writing.rows, :4], (1, 0), value=lm.bos_id)
     torch.testing.assert_close(writing.next_logits(), lm.model(seen).logits[:, -1], atol=1e-5, rtol=1e-5)
     assert writing.text()[1].tolist() == [2, 6, *[lm.end_id] * 4]
+
+
+def test_prompts_read_in_one_pass_give_the_same_texts(lm: BaseLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = torch.randint(1, lm.vocab_size, (6, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(12) < torch.tensor([5, 3, 4, 3, 7, 12])[:, None]
+    read = lm.generate(prompt, mask, torch.Generator().manual_seed(1))
+    passes: list[int] = []
+    monkeypatch.setattr(Writing, "read_prompts", lambda self: passes.append(1) or 0)
+    assert torch.equal(lm.generate(prompt, mask, torch.Generator().manual_seed(1)), read)
+    assert passes
+    monkeypatch.undo()
+    writing = Writing(lm, prompt, mask)
+    assert writing.read_prompts() == writing.place == 3
