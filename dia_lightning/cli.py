@@ -50,7 +50,7 @@ A run is one YAML file and what you change in it:
 
 _SAMPLER_OPTIONS = """
   --model.lam X                 lambda: 0 = the base model itself, larger = more reward
-  --model.base_lm NAME          base model: folder in transformers' format, or hub id
+  --model.base_lm NAME          base model: folder in transformers' format, .gguf file, hub id, or smollm2
   --model.denoiser PATH         its denoiser: folder or .ckpt
   --model.critic PATH           critic, trained on the reward: folder or .ckpt
   --model.reward CLASS          for example dia_lightning.rewards.VaderSentiment
@@ -64,7 +64,7 @@ _SAMPLER_OPTIONS = """
   --trainer.callbacks.folder DIR     where predictions.jsonl and metrics.json go"""
 
 _TRAINING_OPTIONS = """
-  --model.base_lm NAME          base model: folder in transformers' format, or hub id
+  --model.base_lm NAME          base model: folder in transformers' format, .gguf file, hub id, or smollm2
   --model.lr X                  learning rate
   --data.n_texts N              how many samples of the base model to train on
   --data.batch_size N           rows a step and process

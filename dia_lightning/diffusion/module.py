@@ -134,7 +134,7 @@ class DenoiserModule(NoisedRowsModule):
     """Learns to denoise p_θ's samples (see science.md, "Denoiser").
 
     Args:
-        base_lm: hub id or folder of p_θ, whose embeddings are noised.
+        base_lm: hub id, folder or `.gguf` file of p_θ, whose embeddings are noised (see `BaseLM.load`).
         normalise: scale each embedding to one norm; false = as they are, as in the original proposal (see `TokenEmbedding`).
         schedule: `cosine`, `sqrt` or `linear`; bent by time warping while training goes on.
         loss: `ce` (cross-entropy), `eps` (‖ε − ε_ψ‖²) or `x0` (‖z_0 − ẑ_0‖²), on noised positions only.
