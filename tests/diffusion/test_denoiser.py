@@ -49,10 +49,12 @@ def test_init_from_lm_says_what_fits(lm: BaseLM, embedding: TokenEmbedding) -> N
         NetworkSize(width=18, heads=4)
 
 
-def test_attention_in_bf16_is_sdpa() -> None:
+@pytest.mark.parametrize("seen", [None, torch.ones(7, 7, dtype=torch.bool).tril()])
+def test_attention_in_bf16_is_sdpa(seen: torch.Tensor | None) -> None:
     q, k, v = torch.randn(3, 2, 2, 7, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
-    want = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
-    torch.testing.assert_close(attend(q, k, v).float(), want, atol=0.03, rtol=0.03)
+    want = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=seen is not None)
+    torch.testing.assert_close(attend(q, k, v, seen).float(), want, atol=0.03, rtol=0.03)
+    torch.testing.assert_close(attend(q.float(), k.float(), v.float(), seen), want)
 
 
 def test_attention_looks_both_ways(embedding: TokenEmbedding) -> None:
