@@ -182,7 +182,7 @@ class PredictionWriter(L.Callback):
             **metrics[0],
             "training": self._training,
             "config_hash": self._hash,
-            "versions": _versions(),
+            "versions": versions(),
         }
         if len(metrics) > 1:
             result["base"] = metrics[1]
@@ -222,7 +222,8 @@ def _dumps(value: dict[str, Any], indent: int | None = None) -> str:
     return json.dumps(_without_nan(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of this package and of those that its figures hang on."""
     import lightning
     import transformers
 
