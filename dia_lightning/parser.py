@@ -21,7 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf.errors import OmegaConfBaseException
 
 from dia_lightning.explain import explain
-from dia_lightning.resources import UserError, placed
+from dia_lightning.resources import UserError, placed, root_user_error
 
 _IGNORED_WARNINGS = (
     "num_workers", r"isinstance\(treespec", "litlogger", "logging interval", "args parameter is intended",
@@ -204,7 +204,13 @@ def run(arguments: list[str], options_only: bool = False) -> None:
 
 def build_model(arguments: list[str]) -> L.LightningModule:
     """The module that a command with these arguments would run; UserError as for `run`."""
-    return _called(_ModelOnly, arguments).model
+    try:
+        return _called(_ModelOnly, arguments).model
+    except ValueError as error:  # as jsonargparse wraps what a class says of its options
+        found = root_user_error(error)
+        if found is None:
+            raise
+        raise UserError(str(found)) from error
 
 
 def options_of(arguments: list[str]) -> Namespace:

@@ -49,7 +49,8 @@ class Kit(NamedTuple):
     """What the card tells.
 
     content: the settings, as they stand in `dia.yaml`. module: the sampler. embedding: of its base model. parts: what was
-    copied. figures: `metrics.json` of a run, or None. left: options whose files are not in the kit, with what they named.
+    copied. figures: `metrics.json` of a run, or None. compared: whether that run is known to have these settings. left:
+    options whose files are not in the kit, with what they named.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Kit(NamedTuple):
     embedding: TokenEmbedding
     parts: list[Part]
     figures: dict[str, Any] | None
+    compared: bool
     left: dict[str, str]
 
     @property
@@ -176,7 +178,8 @@ def _run(kit: Kit) -> str:
             rows.append((text, *("–" if value is None else number(value, digits) for value in known)))
     table = _table(("", *("p_θ" if run is base else str(own["method"]) for run in runs)), rows)
     made = ", ".join(f"{name} {version}" for name, version in own["versions"].items())
-    return f"## Figures\n\n{table}\n\nFrom one run (key `{own['config_hash']}`; {made})."
+    known = "" if kit.compared else " Its settings were not compared with these: no `config.yaml` lay beside its figures."
+    return f"## Figures\n\n{table}\n\nFrom one run (key `{own['config_hash']}`; {made}).{known}"
 
 
 def _origin(kit: Kit, license: str | None) -> str:

@@ -53,7 +53,7 @@ def export(
     file = settings_file(config, "--config")
     content = read_yaml(file, "--config")
     arguments = ["predict", "--config", str(file)]
-    figures = None if run is None else _figures(run, arguments)
+    figures, compared = (None, False) if run is None else _figures(run, arguments)
     module = build_model(arguments)
     if not isinstance(module, SamplerModule):
         raise UserError(f"--config: {config} has the model {type(module).__name__}, a sampler is needed")
@@ -67,7 +67,7 @@ def export(
         parts = _write_networks(folder, module, embedding, paths, bf16, f"{out.name}/lm" if copied else module.base_lm)
         if with_base_lm:
             parts.append(_copy_lm(folder / "lm", module))
-        kit = Kit(out.name, content, module, embedding, parts, figures, left)
+        kit = Kit(out.name, content, module, embedding, parts, figures, compared, left)
         (folder / SETTINGS).write_text(_settings_text(kit), encoding="utf-8")
         (folder / "README.md").write_text(card(kit, license), encoding="utf-8")
     return kit
@@ -103,8 +103,8 @@ def _in_place(out: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _figures(run: Path, arguments: list[str]) -> dict[str, Any]:
-    """`metrics.json` of a run, whose model must be that of `arguments` but for the seed."""
+def _figures(run: Path, arguments: list[str]) -> tuple[dict[str, Any], bool]:
+    """`metrics.json` of a run, and whether its settings are known; the model must be that of `arguments` but for the seed."""
     try:
         figures = read_metrics(run)
     except UserError as error:
@@ -114,8 +114,9 @@ def _figures(run: Path, arguments: list[str]) -> dict[str, Any]:
         own, other = (_options(args) for args in (arguments, ["predict", "--config", str(config)]))
         for name in [*own, *other]:
             if own.get(name) != other.get(name) and not name.endswith(".seed"):
-                raise UserError(f"--run: {run} was made with {name} {other.get(name)}, --config has {own.get(name)}")
-    return figures
+                made, asked = (", ".join(map(str, found.get(name, ["none"]))) for found in (other, own))
+                raise UserError(f"--run: {run} was made with {name} {made}, --config has {asked}")
+    return figures, config.is_file()
 
 
 def _options(arguments: list[str]) -> dict[str, list[Any]]:
