@@ -178,8 +178,8 @@ def _run(kit: Kit) -> str:
             rows.append((text, *("–" if value is None else number(value, digits) for value in known)))
     table = _table(("", *("p_θ" if run is base else str(own["method"]) for run in runs)), rows)
     made = ", ".join(f"{name} {version}" for name, version in own["versions"].items())
-    known = "" if kit.compared else " Its settings were not compared with these: no `config.yaml` lay beside its figures."
-    return f"## Figures\n\n{table}\n\nFrom one run (key `{own['config_hash']}`; {made}).{known}"
+    doubt = "" if kit.compared else " Its settings were not compared with these: no `config.yaml` lay beside its figures."
+    return f"## Figures\n\n{table}\n\nFrom one run (key `{own['config_hash']}`; {made}).{doubt}"
 
 
 def _origin(kit: Kit, license: str | None) -> str:
