@@ -82,7 +82,8 @@ def _without_nan(value: Any) -> Any:
 class PredictionWriter(L.Callback):
     """`predictions.jsonl`, `metrics.json` and the table at the end; with an evaluation its figures and `hacking.jsonl` too.
 
-    Every batch goes to a file of its own under `parts/<hash of the settings>`; at the end rank zero merges them in order.
+    Every batch goes to a file of its own under `parts/<hash of the settings>`; at the end rank zero merges them in order, and
+    puts the settings beside them (`config.yaml`).
     A rerun with the same settings draws only the batches that are missing. A run that ends early, by an error, Ctrl-C or
     a limit on batches, leaves the texts that it has in `predictions.jsonl`, and a `metrics.json` with `complete: false`
     and without figures.
@@ -190,6 +191,8 @@ class PredictionWriter(L.Callback):
         if not complete:
             print_unfinished(self.folder, len(paths), self._n_batches)
             return
+        if self._config.is_file():  # the next run may write its own there
+            write_atomically(self._parts / "config.yaml", self._config.read_text(encoding="utf-8"))
         if trainer.logger:
             trainer.logger.log_metrics({k: v for k, v in metrics[0].items() if isinstance(v, float)})
         rows = [] if evaluation is None else evaluation.rows()

@@ -178,7 +178,7 @@ def _run(kit: Kit) -> str:
             rows.append((text, *("–" if value is None else number(value, digits) for value in known)))
     table = _table(("", *("p_θ" if run is base else str(own["method"]) for run in runs)), rows)
     made = ", ".join(f"{name} {version}" for name, version in own["versions"].items())
-    doubt = "" if kit.compared else " Its settings were not compared with these: no `config.yaml` lay beside its figures."
+    doubt = "" if kit.compared else " Its settings were not compared with these: they are not known."
     return f"## Figures\n\n{table}\n\nFrom one run (key `{own['config_hash']}`; {made}).{doubt}"
 
 

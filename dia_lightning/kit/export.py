@@ -109,7 +109,7 @@ def _figures(run: Path, arguments: list[str]) -> tuple[dict[str, Any], bool]:
         figures = read_metrics(run)
     except UserError as error:
         raise UserError(str(error).replace("report:", "--run:")) from error
-    config = run / "config.yaml"
+    config = run / "parts" / str(figures["config_hash"]) / "config.yaml"
     if config.is_file():
         own, other = (_options(args) for args in (arguments, ["predict", "--config", str(config)]))
         for name in [*own, *other]:

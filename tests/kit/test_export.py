@@ -169,7 +169,7 @@ def test_the_card_says_what_is_known(settings: Change, tmp_path: Path) -> None:
     assert f"| log p_θ per token (nats) | −{-metrics['base']['log_p_per_token']:.3f} |" in text
     assert f"key `{metrics['config_hash']}`" in text
     assert "were not compared" not in text
-    Path("runs/dia_tiny/config.yaml").unlink()
+    Path(f"runs/dia_tiny/parts/{metrics['config_hash']}/config.yaml").unlink()
     export(config, tmp_path / "unknown", run=Path("runs/dia_tiny"))
     assert "were not compared" in (tmp_path / "unknown/README.md").read_text(encoding="utf-8")
     assert datetime.date.today().isoformat() in text
@@ -235,6 +235,7 @@ def test_a_run_of_other_settings_gives_no_figures(settings: Change, tmp_path: Pa
     with pytest.raises(UserError, match=r"--run: cannot read .*metrics.json"):
         export(config, tmp_path / "kit", run=Path("runs"))
     predict(config, "runs/dia_tiny", "--model.lam=2", "--data.n_texts=1", "--model.refine=none")
+    parser.run(cli.prepare_arguments(["predict", "--config", config, *SMALL, "--trainer.callbacks.folder=runs/later"]))
     with pytest.raises(UserError, match=r"--run: runs/dia_tiny was made with --model.init_args.lam 2.0, --config has 8.0"):
         export(config, tmp_path / "kit", run=Path("runs/dia_tiny"))
     stopped = json.loads(Path("runs/dia_tiny/metrics.json").read_text(encoding="utf-8")) | {"complete": False}
