@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 KIT ?= tiny
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format typecheck ablations doctor clean theory tasks bench results
+.PHONY: help demo test test-slow lint format typecheck ablations doctor clean theory tasks bench results results-smollm2
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,10 @@ theory: $(VENV)/.installed  ## remake the plots and tables of docs/theory.md
 
 results: $(VENV)/.installed  ## compare all methods on the tiny kit and remake the tables of docs/results.md (40 minutes)
 	$(BIN)/python benchmarks/results.py
+
+results-smollm2: $(VENV)/.installed  ## the same on SmolLM2, with its spans and texts (needs the extra smollm2; an hour)
+	$(BIN)/python benchmarks/results.py --smollm2
+	$(BIN)/python benchmarks/spans.py
 
 ablations: $(VENV)/.installed  ## the ablation grid and its report, in runs/ablations; KIT=gpt2 for another kit
 	$(BIN)/python -m dia_lightning study configs/ablations/*.yaml --out runs/ablations --kit $(KIT) $(ARGS)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dia_lightning.categorical import draw_categorical
 from dia_lightning.critic.loss import OBJECTIVES
 from dia_lightning.critic.network import CriticNetwork
 from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
@@ -22,7 +23,6 @@ from dia_lightning.diffusion.loss import LOSSES, draw_times, noise
 from dia_lightning.diffusion.schedule import make_schedule, time_grid
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import LogValue, Predict, Prediction, guided, unguided
-from dia_lightning.lm import draw_categorical
 from dia_lightning.optim import adamw_warmup_cosine
 from dia_lightning.sampling.decode import commit_tokens
 from dia_lightning.sampling.denoise_accept import DenoiseAccept, Kernel

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dia_lightning.categorical import draw_categorical
 from dia_lightning.cost import weights_of
 from dia_lightning.lm_files import folder_of
 from dia_lightning.resources import UserError
@@ -29,6 +30,7 @@ class BaseLM:
     Attributes:
         bos_id: token put before every row. end_id: token that ends a text.
         vocab_size: number of rows V of the embedding table.
+        has_body: whether logits are the output embedding of `model.base_model`'s last hidden state.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str = "") -> None:
@@ -41,7 +43,7 @@ class BaseLM:
         self.bos_id: int = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.end_id
         self.vocab_size: int = model.get_input_embeddings().weight.shape[0]
         self.max_length: int = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20) - 1
-        self._head_is_linear = self._check_head()
+        self.has_body = self._check_head()
         self._head: Tensor | None = None  # in float32, of a model that is not
 
     @classmethod
@@ -135,7 +137,10 @@ class BaseLM:
         Blanks are filled from what stands on their left alone, without an end token: this is not p_θ given both sides.
         """
         writing = Writing(self, tokens, prompt_mask)
-        for i in range(tokens.shape[1]):
+        given = writing.read_prompts()
+        # Every place has its random numbers, also where none are needed: how prompts are read decides no text.
+        torch.rand(given * len(tokens), generator=generator, device=tokens.device, dtype=torch.float64)
+        for i in range(given, tokens.shape[1]):
             logits = writing.next_logits()
             writing.write(draw_categorical(_next_log_probs(logits, temperature, top_k, top_p), generator))
             if i % 8 == 7 and not writing.drop_ended():
@@ -147,7 +152,7 @@ class BaseLM:
 
         States after the end of a text are not defined.
         """
-        size = self.model.get_output_embeddings().weight.shape[1] if self._head_is_linear else self.vocab_size
+        size = self.model.get_output_embeddings().weight.shape[1] if self.has_body else self.vocab_size
         hidden = torch.zeros(*tokens.shape, size, dtype=self.model.dtype, device=tokens.device)
         return self._scored(tokens, prompt_mask, hidden).double().sum(1), hidden
 
@@ -176,12 +181,12 @@ class BaseLM:
 
     def _hidden(self, inputs: Tensor) -> Tensor:
         """(B, T, H) last hidden states, or the logits of a model whose head is not linear."""
-        if self._head_is_linear:
+        if self.has_body:
             return self.model.base_model(inputs, use_cache=False).last_hidden_state
         return self.model(inputs, use_cache=False).logits
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        if not self._head_is_linear:
+        if not self.has_body:
             return hidden.float()
         head = self.model.get_output_embeddings()
         if head.weight.dtype == torch.float32:
@@ -193,7 +198,7 @@ class BaseLM:
 
     @torch.no_grad()
     def _check_head(self) -> bool:
-        """Whether logits are the output embedding of the last hidden state (no soft-capping or scaling on top)."""
+        """See `has_body`; soft-capping or scaling on top makes it false."""
         probe = torch.arange(4, device=self.device)[None] % self.vocab_size
         head, body = self.model.get_output_embeddings(), getattr(self.model, "base_model", None)
         if head is None or body is None or body is self.model:
@@ -219,6 +224,18 @@ class Writing:
         self._inputs = torch.full_like(tokens[:, :1], lm.bos_id)
         self._cache = allocated_cache(lm.model.config, tokens.shape[1])
         self._forced, self._given, self._barred = prompt_mask, tokens, must_go_on(prompt_mask)
+
+    @torch.no_grad()
+    def read_prompts(self) -> int:
+        """Read what is given at the left of every row in one pass; how many places that was."""
+        given = int(leading(self.prompt_mask).sum(1).min())
+        if self.place or given < 2 or not self.lm.has_body:
+            return 0
+        inputs = torch.cat([self._inputs, self._given[:, : given - 1]], 1)
+        self.lm.model.base_model(inputs, past_key_values=self._cache, use_cache=True)
+        self.tokens[:, :given] = self._given[:, :given]
+        self._inputs, self.place = self._given[:, given - 1 : given], given
+        return given
 
     @torch.no_grad()
     def next_logits(self) -> Tensor:
@@ -269,21 +286,10 @@ def rows_at_once(rows: Tensor) -> int:
     return max(1, _POSITIONS_AT_ONCE[rows.device.type] // rows.shape[1])
 
 
-def draw_categorical(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One draw from softmax(logits) per row, (…, V) → (…) int64, by inversion in float64.
-
-    `torch.multinomial` gives the same law at twenty times the cost on a CPU; float32 sums would lower the temperature.
-    """
-    cumulative = logits.double().softmax(-1).cumsum(-1)
-    u = torch.rand(logits.shape[:-1], generator=generator, device=logits.device, dtype=torch.float64)
-    # Scaled by the last value, which is 1 but for rounding, so that no draw falls beyond the vocabulary.
-    drawn = torch.searchsorted(cumulative, (u[..., None] * cumulative[..., -1:]), right=True)[..., 0]
-    return drawn.clamp_max(logits.shape[-1] - 1)
-
-
 def _next_log_probs(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
     """(B, V) unnormalised log-probabilities of the next token; p_θ itself at temperature 1, top_k 0, top_p 1."""
-    logits = logits / temperature
+    if temperature != 1:
+        logits = logits / temperature
     if top_k:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
     if top_p < 1:

@@ -31,17 +31,22 @@ class TargetDensity:
     Args:
         lm: p_θ. reward: r. lam: λ ≥ 0.
         batch: prompts of the rows; without it rows have none.
+        with_base: whether log p_θ is computed. Regeneration by p_θ itself, resampling and swaps between temperatures ask for
+            differences of the reward alone; without it `log_base` is NaN.
 
     Attributes:
         calls: {"base_lm": …, "reward": …}, rows scored so far.
     """
 
-    def __init__(self, lm: BaseLM, reward: Reward, lam: float, batch: Prompts | None = None) -> None:
-        self.lm, self.reward, self.lam, self.batch = lm, reward, lam, batch
+    def __init__(self, lm: BaseLM, reward: Reward, lam: float, batch: Prompts | None = None, with_base: bool = True) -> None:
+        self.lm, self.reward, self.lam, self.batch, self.with_base = lm, reward, lam, batch, with_base
         self.calls = {"base_lm": 0, "reward": 0}
 
     def terms(self, tokens: Tensor) -> Terms:
         """Log p_θ(x | c) in nats and r(x, c) for (B, T) tokens in canonical form."""
+        if not self.with_base:
+            reward = self._reward(tokens)
+            return Terms(torch.full_like(reward, torch.nan), reward)
         # In p_θ's own precision, whatever the trainer's: these numbers decide what is accepted.
         with torch.autocast(tokens.device.type, enabled=False):
             log_base = self.lm.log_prob(tokens, self._prompt_mask(tokens))

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dia_lightning.categorical import draw_categorical
 from dia_lightning.data.prompts import prompt_rows
-from dia_lightning.lm import BaseLM, Writing, draw_categorical
+from dia_lightning.lm import BaseLM, Writing
 from dia_lightning.resources import UserError
 from dia_lightning.types import fill_after_end, text_mask
 
@@ -49,14 +50,14 @@ def test_chunks_give_the_same(lm: BaseLM, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("dia_lightning.lm._LOGITS_AT_ONCE", {"cpu": 1})
     monkeypatch.setattr("dia_lightning.lm._POSITIONS_AT_ONCE", {"cpu": 1})
     torch.testing.assert_close(lm.log_prob(tokens, prompt_mask), whole)
-    monkeypatch.setattr(lm, "_head_is_linear", False)
+    monkeypatch.setattr(lm, "has_body", False)
     torch.testing.assert_close(lm.log_prob(tokens, prompt_mask), whole)
 
 
 @pytest.mark.parametrize("linear", [True, False])
 def test_every_next_token_from_the_states_of_one_pass(lm: BaseLM, linear: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """`log_probs_at` is transformers' own softmax at each position, and log p of the text where it is read at its tokens."""
-    monkeypatch.setattr(lm, "_head_is_linear", linear)
+    monkeypatch.setattr(lm, "has_body", linear)
     tokens, prompt_mask = rows(lm)
     log_p, hidden = lm.log_prob_and_hidden(tokens, prompt_mask)
     torch.testing.assert_close(log_p, lm.log_prob(tokens, prompt_mask))
@@ -181,3 +182,16 @@ def test_writing_reads_what_stands_there_after_rows_were_resampled_and_dropped(l
     seen = torch.nn.functional.pad(writing.tokens[writing.rows, :4], (1, 0), value=lm.bos_id)
     torch.testing.assert_close(writing.next_logits(), lm.model(seen).logits[:, -1], atol=1e-5, rtol=1e-5)
     assert writing.text()[1].tolist() == [2, 6, *[lm.end_id] * 4]
+
+
+def test_prompts_read_in_one_pass_give_the_same_texts(lm: BaseLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = torch.randint(1, lm.vocab_size, (6, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(12) < torch.tensor([5, 3, 4, 3, 7, 12])[:, None]
+    read = lm.generate(prompt, mask, torch.Generator().manual_seed(1))
+    passes: list[int] = []
+    monkeypatch.setattr(Writing, "read_prompts", lambda self: passes.append(1) or 0)
+    assert torch.equal(lm.generate(prompt, mask, torch.Generator().manual_seed(1)), read)
+    assert passes
+    monkeypatch.undo()
+    writing = Writing(lm, prompt, mask)
+    assert writing.read_prompts() == writing.place == 3

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from dia_lightning.baselines.checks import check_lam, refuse_blanks
-from dia_lightning.lm import draw_categorical, rows_at_once
+from dia_lightning.categorical import draw_categorical
+from dia_lightning.lm import rows_at_once
 from dia_lightning.rewards import call_reward
 from dia_lightning.sampling.base import Drawn, SamplerModule, check
 from dia_lightning.sampling.crowd import rows_of

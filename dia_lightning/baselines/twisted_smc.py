@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dia_lightning.baselines.checks import check_lam, refuse_blanks
 from dia_lightning.baselines.prefix import PrefixValue, critic_of_prefixes, settled
-from dia_lightning.lm import BaseLM, Writing, draw_categorical
+from dia_lightning.categorical import draw_categorical
+from dia_lightning.lm import BaseLM, Writing
 from dia_lightning.rewards import call_reward
 from dia_lightning.sampling.base import Drawn, SamplerModule, check
 from dia_lightning.sampling.crowd import crowd_of, pick_by_weight, rows_of, weight_diagnostics

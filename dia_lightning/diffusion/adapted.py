@@ -1,4 +1,9 @@
-"""p_θ's own blocks as the denoiser's: frozen and shared with it, attention made bidirectional, with low-rank adapters."""
+"""p_θ's own blocks as the denoiser's: frozen and shared with it, with low-rank adapters and attention to the right beside.
+
+Made bidirectional, attention trained to look left forgets what it knew, and takes billions of tokens to learn it again
+(Gong et al., arXiv:2410.17891). So p_θ's own attention stays causal, and what stands on the right comes through heads of its
+own whose output begins at zero: before any training the network is p_θ given what is on the left.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,8 @@ from torch import Tensor, nn
 
 from dia_lightning.diffusion.attention import attend
 from dia_lightning.resources import UserError
+
+_RIGHT_HEADS = 2
 
 
 class FrozenLinear(nn.Linear):
@@ -40,8 +47,39 @@ class AdaptedLinear(FrozenLinear):
         return F.linear(x, self.weight) + F.linear(low, self.up.weight.to(x.dtype))
 
 
+class _RightAttention(nn.Module):
+    """Attention to a position itself and to those on its right; its output begins at zero (arXiv:2303.16199, § 3.2)."""
+
+    def __init__(self, width: int, size: int) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(width, 3 * _RIGHT_HEADS * size, bias=False), nn.Linear(_RIGHT_HEADS * size, width)
+        nn.init.normal_(self.qkv.weight, std=width**-0.5)
+        for zero in (self.out.weight, self.out.bias):
+            nn.init.zeros_(zero)
+
+    def forward(self, h: Tensor, rope: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
+        """H (B, T, width), rope (1, T, D) → (B, T, width)."""
+        h = F.linear(h.to(dtype), self.qkv.weight.to(dtype))
+        q, k, v = (part.unflatten(-1, (_RIGHT_HEADS, -1)).transpose(1, 2) for part in h.chunk(3, -1))
+        q, k = _rotated(q, k, rope)
+        attended = attend(q, k, v, _seen(h.shape[1], h.device).T).transpose(1, 2).flatten(2)
+        return F.linear(attended, self.out.weight.to(dtype), self.out.bias.to(dtype))
+
+
+def _rotated(q: Tensor, k: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    cos, sin = (part.to(q.dtype) for part in rope)
+    return apply_rotary_pos_emb(q, k, cos, sin)  # type: ignore[no-any-return]
+
+
+def _seen(length: int, device: torch.device) -> Tensor:
+    """(T, T) bool, row i: the positions up to i."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
 class AdaptedBlock(nn.Module):
-    """Llama's block with attention in both directions, its norms shifted, scaled and gated by the noise time (AdaLN)."""
+    """Llama's block with more attention to the right, its norms shifted, scaled and gated by the noise time (AdaLN)."""
 
     norm_1: Tensor
     norm_2: Tensor
@@ -55,6 +93,7 @@ class AdaptedBlock(nn.Module):
         self.linear = nn.ModuleDict({name: AdaptedLinear(source.weight, rank) for name, source in sources.items()})
         for name, norm in (("norm_1", layer.input_layernorm), ("norm_2", layer.post_attention_layernorm)):
             self.register_buffer(name, norm.weight.detach().float(), persistent=False)
+        self.right = _RightAttention(len(self.norm_1), attention.head_dim)
         self.table = nn.Parameter(torch.zeros(6, len(self.norm_1)))
 
     def forward(self, x: Tensor, modulation: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -66,15 +105,11 @@ class AdaptedBlock(nn.Module):
         return x + (1 + gate_2) * self.linear["down"](F.silu(self.linear["gate"](h)) * self.linear["up"](h))
 
     def _attended(self, h: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-
-        size = rope[0].shape[-1]
-        q, k, v = (self.linear[name](h).unflatten(-1, (-1, size)).transpose(1, 2) for name in "qkv")
-        cos, sin = (part.to(q.dtype) for part in rope)
-        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        q, k, v = (self.linear[name](h).unflatten(-1, (-1, rope[0].shape[-1])).transpose(1, 2) for name in "qkv")
+        q, k = _rotated(q, k, rope)
         k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], 1) for part in (k, v))
-        out: Tensor = self.linear["out"](attend(q, k, v).transpose(1, 2).flatten(2))
-        return out
+        left = attend(q, k, v, _seen(h.shape[1], h.device)).transpose(1, 2).flatten(2)
+        return self.linear["out"](left) + self.right(h, rope, left.dtype)  # type: ignore[no-any-return]
 
 
 def adapted_parts(model: Any, rank: int, width: int, layers: int, heads: int) -> tuple[nn.ModuleList, nn.Module, nn.Module]:

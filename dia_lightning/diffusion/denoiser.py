@@ -105,10 +105,13 @@ class Trunk(nn.Module):
         modulate = nn.Linear(size.width, 6 * size.width)
         self.time = nn.Sequential(nn.Linear(128, size.width), nn.SiLU(), modulate)
         self.rope: nn.Module | None = None
+        self.absent: nn.Parameter | None = None
         self.blocks = nn.ModuleList(Block(size) for _ in range(0 if size.adapter_rank else size.layers))
         self.norm: nn.Module = nn.LayerNorm(size.width)
         if size.adapter_rank:
             self.blocks, self.rope, self.norm = adapted_parts(model, size.adapter_rank, size.width, size.layers, size.heads)
+            # What p_θ reads where noise has left nothing of a token: it has never read nothing.
+            self.absent = nn.Parameter(torch.zeros(size.width))
         nn.init.normal_(self.z_in.weight, std=dim**-0.5)
         nn.init.zeros_(self.z_in.bias)
         nn.init.zeros_(self.z0_in.weight)
@@ -129,6 +132,8 @@ class Trunk(nn.Module):
             raise ValueError(f"text of {z.shape[1]} tokens, this network was built for {self.size.max_length}")
         # `z0_in` has no bias, so that zeros are the same as nothing, but keep its weight in the graph (DDP).
         x = self.z_in(alpha[..., None] * z) + self.z0_in(torch.zeros_like(z) if z0_prev is None else z0_prev)
+        if self.absent is not None:
+            x = x + (1 - alpha)[..., None] * self.absent
         x = torch.cat([self.start.expand(len(x), 1, -1).to(x.dtype), x], 1)
         if not self._is_relative:
             x = x + self.positions[: x.shape[1]]
@@ -158,6 +163,9 @@ class Trunk(nn.Module):
             table = model.get_input_embeddings().weight
             self.z_in.weight.copy_(torch.eye(table.shape[1]) * unit)
             self.start.copy_(table[bos_id])
+            assert self.absent is not None
+            mean = table.float().mean(0)
+            self.absent.copy_(mean / mean.norm() * table.float().norm(dim=1).mean())
             return
         gpt = getattr(model, "transformer", None)
         config = model.config

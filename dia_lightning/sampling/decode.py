@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dia_lightning.categorical import draw_categorical
 from dia_lightning.diffusion.schedule import Schedule, time_grid
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import Predict, Prediction
-from dia_lightning.lm import BaseLM, draw_categorical
+from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.sampling.solvers import Commit
 from dia_lightning.sampling.solvers import sample as sample_latent

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from dia_lightning.categorical import draw_categorical
 from dia_lightning.diffusion.schedule import Schedule
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import LogValue, gradient_of
-from dia_lightning.lm import draw_categorical, rows_at_once
+from dia_lightning.lm import rows_at_once
 from dia_lightning.sampling.positions import Choice, Positions, Spans, gather, put
 from dia_lightning.target import Target, TargetDensity, Terms, terms_of
 from dia_lightning.types import fill_after_end

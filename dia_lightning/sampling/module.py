@@ -225,7 +225,7 @@ class GuidedSamplerModule(SamplerModule):
     def _anneal(self, batch: Prompts, generator: torch.Generator) -> Drawn:
         crowd, n_groups, group = crowd_of(batch, self.particles)
         tokens = self.draw_base(crowd, generator).tokens
-        target = TargetDensity(self.lm, self._cached, self.lam, crowd)
+        target = TargetDensity(self.lm, self._cached, self.lam, crowd, with_base="denoise_accept" in REFINE[self._refine])
         kernels = self._kernels(target)
         rounds = self.refine_steps if kernels else 0
         state, log_z, trace = anneal(target, kernels, tokens, crowd.prompt_mask, n_groups, generator, self.ess, rounds)
@@ -242,7 +242,7 @@ class GuidedSamplerModule(SamplerModule):
         """Exact moves from where the diffusion (or p_θ) ended, with what they tell of their convergence."""
         rows = torch.arange(len(begin.tokens), device=begin.tokens.device).repeat_interleave(self.rungs)
         crowd = batch if self.rungs == 1 else rows_of(batch, rows)
-        target = TargetDensity(self.lm, self._cached, self.lam, crowd)
+        target = TargetDensity(self.lm, self._cached, self.lam, crowd, with_base="denoise_accept" in REFINE[self._refine])
         kernels = moves = self._kernels(target)
         names, state = REFINE[self._refine], start(target, begin.tokens[rows], crowd.prompt_mask)
         if self.rungs > 1:
@@ -253,5 +253,6 @@ class GuidedSamplerModule(SamplerModule):
         last = slice(self.rungs - 1, None, self.rungs)
         accepted = followed.accepted[:, last]
         diagnostics = {f"accept_{name}": rate for name, rate in zip(names, accepted, strict=True)} | (begin.diagnostics or {})
-        diagnostics |= by_prompt(batch.prompts, {"reward": followed.reward[:, last], "log_p": followed.log_base[:, last]})
+        traces = {"reward": followed.reward} | ({"log_p": followed.log_base} if target.with_base else {})
+        diagnostics |= by_prompt(batch.prompts, {name: trace[:, last] for name, trace in traces.items()})
         return Drawn(state.tokens[last], accepted.mean(0), diagnostics)

@@ -36,7 +36,7 @@ def test_init_from_lm_is_p_theta_when_attention_is_causal(lm: BaseLM, monkeypatc
     tokens = torch.randint(1, lm.vocab_size, (3, 8), generator=torch.Generator().manual_seed(0))
     want = model(F.pad(tokens[:, :-1], (1, 0), value=lm.bos_id)).logits
     sdpa = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: sdpa(q, k, v, is_causal=True))
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, attn_mask: sdpa(q, k, v, is_causal=True))
     hidden, query = net.hidden(embedding(tokens), torch.zeros(3, 8))
     torch.testing.assert_close(net.head(hidden), want, atol=1e-4, rtol=1e-4)
     assert bool((net.readout(hidden, query).argmax(-1) == tokens).all())  # what is clean is read off
