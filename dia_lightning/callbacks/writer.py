@@ -82,7 +82,8 @@ def _without_nan(value: Any) -> Any:
 class PredictionWriter(L.Callback):
     """`predictions.jsonl`, `metrics.json` and the table at the end; with an evaluation its figures and `hacking.jsonl` too.
 
-    Every batch goes to a file of its own under `parts/<hash of the settings>`; at the end rank zero merges them in order.
+    Every batch goes to a file of its own under `parts/<hash of the settings>`; at the end rank zero merges them in order, and
+    puts the settings beside them (`config.yaml`).
     A rerun with the same settings draws only the batches that are missing. A run that ends early, by an error, Ctrl-C or
     a limit on batches, leaves the texts that it has in `predictions.jsonl`, and a `metrics.json` with `complete: false`
     and without figures.
@@ -182,7 +183,7 @@ class PredictionWriter(L.Callback):
             **metrics[0],
             "training": self._training,
             "config_hash": self._hash,
-            "versions": _versions(),
+            "versions": versions(),
         }
         if len(metrics) > 1:
             result["base"] = metrics[1]
@@ -190,6 +191,8 @@ class PredictionWriter(L.Callback):
         if not complete:
             print_unfinished(self.folder, len(paths), self._n_batches)
             return
+        if self._config.is_file():  # the next run may write its own there
+            write_atomically(self._parts / "config.yaml", self._config.read_text(encoding="utf-8"))
         if trainer.logger:
             trainer.logger.log_metrics({k: v for k, v in metrics[0].items() if isinstance(v, float)})
         rows = [] if evaluation is None else evaluation.rows()
@@ -222,7 +225,8 @@ def _dumps(value: dict[str, Any], indent: int | None = None) -> str:
     return json.dumps(_without_nan(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of this package and of those that its figures hang on."""
     import lightning
     import transformers
 
