@@ -17,6 +17,7 @@ from dia_lightning import __version__
 from dia_lightning.callbacks.export import training_costs
 from dia_lightning.callbacks.run_key import SCHEMA, run_key
 from dia_lightning.data.prompts import PromptData
+from dia_lightning.data.shared import Together, wait_for_files
 from dia_lightning.metrics import Evaluation, compute_metrics
 from dia_lightning.reports.run import write_run_report
 from dia_lightning.reports.tables import print_results, print_unfinished
@@ -99,8 +100,9 @@ class PredictionWriter(L.Callback):
         self._hash = ""
         self._training: dict[str, Any] = {}
         self._records: list[Record] = []
-        self._n_batches = self._n_resumed = 0
+        self._n_batches = self._n_resumed = self._n_written = 0
         self._config = Path()
+        self._together: Together
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._hash = ""
@@ -124,10 +126,10 @@ class PredictionWriter(L.Callback):
             self._parts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--trainer.callbacks: cannot write to {self.folder} ({error.strerror})") from error
-        done = {int(path.stem) for path in self._parts.glob("*.json")}
-        self._n_batches, self._n_resumed = data.n_batches, len(done)
-        # All processes must have looked before the first of them writes.
-        trainer.strategy.barrier()
+        self._together = Together(trainer.world_size)
+        # The first process looks, before any of them writes, so that all share out the same batches.
+        done = self._together.agree({int(path.stem) for path in self._parts.glob("*.json")})
+        self._n_batches, self._n_resumed, self._n_written = data.n_batches, len(done), 0
         data.skip(done)
 
     @property
@@ -141,6 +143,7 @@ class PredictionWriter(L.Callback):
         outputs = outputs["generations"] if isinstance(outputs, dict) else outputs
         text = json.dumps([_to_json(generations) for generations in outputs])
         write_atomically(self._parts / f"{outputs[0].index:06d}.json", text)
+        self._n_written += 1
         INTERRUPTS.check()
         if trainer.received_sigterm:  # Lightning notes it and goes on
             raise KeyboardInterrupt
@@ -150,7 +153,10 @@ class PredictionWriter(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Merge on rank zero, when every process has finished."""
         if self._hash:
-            trainer.strategy.barrier()
+            n = self._n_resumed + self._together.total(self._n_written)
+            if trainer.is_global_zero:
+                option = "--trainer.callbacks.init_args.folder"
+                wait_for_files(lambda: len(list(self._parts.glob("*.json"))) >= n, option, self.folder)
             self._merge(trainer, self.evaluation)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
