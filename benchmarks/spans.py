@@ -67,7 +67,6 @@ def main() -> None:
     batch, generator = work.batch(0), torch.Generator().manual_seed(0)
     begin = lm.generate(batch.tokens, batch.prompt_mask, generator)
     seen = ModelSamples("smollm2", 3968, 128, 64, prompts=str(KIT / "prompts_train.jsonl"), shard_size=128)
-    seen.prepare_data()
     seen.setup("fit")
     rows_seen = seen.train_rows[list(range(len(seen.train_rows)))]
     text = rows_seen["tokens"][~rows_seen["prompt_mask"]]

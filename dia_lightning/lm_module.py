@@ -46,6 +46,7 @@ class LMModule(L.LightningModule):
         config = GPT2Config(
             vocab_size=vocab_size, n_embd=width, n_layer=layers, n_head=heads, n_positions=positions,
             resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
+            bos_token_id=None, eos_token_id=None,  # of the tokenizer, which `setup` knows
         )  # fmt: skip
         self.model = GPT2LMHeadModel(config)
 

@@ -21,7 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf.errors import OmegaConfBaseException
 
 from dia_lightning.explain import explain
-from dia_lightning.resources import UserError
+from dia_lightning.resources import UserError, placed, root_user_error
 
 _IGNORED_WARNINGS = (
     "num_workers", r"isinstance\(treespec", "litlogger", "logging interval", "args parameter is intended",
@@ -57,6 +57,11 @@ class _Parser(LightningArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         raise _ParsingError(message, ex, self) from ex
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """`{here}` in a file is the file's own folder."""
+        found: Namespace = placed(super().parse_path(path, *args, **kwargs), Path(path).absolute().parent)
+        return found
 
 
 class DiaCLI(LightningCLI):
@@ -104,7 +109,7 @@ class DiaCLI(LightningCLI):
             raise UserError(f"--trainer: {error}") from error
         except OSError as error:
             above = [
-                (len(str(value)), name) for name, value in _leaves("", self.config[self.subcommand]) if _is_above(value, error)
+                (len(str(value)), name) for name, value in leaves("", self.config[self.subcommand]) if _is_above(value, error)
             ]
             if not above:
                 raise
@@ -128,6 +133,13 @@ class _OptionsOnly(DiaCLI):
         pass
 
 
+class _ModelOnly(_OptionsOnly):
+    """Builds the module, and no trainer: the options may ask for devices that are elsewhere."""
+
+    def instantiate_classes(self) -> None:
+        self.model = self._get(self.parser.instantiate_classes(self.config), "model")
+
+
 def _check_checkpoint(path: str) -> None:
     if path in ("best", "last", "hpc", "registry") or "://" in path or Path(path).is_dir():
         return
@@ -137,14 +149,14 @@ def _check_checkpoint(path: str) -> None:
         raise UserError(f"--ckpt_path: {path} is no checkpoint, or it is damaged")
 
 
-def _leaves(name: str, setting: Any) -> Iterator[tuple[str, Any]]:
+def leaves(name: str, setting: Any) -> Iterator[tuple[str, Any]]:
     """Every option under `setting` with its value; elements of a list have the list's name."""
     if isinstance(setting, Namespace | dict):
         for key, value in (setting if isinstance(setting, dict) else vars(setting)).items():
-            yield from _leaves(f"{name}.{key}" if name else f"--{key}", value)
+            yield from leaves(f"{name}.{key}" if name else f"--{key}", value)
     elif isinstance(setting, list):
         for value in setting:
-            yield from _leaves(name, value)
+            yield from leaves(name, value)
     else:
         yield name, setting
 
@@ -187,12 +199,34 @@ def run(arguments: list[str], options_only: bool = False) -> None:
     Raises:
         UserError: for a mistake in the options, in one line.
     """
+    _called(_OptionsOnly if options_only else DiaCLI, arguments)
+
+
+def build_model(arguments: list[str]) -> L.LightningModule:
+    """The module that a command with these arguments would run; UserError as for `run`."""
+    try:
+        return _called(_ModelOnly, arguments).model
+    except ValueError as error:  # as jsonargparse wraps what a class says of its options
+        found = root_user_error(error)
+        if found is None:
+            raise
+        raise UserError(str(found)) from error
+
+
+def options_of(arguments: list[str]) -> Namespace:
+    """Every setting that a command with these arguments would have, defaults too; UserError as for `run`."""
+    cli = _called(_OptionsOnly, arguments)
+    found: Namespace = cli.config[cli.subcommand]
+    return found
+
+
+def _called(cli: type[DiaCLI], arguments: list[str]) -> DiaCLI:
     _quiet()
     # `${}` is resolved after the command line, and from the top of the file although the settings stand under the command.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     mode = {"parser_mode": "omegaconf+"}
     try:
-        (_OptionsOnly if options_only else DiaCLI)(
+        return cli(
             L.LightningModule,
             L.LightningDataModule,
             subclass_mode_model=True,

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 _PACKAGE = Path(__file__).resolve().parent
 _SHIPPED = ("configs", "checkpoints")
+# Begins a path in a configuration: the folder of the file itself, wherever that is.
+HERE = "{here}"
 
 
 class UserError(Exception):
     """A mistake that the user can mend; the command prints it as one line and ends with exit code 2."""
+
+
+class OptionParser(argparse.ArgumentParser):
+    """Raises `UserError` where a command is called wrongly."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog.partition(' ')[2]}: {message} (see `{self.prog} --help`)")
 
 
 def shipped_roots() -> list[Path]:
@@ -37,6 +47,11 @@ def find_path(path: str | Path) -> Path | None:
         return None
 
 
+def is_shipped(path: str | Path) -> bool:
+    """Whether `path` names a file or folder that comes with the package, and so is found everywhere."""
+    return Path(path).parts[:1] in {(name,) for name in _SHIPPED} and any((root / path).exists() for root in shipped_roots())
+
+
 def require_path(path: str | Path, option: str) -> Path:
     """Like `find_path`, but a path that exists nowhere is a `UserError` naming `option`."""
     found = find_path(path)
@@ -54,8 +69,21 @@ def root_user_error(error: BaseException | None) -> UserError | None:
     return found
 
 
+def placed(value: Any, folder: Path) -> Any:
+    """`value`, as read from a file in `folder`: of every text in it that begins with `{here}/` that is made the folder."""
+    if isinstance(value, str):
+        return f"{folder}{value.removeprefix(HERE)}" if value.startswith(f"{HERE}/") else value
+    if isinstance(value, list):
+        return [placed(item, folder) for item in value]
+    if isinstance(value, dict):
+        return {name: placed(item, folder) for name, item in value.items()}
+    if isinstance(value, argparse.Namespace):
+        vars(value).update(placed(vars(value), folder))
+    return value
+
+
 def read_yaml(path: Path, option: str, **replaced: str) -> dict[str, Any]:
-    """The options in a YAML file, each `{name}` of `replaced` in its text replaced.
+    """The options in a YAML file, each `{name}` of `replaced` in its text replaced, and `{here}` (see `placed`).
 
     Raises:
         UserError: naming the file, and the line where YAML breaks.
@@ -78,7 +106,8 @@ def read_yaml(path: Path, option: str, **replaced: str) -> dict[str, Any]:
         raise UserError(f"{option}: {path}{where} is no YAML: {reason}") from error
     if not isinstance(content, dict):
         raise UserError(f"{option}: {path} holds {content!r:.40}, needed are options (`name: value`, one a line)")
-    return content
+    found: dict[str, Any] = placed(content, path.absolute().parent)
+    return found
 
 
 class Interrupts:

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 
 from dia_lightning.cost import Meter, difference, peak_memory_mib, reset_peak_memory
+from dia_lightning.lm_files import local
 from dia_lightning.resources import find_path
 from dia_lightning.rewards import CachedReward
 from dia_lightning.types import Cost
@@ -77,5 +78,6 @@ class Export(L.Callback):
 
 def training_costs(paths: dict[str, str]) -> dict[str, Any]:
     """The `costs.json` beside each of the exports at `paths`, those that have one."""
-    found = {name: find_path(Path(path) / "costs.json") for name, path in paths.items()}
+    folders = {name: local(path, "config.json", f"--model.init_args.{name}") for name, path in paths.items()}
+    found = {name: find_path(Path(folder) / "costs.json") for name, folder in folders.items()}
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items() if path is not None}

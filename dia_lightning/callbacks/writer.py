@@ -17,6 +17,7 @@ from dia_lightning import __version__
 from dia_lightning.callbacks.export import training_costs
 from dia_lightning.callbacks.run_key import SCHEMA, run_key
 from dia_lightning.data.prompts import PromptData
+from dia_lightning.data.shared import Together, wait_for_files
 from dia_lightning.metrics import Evaluation, compute_metrics
 from dia_lightning.reports.run import write_run_report
 from dia_lightning.reports.tables import print_results, print_unfinished
@@ -82,7 +83,8 @@ def _without_nan(value: Any) -> Any:
 class PredictionWriter(L.Callback):
     """`predictions.jsonl`, `metrics.json` and the table at the end; with an evaluation its figures and `hacking.jsonl` too.
 
-    Every batch goes to a file of its own under `parts/<hash of the settings>`; at the end rank zero merges them in order.
+    Every batch goes to a file of its own under `parts/<hash of the settings>`; at the end rank zero merges them in order, and
+    puts the settings beside them (`config.yaml`).
     A rerun with the same settings draws only the batches that are missing. A run that ends early, by an error, Ctrl-C or
     a limit on batches, leaves the texts that it has in `predictions.jsonl`, and a `metrics.json` with `complete: false`
     and without figures.
@@ -98,8 +100,9 @@ class PredictionWriter(L.Callback):
         self._hash = ""
         self._training: dict[str, Any] = {}
         self._records: list[Record] = []
-        self._n_batches = self._n_resumed = 0
+        self._n_batches = self._n_resumed = self._n_written = 0
         self._config = Path()
+        self._together: Together
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._hash = ""
@@ -123,10 +126,10 @@ class PredictionWriter(L.Callback):
             self._parts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--trainer.callbacks: cannot write to {self.folder} ({error.strerror})") from error
-        done = {int(path.stem) for path in self._parts.glob("*.json")}
-        self._n_batches, self._n_resumed = data.n_batches, len(done)
-        # All processes must have looked before the first of them writes.
-        trainer.strategy.barrier()
+        self._together = Together(trainer.world_size)
+        # The first process looks, before any of them writes, so that all share out the same batches.
+        done = self._together.agree({int(path.stem) for path in self._parts.glob("*.json")})
+        self._n_batches, self._n_resumed, self._n_written = data.n_batches, len(done), 0
         data.skip(done)
 
     @property
@@ -140,6 +143,7 @@ class PredictionWriter(L.Callback):
         outputs = outputs["generations"] if isinstance(outputs, dict) else outputs
         text = json.dumps([_to_json(generations) for generations in outputs])
         write_atomically(self._parts / f"{outputs[0].index:06d}.json", text)
+        self._n_written += 1
         INTERRUPTS.check()
         if trainer.received_sigterm:  # Lightning notes it and goes on
             raise KeyboardInterrupt
@@ -149,7 +153,10 @@ class PredictionWriter(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Merge on rank zero, when every process has finished."""
         if self._hash:
-            trainer.strategy.barrier()
+            n = self._n_resumed + self._together.total(self._n_written)
+            if trainer.is_global_zero:
+                option = "--trainer.callbacks.init_args.folder"
+                wait_for_files(lambda: len(list(self._parts.glob("*.json"))) >= n, option, self.folder)
             self._merge(trainer, self.evaluation)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -182,7 +189,7 @@ class PredictionWriter(L.Callback):
             **metrics[0],
             "training": self._training,
             "config_hash": self._hash,
-            "versions": _versions(),
+            "versions": versions(),
         }
         if len(metrics) > 1:
             result["base"] = metrics[1]
@@ -190,6 +197,8 @@ class PredictionWriter(L.Callback):
         if not complete:
             print_unfinished(self.folder, len(paths), self._n_batches)
             return
+        if self._config.is_file():  # the next run may write its own there
+            write_atomically(self._parts / "config.yaml", self._config.read_text(encoding="utf-8"))
         if trainer.logger:
             trainer.logger.log_metrics({k: v for k, v in metrics[0].items() if isinstance(v, float)})
         rows = [] if evaluation is None else evaluation.rows()
@@ -222,7 +231,8 @@ def _dumps(value: dict[str, Any], indent: int | None = None) -> str:
     return json.dumps(_without_nan(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of this package and of those that its figures hang on."""
     import lightning
     import transformers
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from dia_lightning.critic.loss import OBJECTIVES, SOFT_CLIP
 from dia_lightning.critic.network import CriticNetwork
+from dia_lightning.diffusion.base import BANDS, N_BANDS, NoisedRowsModule
 from dia_lightning.diffusion.denoiser import NetworkSize
 from dia_lightning.diffusion.loss import Noised
-from dia_lightning.diffusion.module import BANDS, N_BANDS, NoisedRowsModule
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import CachedReward, call_reward
 from dia_lightning.types import Reward
@@ -30,6 +30,7 @@ class CriticModule(NoisedRowsModule):
         schedule: as for the denoiser, where no `denoiser` is given.
         width, layers, heads, rotary, adapter_rank, max_length, init_from_lm: the transformer, as for the denoiser.
         lr, weight_decay, warmup_steps: AdamW with warm-up and cosine decay to the end of training.
+        activation_checkpointing, compile: as for the denoiser.
         seed: of the noise.
     """
 
@@ -52,6 +53,8 @@ class CriticModule(NoisedRowsModule):
         lr: float = 1e-3,
         weight_decay: float = 0.01,
         warmup_steps: int = 100,
+        activation_checkpointing: bool = False,
+        compile: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(base_lm, normalise, schedule, denoiser, max_length, lr, weight_decay, warmup_steps, seed)
@@ -64,6 +67,7 @@ class CriticModule(NoisedRowsModule):
         self.reward, self.objective, self.lam = CachedReward(reward), objective, lam
         size = NetworkSize(width, layers, heads, max_length, rotary, adapter_rank)
         self.network = CriticNetwork(self.embedding.dim, self.schedule, size, self.lm.model)
+        self.prepare_blocks(activation_checkpointing, compile)
         if init_from_lm:
             self.network.trunk.init_from_lm(self.lm.model, self.lm.bos_id, self.embedding.unit)
 
@@ -79,9 +83,10 @@ class CriticModule(NoisedRowsModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         noised = self._clean(batch) if self.objective == "clean" else self.noised(batch, self.batch_number)
-        target = self._targets(batch)
+        target, objective = self._targets(batch), OBJECTIVES[self.objective]
+        self.compile_once(lambda: objective(self.network.standardised(noised.z, noised.t), target).mean())
         value = self.network.standardised(noised.z, noised.t)
-        loss = OBJECTIVES[self.objective](value, target).mean()
+        loss = objective(value, target).mean()
         if self.objective == "soft":
             self.log("train/clipped", (target - value > SOFT_CLIP).float().mean(), sync_dist=True)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)

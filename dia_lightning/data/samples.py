@@ -17,6 +17,7 @@ from dia_lightning.cost import Meter, difference
 from dia_lightning.data.base import TokenData, TokenRows
 from dia_lightning.data.prompts import has_blank, prompt_rows
 from dia_lightning.data.records import read_records
+from dia_lightning.data.shared import Together, wait_for_files
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.types import Cost
@@ -26,7 +27,8 @@ class ModelSamples(TokenData):
     """Samples of p_θ, drawn once and kept on disk.
 
     Rows come in shards; each shard is drawn from (seed, shard) alone and moved into place whole. A run that was stopped
-    goes on with the first missing shard, and more texts later only add shards. The folder's name is a hash of everything
+    goes on with the missing shards, and more texts later only add shards. Of several processes each draws a share of the
+    shards, and all read the same ones: the rows are those that one process draws. The folder's name is a hash of everything
     that determines the rows.
 
     A run of few steps draws no more shards than its steps use. As rows are independent draws, the first epoch takes them
@@ -40,7 +42,7 @@ class ModelSamples(TokenData):
         batch_size: rows a step and process.
         prompts: file with prompts (`.txt`, `.jsonl`), drawn at random for each row; nothing = no prompts.
         temperature: of p_θ's next-token distribution; 1 = p_θ.
-        cache: folder of the caches.
+        cache: folder of the caches, the same for all nodes of a run.
         shard_size: rows a shard, which is also the batch in which they are drawn.
         seed: of the samples, and of the order of batches.
     """
@@ -111,24 +113,28 @@ class ModelSamples(TokenData):
         world = trainer.num_nodes * trainer.num_devices
         return max(1, trainer.max_steps) * trainer.accumulate_grad_batches * self.batch_size * world
 
-    def prepare_data(self) -> None:
-        if self.max_length > self.lm.max_length:
-            allowed = f"{self.base_lm} allows at most {self.lm.max_length}"
-            raise UserError(f"--data.init_args.max_length: {self.max_length} given, {allowed}")
-        folder = self.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        missing = [i for i in range(self.n_shards) if not self.shard_path(folder, i).exists()]
-        if missing:
-            self._draw_missing(folder, missing)
+    def _missing(self, folder: Path) -> list[int]:
+        return [i for i in range(self.n_shards) if not self.shard_path(folder, i).exists()]
 
-    def _draw_missing(self, folder: Path, missing: list[int]) -> None:
+    def _draw_missing(self, folder: Path) -> None:
+        """Each process draws its share of the missing shards; ends when all shards are there."""
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        folder.mkdir(parents=True, exist_ok=True)
+        together = Together(world)
+        # The first process looks, before any of them draws, so that all share out the same shards.
+        if share := together.agree(self._missing(folder))[rank::world]:
+            self._draw_shards(folder, share, shown=rank == 0)
+        together.total(len(share))
+        wait_for_files(lambda: not self._missing(folder), "--data.init_args.cache", self.cache)
+
+    def _draw_shards(self, folder: Path, shards: list[int], shown: bool) -> None:
         from rich.progress import track
         from safetensors.torch import save_file
 
         self.lm.to(self.device)
         meter = Meter()
         meter.watch("base_lm", self.lm.multiplied())
-        for shard in track(missing, description=f"Sampling from {self.base_lm}"):
+        for shard in track(shards, description=f"Sampling from {self.base_lm}", disable=not shown):
             path = self.shard_path(folder, shard)
             partial = path.with_suffix(f".tmp{os.getpid()}")
             before, begin = meter.read(), time.perf_counter()
@@ -136,9 +142,10 @@ class ModelSamples(TokenData):
             spent = {name: tuple(cost) for name, cost in difference(meter.read(), before).items()}
             save_file(rows, partial, {"costs": json.dumps(spent), "seconds": str(time.perf_counter() - begin)})
             partial.replace(path)
+        self.lm.to(torch.device("cpu"))  # it draws no more
 
     def drawing_costs(self) -> tuple[dict[str, Cost], float]:
-        """What the rows of this run cost when they were drawn, also in an earlier run, and the seconds."""
+        """What the rows of this run cost when they were drawn, also in an earlier run, and the seconds of all processes."""
         from safetensors import safe_open
 
         total, seconds, folder = Cost(), 0.0, self.folder
@@ -165,9 +172,18 @@ class ModelSamples(TokenData):
         return prompts
 
     def setup(self, stage: str) -> None:
+        """Draw what is missing, and read what this run uses.
+
+        Raises:
+            UserError: if rows are longer than p_θ's, or the processes do not share the cache.
+        """
         from safetensors.torch import load_file
 
+        if self.max_length > self.lm.max_length:
+            allowed = f"{self.base_lm} allows at most {self.lm.max_length}"
+            raise UserError(f"--data.init_args.max_length: {self.max_length} given, {allowed}")
         folder = self.folder
+        self._draw_missing(folder)
         shards = [load_file(self.shard_path(folder, i)) for i in range(self.n_shards)]
         tokens = torch.cat([s["tokens"] for s in shards]).long()
         prompt_length = torch.cat([s["prompt_length"] for s in shards]).long()

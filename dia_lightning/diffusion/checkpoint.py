@@ -1,4 +1,4 @@
-"""Trained networks on disk: a folder with `config.json` and `model.safetensors`, or a Lightning `.ckpt`."""
+"""Trained networks on disk: a folder (also of the hub) with `config.json` and `model.safetensors`, or a Lightning `.ckpt`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.lm_files import local
 from dia_lightning.resources import UserError, require_path
 
 _SCHEMA = 1
 
 
 def save_network(network: nn.Module, settings: dict[str, Any], folder: Path) -> None:
-    """Write `network` to `folder`, float32, both files moved into place whole."""
+    """Write `network` to `folder` as float32."""
+    save_weights({k: v.detach().float().contiguous().cpu() for k, v in network.state_dict().items()}, settings, folder)
+
+
+def save_weights(weights: dict[str, Tensor], settings: dict[str, Any], folder: Path) -> None:
+    """Write weights and settings as `read_network` gives them, both files moved into place whole."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    weights, config = folder / "model.safetensors", folder / "config.json"
-    save_file({k: v.detach().float().contiguous().cpu() for k, v in network.state_dict().items()}, f"{weights}.tmp")
-    Path(f"{weights}.tmp").replace(weights)
+    file, config = folder / "model.safetensors", folder / "config.json"
+    save_file(weights, f"{file}.tmp")
+    Path(f"{file}.tmp").replace(file)
     Path(f"{config}.tmp").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     Path(f"{config}.tmp").replace(config)
 
@@ -55,7 +61,7 @@ def is_normalised(path: str, kind: str, option: str) -> bool:
 
 
 def _read(path: str, kind: str, option: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    found = require_path(path, option)
+    found = require_path(local(path, "config.json", option), option)
     try:
         settings, weights = _read_folder(found) if found.is_dir() else _read_ckpt(found)
     except UserError:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dia_lightning.cost import weights_of
 from dia_lightning.diffusion.adapted import FrozenLinear, adapted_parts
@@ -91,7 +92,13 @@ class Trunk(nn.Module):
 
     A start position is put before the text, as p_θ has it. Inputs are α z, which fades with the noise, and the previous
     ẑ_0 (self-conditioning, Chen et al., arXiv:2208.04202).
+
+    Attributes:
+        checkpointed: keep of each block only what goes into it, and run it again in the backward pass (Chen et al.,
+            arXiv:1604.06174): less memory for a third more time.
     """
+
+    checkpointed = False
 
     def __init__(self, dim: int, size: NetworkSize, model: Any = None) -> None:
         """`dim`: of the embeddings; `model`: p_θ, where blocks are adapted."""
@@ -145,8 +152,10 @@ class Trunk(nn.Module):
         if self.rope is not None:
             x = x.float()  # thirty blocks add to it; p_θ's matrices are in bfloat16
             shared = (self.rope(x, torch.arange(x.shape[1], device=x.device)[None]),)
+        again = self.checkpointed and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, modulation, *shared)
+            given = (x, modulation, *shared)
+            x = checkpoint(block, *given, use_reentrant=False, preserve_rng_state=False) if again else block(*given)
         normed: Tensor = self.norm(x)
         return normed
 

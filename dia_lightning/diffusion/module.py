@@ -2,132 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 
-from dia_lightning.data.samples import ModelSamples, fingerprint, tokenizer_content
-from dia_lightning.diffusion.checkpoint import load_weights, read_network, save_network
+from dia_lightning.diffusion.base import BANDS, N_BANDS, NoisedRowsModule
+from dia_lightning.diffusion.checkpoint import load_weights, read_network
 from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
 from dia_lightning.diffusion.labels import Labeller
-from dia_lightning.diffusion.loss import LOSSES, Noised, draw_times, expected_embedding, noise, warp_knots
-from dia_lightning.diffusion.schedule import make_schedule
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.lm import BaseLM
-from dia_lightning.optim import adamw_warmup_cosine, check_recipe
+from dia_lightning.diffusion.loss import LOSSES, Noised, expected_embedding, warp_knots
 from dia_lightning.resources import UserError
-from dia_lightning.types import Reward, text_mask
+from dia_lightning.types import Reward
 
 _BINS = 100  # of t, for the running loss
-N_BANDS = 5
-BANDS = [f"u_{band / N_BANDS:.1f}_{(band + 1) / N_BANDS:.1f}" for band in range(N_BANDS)]
-
-
-class NoisedRowsModule(L.LightningModule):
-    """What denoiser and critic share: p_θ's embedding, the noise of a step, optimiser and export.
-
-    The noise of batch k is drawn for the rows of all processes from (seed, k) and each takes its own, so that W processes
-    compute what one does with W times the batch size, and a continued run what an uninterrupted one does (the data module
-    counts k in the same way).
-    """
-
-    def __init__(
-        self, base_lm: str, normalise: bool, schedule: str, denoiser: str | None,
-        max_length: int, lr: float, weight_decay: float, warmup_steps: int, seed: int,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        check_recipe(lr, weight_decay, warmup_steps)
-        if not 0 <= seed < 1 << 32:
-            raise UserError(f"--model.init_args.seed: {seed} given, allowed are 0 to 4294967295")
-        self.base_lm_name, self.max_length, self.seed = base_lm, max_length, seed
-        self.lr, self.weight_decay, self.warmup_steps = lr, weight_decay, warmup_steps
-        self.lm = BaseLM.load(base_lm)
-        if max_length > self.lm.max_length:
-            raise UserError(f"--model.init_args.max_length: {max_length} given, {base_lm} allows at most {self.lm.max_length}")
-        self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer), normalise)
-        self.schedule_name, self.schedule = schedule, make_schedule(schedule)
-        if denoiser is not None:
-            settings, weights = read_network(denoiser, "denoiser", "--model.init_args.denoiser", self.embedding)
-            self.schedule_name, self.schedule = settings["schedule"], make_schedule(settings["schedule"])
-            self.schedule.set_warp(weights["schedule.knots"])
-        self.network: Any
-
-    def setup(self, stage: str) -> None:
-        """Check that the data is of this base model.
-
-        Raises:
-            UserError: if it was drawn from another model, has another tokenizer, or rows longer than the network takes.
-        """
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data.max_length > self.max_length:
-            raise UserError(
-                f"--model.init_args.max_length: {self.max_length} given, rows have up to {data.max_length} tokens "
-                "(--data.init_args.max_length)"
-            )
-        if isinstance(data, ModelSamples) and fingerprint(data.lm) != fingerprint(self.lm):
-            raise UserError(
-                f"--data.init_args.base_lm: {data.base_lm} is another model than {self.base_lm_name} "
-                "(--model.init_args.base_lm); give the same for both"
-            )
-        tokenizer = getattr(data, "tokenizer", None)
-        if tokenizer is not None and tokenizer_content(tokenizer) != tokenizer_content(self.lm.tokenizer):
-            raise UserError(
-                f"--data.init_args.tokenizer: {data.tokenizer_path} is not the tokenizer of {self.base_lm_name} "
-                "(--model.init_args.base_lm); give that model"
-            )
-
-    def noised(self, batch: dict[str, Tensor], stream: int) -> Noised:
-        """The batch at training noise; `stream` numbers the draw (`batch_number` in training)."""
-        tokens, prompt_mask = batch["tokens"], batch["prompt_mask"]
-        generator = torch.Generator(self.device).manual_seed(self.stream_seed(stream))
-        rows, n_rows = self.rows_in_all(len(tokens), self.device)
-        times = draw_times(n_rows, self.max_length, self.schedule, generator)[rows, : tokens.shape[1]]
-        shape = (n_rows, self.max_length, self.embedding.dim)
-        eps = torch.randn(shape, generator=generator, device=self.device)[rows, : tokens.shape[1]]
-        ends = ~text_mask(tokens, prompt_mask, self.lm.end_id)
-        return noise(tokens, torch.where(prompt_mask, 0.0, times), ends, rows, self.embedding, self.schedule, eps)
-
-    def stream_seed(self, stream: int) -> int:
-        return self.seed * 1_000_003 + stream
-
-    def rows_in_all(self, n: int, device: torch.device) -> tuple[Tensor, int]:
-        """The numbers (n,) of this process's rows among those of all processes, and how many there are."""
-        world, rank = self.trainer.world_size, self.trainer.global_rank
-        return torch.arange(rank, n * world, world, device=device), n * world
-
-    @property
-    def batch_number(self) -> int:
-        """Batches of the whole run before this one: of several that make one step, each has noise of its own."""
-        return self.trainer.fit_loop.total_batch_idx
-
-    def band_sums(self, values: Tensor, t: Tensor) -> Tensor:
-        """(N_BANDS,) sums of `values` (N,) at times t (N,) in bands of the warped time u."""
-        band = (self.schedule.unwarp(t) * N_BANDS).long().clamp(0, N_BANDS - 1)
-        return torch.zeros(N_BANDS, device=values.device).index_add(0, band, values.float())
-
-    def configure_optimizers(self) -> Any:
-        total = int(self.trainer.estimated_stepping_batches)
-        return adamw_warmup_cosine(self.network.named_parameters(), self.lr, self.weight_decay, self.warmup_steps, total)
-
-    def settings(self) -> dict[str, Any]:
-        """What loading needs to build the network again; JSON values only."""
-        return {
-            "schema": 1,
-            "base_lm": self.base_lm_name,
-            "embedding": self.embedding.fingerprint(),
-            "normalise": self.embedding.normalise,
-            "schedule": self.schedule_name,
-        }
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["dia"] = self.settings()
-
-    def export(self, folder: Path) -> None:
-        """Write `model.safetensors` and `config.json`, as `read_network` reads them."""
-        save_network(self.network, self.settings(), folder)
 
 
 class DenoiserModule(NoisedRowsModule):
@@ -150,6 +38,9 @@ class DenoiserModule(NoisedRowsModule):
         self_condition: every so many steps the network is given an earlier ẑ_0 of its own; 0 = never.
         time_warp: steps between two updates of the warp; 0 = never.
         lr, weight_decay, warmup_steps: AdamW with warm-up and cosine decay to the end of training.
+        activation_checkpointing: run each block again in the backward pass instead of keeping what it computed: less memory
+            for more time, with the same loss and gradients.
+        compile: the blocks, by torch.compile, at the first batch, whose loss must stay the same.
         seed: of the noise.
     """
 
@@ -178,6 +69,8 @@ class DenoiserModule(NoisedRowsModule):
         lr: float = 1e-3,
         weight_decay: float = 0.01,
         warmup_steps: int = 200,
+        activation_checkpointing: bool = False,
+        compile: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(base_lm, normalise, schedule, None, max_length, lr, weight_decay, warmup_steps, seed)
@@ -197,6 +90,7 @@ class DenoiserModule(NoisedRowsModule):
             self._init_from(init_from)
         elif init_from_lm:
             self.network.init_from_lm(self.lm.model, self.lm.bos_id)
+        self.prepare_blocks(activation_checkpointing, compile)
         self.register_buffer("loss_in_bin", torch.full((_BINS,), -1.0))
 
     def _init_from(self, path: str) -> None:
@@ -234,7 +128,9 @@ class DenoiserModule(NoisedRowsModule):
         number = self.batch_number
         label = self.labels(batch, number)
         estimated = self.self_condition > 0 and number % self.self_condition == self.self_condition - 1
-        values, t = self.losses(batch["tokens"], self.noised(batch, number), estimated, label)
+        given = (batch["tokens"], self.noised(batch, number), estimated, label)
+        self.compile_once(lambda: self.losses(*given)[0].mean())
+        values, t = self.losses(*given)
         # Mean over the positions of all processes, so that the gradient is that of one process with the whole batch.
         count = self.trainer.strategy.reduce(values.new_tensor(float(len(values))), reduce_op="mean")
         loss = values.sum() / count

@@ -181,7 +181,7 @@ def dots(names: Sequence[str], panels: Sequence[tuple[str, Sequence[float], Sequ
             ax.set_xlabel(textwrap.fill(text, 16))
             ax.margins(0.15, 0.0)
             ax.set_ylim(-0.6, len(names) - 0.4)
-            ax.locator_params(axis="x", nbins=4)
+            ax.locator_params(axis="x", nbins=3)
         axes[0].set_yticks(rows, names)
 
     return _svg(draw, (8.2, 1.1 + 0.32 * len(names)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import json
@@ -11,10 +10,10 @@ from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from random import Random
-from typing import Any, NoReturn
+from typing import Any
 
 from dia_lightning.reports.annotations import read_votes
-from dia_lightning.resources import UserError
+from dia_lightning.resources import OptionParser, UserError
 
 # Label Studio's template "Human Preference collection for RLHF", with a box for ties, which its Pairwise tag cannot express.
 LABELLING_CONFIG = """<View>
@@ -243,13 +242,8 @@ def print_preference(result: dict[str, Any]) -> None:
     )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{self.prog.partition(' ')[2]}: {message} (see `{self.prog} --help`)")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(prog="dia preference", description="Let people judge pairs of texts, and read what they chose.")
+def _parser() -> OptionParser:
+    parser = OptionParser(prog="dia preference", description="Let people judge pairs of texts, and read what they chose.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     out = commands.add_parser("export", help="blinded pairs of texts from two runs or more", description=_EXPORT_HELP)
     out.add_argument("predictions", nargs="+", type=Path, metavar="PREDICTIONS", help="predictions.jsonl of each run")

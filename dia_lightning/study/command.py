@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-from dia_lightning.resources import UserError, require_path
+from dia_lightning.resources import OptionParser, UserError, require_path
 from dia_lightning.study.grid import Cell, StudyGrid, read_study
 from dia_lightning.study.worker import Outcome, read_outcome
 
@@ -193,11 +192,6 @@ def _report(out: Path, studies: Sequence[StudyGrid], outcomes: dict[str, Outcome
     return write_report(out, title, described, results)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"study: {message} (see `{self.prog} --help`)")
-
-
 def _integers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
@@ -208,8 +202,8 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(prog="dia study", description=_HELP)
+def _parser() -> OptionParser:
+    parser = OptionParser(prog="dia study", description=_HELP)
     parser.add_argument("files", nargs="+", metavar="FILE", help="study files, for example configs/ablations/lam.yaml")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the cells and the report")
     parser.add_argument("--kit", default="tiny", help="what {kit} stands for in the files (default: tiny)")

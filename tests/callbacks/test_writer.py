@@ -320,32 +320,36 @@ import os, pathlib
 from dia_lightning import cli, parser
 def run(*arguments):
     parser.run(cli.prepare_arguments(["predict", *arguments]))
-common, two = {common}, {two}
+common, aligned, two = {common}, {aligned}, {two}
 run(*common, *two, "--trainer.callbacks.folder=two", "--data.n_texts=5")
 if os.environ["LOCAL_RANK"] == "0":
     sorted(pathlib.Path("two").glob("parts/*/*.json"))[1].unlink()
 run(*common, *two, "--trainer.callbacks.folder=two", "--data.n_texts=5")
 run(*common, *two, "--trainer.callbacks.folder=single", "--data.n_texts=2")
+run(*aligned, *two, "--trainer.callbacks.folder=aligned", "--data.n_texts=5")
 """
 
 
 def test_two_processes_draw_every_text_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five texts in three batches; the same with one batch missing; and one batch, which leaves a process without work."""
+    """Five texts in three batches; the same with one batch missing; one batch, which leaves a process without work; and the
+    default sampler, with p_θ's texts beside its own."""
     (tmp_path / "p.txt").write_text("The Eagle\nCheap food\n", encoding="utf-8")
-    common = ["--config", "configs/zero_shot_tiny.yaml", "--data.prompts=p.txt", "--data.batch_size=4", "--data.max_length=12"]
+    few = ["--data.prompts=p.txt", "--data.batch_size=4", "--data.max_length=12"]
+    common, aligned = (["--config", f"configs/{name}_tiny.yaml", *few] for name in ("zero_shot", "dia"))
     script = tmp_path / "two.py"
-    script.write_text(SCRIPT.format(common=common, two=TWO), encoding="utf-8")
+    script.write_text(SCRIPT.format(common=common, aligned=aligned, two=TWO), encoding="utf-8")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
     command = [sys.executable, str(script)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert "2 of 3 batches were there" in done.stdout
     monkeypatch.chdir(tmp_path)
-    for folder, n in (("two", 5), ("single", 2)):
-        one = ["predict", *common, f"--data.n_texts={n}", f"--trainer.callbacks.folder={folder}_one"]
+    for folder, n, options in (("two", 5, common), ("single", 2, common), ("aligned", 5, aligned)):
+        one = ["predict", *options, f"--data.n_texts={n}", f"--trainer.callbacks.folder={folder}_one"]
         parser.run(cli.prepare_arguments(one))
         assert lines(tmp_path / folder) == lines(tmp_path / f"{folder}_one")
         assert [line["id"] for line in lines(tmp_path / folder)] == list(range(2 * n))
+        assert [line["prompt"] for line in lines(tmp_path / folder)] == ["The Eagle"] * n + ["Cheap food"] * n
         assert metrics(tmp_path / folder)["config_hash"] == metrics(tmp_path / f"{folder}_one")["config_hash"]
         assert metrics(tmp_path / folder)["complete"] is True
 

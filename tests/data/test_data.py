@@ -19,7 +19,6 @@ from dia_lightning.types import fill_after_end
 def samples(lm_folder: Path, cache: Path, **options: object) -> ModelSamples:
     defaults = {"n_texts": 20, "n_val": 4, "max_length": 12, "shard_size": 8, "batch_size": 4}
     data = ModelSamples(str(lm_folder), cache=str(cache), **{**defaults, **options})  # type: ignore[arg-type]
-    data.prepare_data()
     data.setup("fit")
     return data
 
@@ -178,7 +177,6 @@ def test_a_short_run_draws_what_it_uses_and_can_be_prolonged(lm_folder: Path, tm
     def batches(steps: int, accumulate: int = 1) -> tuple[int, list[Any]]:
         made = ModelSamples(str(lm_folder), 200, 4, 12, 4, cache=str(tmp_path), shard_size=8)
         data = in_a_run(made, steps, accumulate=accumulate)
-        data.prepare_data()
         data.setup("fit")
         return len(list(data.folder.glob("*.safetensors"))), [b["tokens"] for b in data.train_dataloader()]
 
@@ -258,6 +256,6 @@ def test_impossible_data_options_are_named(lm_folder: Path) -> None:
         ({"max_length": 999}, "--data.init_args.max_length: 999 given, .* at most 31"),
     ):
         with pytest.raises(UserError, match=message):
-            ModelSamples(str(lm_folder), **options).prepare_data()  # type: ignore[arg-type]
+            ModelSamples(str(lm_folder), **options).setup("fit")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"--data.init_args.n_texts: 0 given"):
         HubText("x", n_texts=0)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 from dia_lightning.critic import CriticModule
@@ -77,6 +78,21 @@ def test_every_trained_weight_has_a_gradient_at_every_step(lm_folder: Path, rota
         assert "network.trunk.positions" in module.state_dict()
 
 
+def test_processes_send_what_is_learnt_and_not_what_is_p_thetas(lm_folder: Path) -> None:
+    """At every step DDP sends the gradients, and the first process's buffers to all."""
+    module = DenoiserModule(str(lm_folder), **TINY)
+    data = TextFiles("a.txt", tokenizer=str(lm_folder), max_length=8)
+    module._trainer = SimpleNamespace(datamodule=data)  # type: ignore[assignment]
+    module.setup("fit")
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(module)
+        sent = {id(buffer) for buffer in wrapped.modules_buffers}
+    finally:
+        distributed.destroy_process_group()
+    assert {name for name, buffer in module.named_buffers() if id(buffer) in sent} == {"schedule.knots", "loss_in_bin"}
+
+
 def test_batches_of_one_step_have_noise_of_their_own(lm_folder: Path) -> None:
     module = DenoiserModule(str(lm_folder), **TINY)
     first, second = (at(module, batch, step=5).noised(rows(), module.batch_number) for batch in (10, 11))
@@ -99,6 +115,16 @@ def test_noise_is_that_of_the_whole_batch_however_rows_are_cut(lm_folder: Path) 
         part = module.noised({name: values[rank::2, :6] for name, values in batch.items()}, 3)
         assert torch.equal(part.z, whole.z[rank::2, :6])
         assert torch.equal(part.noised, whole.noised[rank::2, :6])
+
+
+def test_each_row_has_noise_of_its_own(lm_folder: Path) -> None:
+    """Rows of two batches, 128 numbers each: no pair's correlation and no row's variance beyond 5.5 standard errors."""
+    module = at(DenoiserModule(str(lm_folder), **TINY), 0)
+    eps = torch.cat([module._eps(100, stream).flatten(1) for stream in (3, 4)])
+    product = eps @ eps.T / 128**0.5
+    assert float((product - product.diag().diag()).abs().max()) < 5.5  # false alarm: 20,000 pairs, 1 in 1,300
+    assert float((product.diag() - 128**0.5).abs().max()) < 5.5 * 2**0.5
+    assert not torch.equal(module._eps(4, -1), module._eps(4, 3))
 
 
 def test_noise_times_gather_where_the_running_loss_rises(lm_folder: Path) -> None:

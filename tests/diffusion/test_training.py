@@ -20,7 +20,8 @@ FIT = [
     "--model.warmup_steps=1", "--model.lr=0.01",
 ]  # fmt: skip
 REWARD = ["--model.denoiser=null", "--model.reward=dia_lightning.rewards.Regex", "--model.reward.pattern=good|great"]
-KINDS = {"ddpm": ["--model.time_warp=2"], "critic": REWARD}
+AGAIN = ["--model.activation_checkpointing=true"]
+KINDS = {"ddpm": ["--model.time_warp=2", "--trainer.accumulate_grad_batches=2", *AGAIN], "critic": REWARD}
 SCRIPT = """
 import sys
 from dia_lightning import cli, parser

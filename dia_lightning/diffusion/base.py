@@ -1,0 +1,166 @@
+"""NoisedRowsModule: what training a denoiser and training a critic have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from dia_lightning.data.samples import ModelSamples, fingerprint, tokenizer_content
+from dia_lightning.diffusion.checkpoint import read_network, save_network
+from dia_lightning.diffusion.loss import Noised, draw_times, noise
+from dia_lightning.diffusion.schedule import make_schedule
+from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.lm import BaseLM
+from dia_lightning.optim import adamw_warmup_cosine, check_recipe
+from dia_lightning.resources import UserError
+from dia_lightning.types import text_mask
+
+N_BANDS = 5
+BANDS = [f"u_{band / N_BANDS:.1f}_{(band + 1) / N_BANDS:.1f}" for band in range(N_BANDS)]
+# How far a compiled network may be off, without and with autocast: fused, fewer results are rounded to bfloat16 in between.
+_COMPILED = {False: 1e-4, True: 1e-2}
+
+
+class NoisedRowsModule(L.LightningModule):
+    """What denoiser and critic share: p_θ's embedding, the noise of a step, optimiser and export.
+
+    The noise times of batch k are drawn for the rows of all processes from (seed, k), each row's noise from (seed, k, its
+    number), so that W processes compute what one does with W times the batch size, and a continued run what an
+    uninterrupted one does (the data module counts k in the same way).
+    """
+
+    def __init__(
+        self, base_lm: str, normalise: bool, schedule: str, denoiser: str | None,
+        max_length: int, lr: float, weight_decay: float, warmup_steps: int, seed: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        check_recipe(lr, weight_decay, warmup_steps)
+        if not 0 <= seed < 1 << 32:
+            raise UserError(f"--model.init_args.seed: {seed} given, allowed are 0 to 4294967295")
+        self.base_lm_name, self.max_length, self.seed = base_lm, max_length, seed
+        self.lr, self.weight_decay, self.warmup_steps = lr, weight_decay, warmup_steps
+        self.lm = BaseLM.load(base_lm)
+        if max_length > self.lm.max_length:
+            raise UserError(f"--model.init_args.max_length: {max_length} given, {base_lm} allows at most {self.lm.max_length}")
+        self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer), normalise)
+        self.schedule_name, self.schedule = schedule, make_schedule(schedule)
+        if denoiser is not None:
+            settings, weights = read_network(denoiser, "denoiser", "--model.init_args.denoiser", self.embedding)
+            self.schedule_name, self.schedule = settings["schedule"], make_schedule(settings["schedule"])
+            self.schedule.set_warp(weights["schedule.knots"])
+        self.network: Any
+
+    def setup(self, stage: str) -> None:
+        """Check that the data is of this base model.
+
+        Raises:
+            UserError: if it was drawn from another model, has another tokenizer, or rows longer than the network takes.
+        """
+        # What is p_θ's, every process has read for itself; DDP would send it round at every step.
+        kept = self.state_dict()
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers() if name not in kept]
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data.max_length > self.max_length:
+            raise UserError(
+                f"--model.init_args.max_length: {self.max_length} given, rows have up to {data.max_length} tokens "
+                "(--data.init_args.max_length)"
+            )
+        if isinstance(data, ModelSamples) and fingerprint(data.lm) != fingerprint(self.lm):
+            raise UserError(
+                f"--data.init_args.base_lm: {data.base_lm} is another model than {self.base_lm_name} "
+                "(--model.init_args.base_lm); give the same for both"
+            )
+        tokenizer = getattr(data, "tokenizer", None)
+        if tokenizer is not None and tokenizer_content(tokenizer) != tokenizer_content(self.lm.tokenizer):
+            raise UserError(
+                f"--data.init_args.tokenizer: {data.tokenizer_path} is not the tokenizer of {self.base_lm_name} "
+                "(--model.init_args.base_lm); give that model"
+            )
+
+    def prepare_blocks(self, activation_checkpointing: bool, compile_blocks: bool) -> None:
+        """Have the blocks run again in the backward pass, and compile them at the first batch."""
+        self.network.trunk.checkpointed = activation_checkpointing
+        self.to_compile = compile_blocks
+
+    def compile_once(self, loss: Callable[[], Tensor]) -> None:
+        """Compile the blocks if that was asked for, and see that the first batch's loss stays what it is.
+
+        Raises:
+            UserError: if it does not, or torch cannot compile here.
+        """
+        if not self.to_compile:
+            return
+        self.to_compile, option = False, "--model.init_args.compile: true given"
+        plain = float(loss().detach())
+        for block in self.network.trunk.blocks:
+            block.compile()
+        try:
+            compiled = float(loss().detach())
+        except Exception as error:
+            reason = str(getattr(error, "inner_exception", error)).strip().splitlines()[0][:160]
+            raise UserError(f"{option}, but torch cannot compile here ({reason})") from error
+        if not abs(compiled - plain) <= _COMPILED[torch.is_autocast_enabled(self.device.type)] * max(1.0, abs(plain)):
+            raise UserError(f"{option}, but the first batch has a loss of {compiled:.6g} compiled and {plain:.6g} as it is")
+
+    def noised(self, batch: dict[str, Tensor], stream: int) -> Noised:
+        """The batch at training noise; `stream` numbers the draw (`batch_number` in training)."""
+        tokens, prompt_mask = batch["tokens"], batch["prompt_mask"]
+        generator = torch.Generator(self.device).manual_seed(self.stream_seed(stream))
+        rows, n_rows = self.rows_in_all(len(tokens), self.device)
+        times = draw_times(n_rows, self.max_length, self.schedule, generator)[rows, : tokens.shape[1]]
+        eps = self._eps(len(tokens), stream)[:, : tokens.shape[1]]
+        ends = ~text_mask(tokens, prompt_mask, self.lm.end_id)
+        return noise(tokens, torch.where(prompt_mask, 0.0, times), ends, rows, self.embedding, self.schedule, eps)
+
+    def _eps(self, n: int, stream: int) -> Tensor:
+        """Standard normal (n, max_length, d), each row from (seed, stream, its number among those of all processes)."""
+        eps = torch.empty(n, self.max_length, self.embedding.dim, device=self.device)
+        generator = torch.Generator(self.device)
+        for i, row in enumerate(eps):
+            number = self.trainer.global_rank + i * self.trainer.world_size
+            row.normal_(generator=generator.manual_seed((self.stream_seed(stream) * 0x9E3779B97F4A7C15 + number) % (1 << 63)))
+        return eps
+
+    def stream_seed(self, stream: int) -> int:
+        return self.seed * 1_000_003 + stream
+
+    def rows_in_all(self, n: int, device: torch.device) -> tuple[Tensor, int]:
+        """The numbers (n,) of this process's rows among those of all processes, and how many there are."""
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        return torch.arange(rank, n * world, world, device=device), n * world
+
+    @property
+    def batch_number(self) -> int:
+        """Batches of the whole run before this one: of several that make one step, each has noise of its own."""
+        return self.trainer.fit_loop.total_batch_idx
+
+    def band_sums(self, values: Tensor, t: Tensor) -> Tensor:
+        """(N_BANDS,) sums of `values` (N,) at times t (N,) in bands of the warped time u."""
+        band = (self.schedule.unwarp(t) * N_BANDS).long().clamp(0, N_BANDS - 1)
+        return torch.zeros(N_BANDS, device=values.device).index_add(0, band, values.float())
+
+    def configure_optimizers(self) -> Any:
+        total = int(self.trainer.estimated_stepping_batches)
+        return adamw_warmup_cosine(self.network.named_parameters(), self.lr, self.weight_decay, self.warmup_steps, total)
+
+    def settings(self) -> dict[str, Any]:
+        """What loading needs to build the network again; JSON values only."""
+        return {
+            "schema": 1,
+            "base_lm": self.base_lm_name,
+            "embedding": self.embedding.fingerprint(),
+            "normalise": self.embedding.normalise,
+            "schedule": self.schedule_name,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["dia"] = self.settings()
+
+    def export(self, folder: Path) -> None:
+        """Write `model.safetensors` and `config.json`, as `read_network` reads them."""
+        save_network(self.network, self.settings(), folder)

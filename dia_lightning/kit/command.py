@@ -1,0 +1,55 @@
+"""`lightning kit`: put a sampler's settings and networks into one folder to share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dia_lightning.resources import OptionParser
+
+_HELP = """Put denoiser and critic, the settings that use them and a model card into one folder of safetensors and YAML.
+The folder can be moved, copied and uploaded; `lightning predict --config DIR` samples from it wherever it lies, and
+`--config hub:USER/REPO` from the hub."""
+
+
+def run(arguments: Sequence[str]) -> None:
+    """`lightning kit` with these arguments; UserError for a mistake."""
+    options = _parser().parse_args(arguments)
+    from dia_lightning.kit.export import export
+
+    kit = export(
+        options.config, options.out, options.weights == "bf16", options.with_base_lm, options.run, options.license,
+        options.overwrite,
+    )  # fmt: skip
+    size = sum(part.size for part in kit.parts) / 2**20
+    print(
+        f"Wrote {options.out}: {', '.join(part.name for part in kit.parts)} ({size:.1f} MiB), dia.yaml and README.md, its card."
+    )
+    for option, value in kit.left.items():
+        print(f"Not in the kit: {option}, which was {value}.")
+    for name in kit.foreign:
+        print(f"Not in the kit: {name}, whose code has to be where the kit is used.")
+    if not kit.has_lm:
+        print(f"Not in the kit: the base model {kit.module.base_lm} (--with-base-lm puts it there).")
+    print(f"Use it:   lightning predict --config {options.out}")
+    print(f"Share it: hf upload USER/{kit.name} {options.out}   and then   lightning predict --config hub:USER/{kit.name}")
+
+
+def _parser() -> OptionParser:
+    parser = OptionParser(prog="dia kit", description="Share what samples: networks, settings and their card in one folder.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    out = commands.add_parser("export", help="write a kit from a sampler's settings", description=_HELP)
+    out.add_argument(
+        "--config", required=True, metavar="FILE", help="the sampler's settings, for example configs/dia_tiny.yaml or the "
+        "config.yaml of a run",
+    )  # fmt: skip
+    out.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write; its name is the kit's")
+    out.add_argument(
+        "--weights", choices=("stored", "bf16"), default="stored", help="matrices of denoiser and critic as they are "
+        "stored, or rounded to bfloat16, half of float32's size; the base model is never rounded (default: stored)",
+    )  # fmt: skip
+    out.add_argument("--with-base-lm", action="store_true", help="copy the base model too; else the settings name it")
+    out.add_argument("--run", type=Path, metavar="DIR", help="a finished run of these settings, for the card's figures")
+    out.add_argument("--license", metavar="ID", help="licence of the kit, as the hub calls it, for example apache-2.0")
+    out.add_argument("--overwrite", action="store_true", help="replace the kit in DIR")
+    return parser

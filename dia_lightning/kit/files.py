@@ -1,0 +1,48 @@
+"""Where a kit's settings are: in its folder, or on the hub. Nothing heavy is imported here, the command line needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dia_lightning.lm_files import HUB, from_hub
+from dia_lightning.resources import UserError, find_path, read_yaml, require_path
+
+SETTINGS = "dia.yaml"
+SECTIONS = ("seed_everything", "trainer", "model", "data")
+# Of these a stranger's settings may name classes.
+OWN = ("dia_lightning.", "lightning.pytorch.")
+
+
+def settings_file(name: str, option: str) -> Path:
+    """The YAML file that `--config NAME` means: a file, the `dia.yaml` of a kit's folder, or that of `hub:USER/REPO`.
+
+    Raises:
+        UserError: if there is none; for a kit of the hub also if its settings could run what is not this package's.
+    """
+    if name.startswith(HUB):
+        path = from_hub(name, SETTINGS, option) / SETTINGS
+        _check_stranger(read_yaml(path, option), name, option)
+        return path
+    if find_path(name) is None and name.count("/") == 1 and not Path(name).suffix:
+        raise UserError(f"{option}: no such file or folder: {name}; a kit of the hub is named hub:{name}")
+    path = require_path(name, option)
+    inside = path / SETTINGS
+    return inside if inside.is_file() else path
+
+
+def _check_stranger(content: dict[str, Any], name: str, option: str) -> None:
+    """Classes of other packages could run anything, `ckpt_path` a pickle, `${oc.env:…}` could read out keys."""
+    from dia_lightning.parser import leaves
+
+    faults = [f"sets {key}" for key in content if key not in SECTIONS]
+    for path, value in leaves("", content):
+        if path.endswith(".class_path") and not str(value).startswith(OWN):
+            faults.append(f"names the class {value} ({path})")
+        if "${oc." in str(value):
+            faults.append(f"reads {value} ({path})")
+    if faults:
+        raise UserError(
+            f"{option}: {SETTINGS} of {name} {faults[0]}, which is not done for a kit that comes from the hub; download its "
+            "folder, read it, and give the folder"
+        )
