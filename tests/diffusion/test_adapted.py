@@ -306,6 +306,15 @@ def test_training_moves_all_that_is_trained_and_nothing_of_p_theta(
     assert sorted(rest.losses) == [4, 5]
 
 
+def test_blocks_that_run_again_give_the_same_gradients(llama: BaseLM) -> None:
+    network, gradients = trained(denoiser(llama)).requires_grad_(), []
+    for again in (False, True):
+        network.trunk.checkpointed = again
+        gradients.append(torch.autograd.grad(network(*noised()).square().mean(), list(network.trunk.blocks.parameters())))
+    torch.testing.assert_close(*gradients)
+    assert all(bool(gradient.abs().sum() > 0) for gradient in gradients[0])
+
+
 def test_both_guide_a_sampler(llama_folder: Path, tmp_path: Path) -> None:
     for kind in ("denoiser", "critic"):
         fit(module_of(kind, llama_folder), tmp_path / kind, 2)
