@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KIT ?= tiny
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format typecheck ablations doctor clean theory tasks bench scaling results results-smollm2
+.PHONY: help demo test test-slow lint format typecheck ablations doctor clean theory tasks bench scaling gpt2 results results-smollm2
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -29,6 +29,9 @@ bench: $(VENV)/.installed  ## seconds and network calls of the exact kernels
 
 scaling: $(VENV)/.installed  ## one process against two, and the tables of docs/scaling.md (10 minutes)
 	$(BIN)/python benchmarks/scaling.py
+
+gpt2: $(VENV)/.installed  ## steps of GPT-2 small's configurations on random weights, and the batches that fit a GPU (10 minutes)
+	$(BIN)/python benchmarks/gpt2.py
 
 lint: $(VENV)/.installed  ## ruff: lint and format, changes nothing
 	$(BIN)/ruff check .

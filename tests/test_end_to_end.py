@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.gpt2 import GPUS, computed, random_gpt2
+from benchmarks.scaling import DOC
 from dia_lightning import cli, parser
-from dia_lightning.data.text import train_tokenizer
 from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
@@ -240,16 +241,10 @@ def test_training_goes_on_from_a_checkpoint(workshop: Path, monkeypatch: pytest.
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A folder with `gpt2`: random weights of GPT-2 small's shape, and a small tokenizer, so that most ids name nothing."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     folder = tmp_path_factory.mktemp("gpt2")
-    tokenizer = train_tokenizer(sentences(0, 240), 400)
-    torch.manual_seed(0)
-    end = tokenizer.eos_token_id
-    model = GPT2LMHeadModel(GPT2Config(bos_token_id=end, eos_token_id=end))
+    random_gpt2(folder, sentences(0, 240))
+    model = BaseLM.load(str(folder / "gpt2")).model
     assert (model.config.vocab_size, model.config.n_embd, model.config.n_layer) == (50257, 768, 12)
-    model.save_pretrained(folder / "gpt2")
-    tokenizer.save_pretrained(folder / "gpt2")
     yield folder
     shutil.rmtree(folder)
 
@@ -280,3 +275,14 @@ def test_the_gpt2_configs_run_within_the_memory_stated(gpt2: Path) -> None:
     limits = {"ddpm": 8, "critic": 5, "dia": 3}  # GiB; 6.7, 3.9 and 2.3 were seen at these batch sizes
     assert all(peaks[name] < limits[name] for name in limits), peaks
     print(peaks)
+
+
+@pytest.mark.slow
+def test_the_gpt2_configs_say_which_batches_fit(gpt2: Path) -> None:
+    """As computed, in the document and in the configurations' comments."""
+    found = computed(gpt2)
+    assert found in DOC.read_text(encoding="utf-8")
+    for stem in ("ddpm_gpt2", "critic_gpt2"):
+        cells = next(line for line in found.splitlines() if line.startswith(f"| `{stem}` |")).split("|")
+        said = " and ".join(f"{rows.strip()} rows in {gpu}" for gpu, rows in zip(GPUS, cells[-3:-1], strict=True))
+        assert f"# computed, not measured: {said} " in Path(f"configs/{stem}.yaml").read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -153,10 +154,11 @@ def _reward(kit: Kit) -> str:
 
 
 def _training(kit: Kit) -> str:
+    measured = (("flops", -1), ("seconds", 0), ("peak_memory_mib", 0))
     rows = [
-        (f"`{p.name}`", number(p.costs["flops"], -1), number(p.costs["seconds"], 0), number(p.costs["peak_memory_mib"], 0))
-        for p in kit.parts
-        if p.costs
+        (f"`{part.name}`", *(number(part.costs.get(key, math.nan), digits) for key, digits in measured))
+        for part in kit.parts
+        if part.costs
     ]
     if not rows:
         return "## Training\n\nWhat it cost is not known: no `costs.json` lay beside the checkpoints."

@@ -179,11 +179,14 @@ def test_the_card_says_what_is_known(settings: Change, tmp_path: Path) -> None:
     assert all(torch.equal(exported[name], weight) for name, weight in weights.items())
 
 
-def test_the_card_says_what_is_not_known(kit: Path) -> None:
+def test_the_card_says_what_is_not_known(kit: Path, settings: Change, tmp_path: Path) -> None:
     text = (kit / "whole/README.md").read_text(encoding="utf-8")
     assert "license" not in front_matter(text)
-    for said in ("No licence is stated", "What it cost is not known", "No run was named", "the language model in `lm`"):
+    for said in ("No licence is stated", "No run was named", "the language model in `lm`", "| `denoiser` | 432 T | – | – |"):
         assert said in text
+    shutil.copytree(TINY / "denoiser", tmp_path / "own", ignore=shutil.ignore_patterns("costs.json"))
+    export(settings({"denoiser": "own", "critic": None}), tmp_path / "kit")
+    assert "What it cost is not known" in (tmp_path / "kit/README.md").read_text(encoding="utf-8")
 
 
 def test_what_a_kit_does_not_hold_is_said(
