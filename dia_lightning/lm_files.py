@@ -187,4 +187,5 @@ def _fetched(repo_id: str, folder: str, file: str, option: str) -> Path:
                 return kept
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         what = f"{folder} of {repo_id!r}" if folder else repr(repo_id)
-        raise UserError(f"{option}: cannot fetch {what} from the hub ({reason[:160]}); give a local folder") from error
+        kit = f", or use the shipped kit: {_OPTION} checkpoints/tiny/lm" if option == _OPTION else ""
+        raise UserError(f"{option}: cannot fetch {what} from the hub ({reason[:160]}); give a local folder{kit}") from error
