@@ -105,10 +105,7 @@ def _in_place(out: Path) -> Iterator[Path]:
 
 def _figures(run: Path, arguments: list[str]) -> tuple[dict[str, Any], bool]:
     """`metrics.json` of a run, and whether its settings are known; the model must be that of `arguments` but for the seed."""
-    try:
-        figures = read_metrics(run)
-    except UserError as error:
-        raise UserError(str(error).replace("report:", "--run:")) from error
+    figures = read_metrics(run, "--run")
     config = run / "parts" / str(figures["config_hash"]) / "config.yaml"
     if config.is_file():
         own, other = (_options(args) for args in (arguments, ["predict", "--config", str(config)]))

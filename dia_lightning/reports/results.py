@@ -67,8 +67,8 @@ class Group:
     figures: dict[str, Estimate]
 
 
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """`metrics.json` of a finished run.
+def read_metrics(folder: Path, option: str = "report") -> dict[str, Any]:
+    """`metrics.json` of a finished run; messages begin with `option`.
 
     Raises:
         UserError: if there is none, or the run was stopped.
@@ -77,9 +77,9 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     try:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"report: cannot read {path} as JSON ({error})") from error
+        raise UserError(f"{option}: cannot read {path} as JSON ({error})") from error
     if not isinstance(metrics, dict) or metrics.get("complete") is not True:
-        raise UserError(f"report: {path} is of a run that was stopped; the same command again finishes it")
+        raise UserError(f"{option}: {path} is of a run that was stopped; the same command again finishes it")
     return metrics
 
 

@@ -319,6 +319,7 @@ def test_nothing_is_replaced_unasked_and_nothing_is_left_of_a_failure(
         (["kit", "export", "--config", "nope.yaml", "--out", "x"], ["--config: no such file or folder: nope.yaml"]),
         (["kit", "export", "--config", "configs", "--out", "x"], ["--config", "is a folder"]),
         (["kit", "export", "--config", "configs/dia_tiny.yaml", "--out", "x", "--weights", "int4"], ["--weights", "'int4'"]),
+        (["kit", "export", "--config", "configs/dia_tiny.yaml", "--out", "x", "--run", "y"], ["--run: cannot read y/metrics"]),
         (["kit", "export", "--config", "configs/ddpm_tiny.yaml", "--out", "x"], ["--model: DenoiserModule", "predict_step"]),
     ],
 )
