@@ -162,10 +162,7 @@ def local(path: str, file: str, option: str) -> str:
 
 def _fetch(repo_id: str) -> str:
     """Download a base model's config, tokenizer and safetensors from the hub."""
-    try:
-        return str(_fetched(repo_id, "", "config.json", _OPTION))
-    except UserError as error:
-        raise UserError(f"{error}, or use the shipped kit: {_OPTION} checkpoints/tiny/lm") from error
+    return str(_fetched(repo_id, "", "config.json", _OPTION))
 
 
 @cache
