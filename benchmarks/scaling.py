@@ -33,8 +33,9 @@ from benchmarks.theory import fill, table
 from dia_lightning.cost import weights_of
 from dia_lightning.data import ModelSamples, PromptData
 from dia_lightning.diffusion import DenoiserModule
-from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
+from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.diffusion.schedule import make_schedule
+from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.rewards import VaderSentiment
 from dia_lightning.sampling import GuidedSamplerModule
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from dia_lightning.categorical import draw_categorical
 from dia_lightning.critic.loss import OBJECTIVES
 from dia_lightning.critic.network import CriticNetwork
-from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
+from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.diffusion.loss import LOSSES, draw_times, noise
 from dia_lightning.diffusion.schedule import make_schedule, time_grid
+from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import LogValue, Predict, Prediction, guided, unguided
 from dia_lightning.optim import adamw_warmup_cosine

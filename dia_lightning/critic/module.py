@@ -10,8 +10,8 @@ from torch import Tensor
 from dia_lightning.critic.loss import OBJECTIVES, SOFT_CLIP
 from dia_lightning.critic.network import CriticNetwork
 from dia_lightning.diffusion.base import BANDS, N_BANDS, NoisedRowsModule
-from dia_lightning.diffusion.denoiser import NetworkSize
 from dia_lightning.diffusion.loss import Noised
+from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import CachedReward, call_reward
 from dia_lightning.types import Reward

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dia_lightning.cost import weights_of
-from dia_lightning.diffusion.denoiser import NetworkSize, Trunk
+from dia_lightning.diffusion.adapted import make_trunk
 from dia_lightning.diffusion.schedule import Schedule
+from dia_lightning.diffusion.trunk import NetworkSize
 
 
 class CriticNetwork(nn.Module):
@@ -26,7 +27,7 @@ class CriticNetwork(nn.Module):
     def __init__(self, dim: int, schedule: Schedule, size: NetworkSize, model: Any = None) -> None:
         super().__init__()
         self.schedule, self.size = schedule, size
-        self.trunk = Trunk(dim, size, model)
+        self.trunk = make_trunk(dim, size, model)
         self.trunk.z0_in.requires_grad_(False)  # a critic sees no earlier estimate
         self.head = nn.Sequential(nn.Linear(size.width, size.width), nn.SiLU(), nn.Linear(size.width, 1))
         self.register_buffer("mean", torch.zeros(()))

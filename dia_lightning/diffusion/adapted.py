@@ -1,8 +1,8 @@
 """p_θ's own blocks as the denoiser's: frozen and shared with it, with low-rank adapters and attention to the right beside.
 
 Made bidirectional, attention trained to look left forgets what it knew, and takes billions of tokens to learn it again
-(Gong et al., arXiv:2410.17891). So p_θ's own attention stays causal, and what stands on the right comes through heads of its
-own whose output begins at zero: before any training the network is p_θ given what is on the left.
+(Gong et al., arXiv:2410.17891). So p_θ's own attention stays causal, and what its heads see on the right is read out by a
+matrix of its own that begins at zero: before any training the network is p_θ given what is on the left.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dia_lightning.diffusion.attention import attend
+from dia_lightning.diffusion.trunk import NetworkSize, Trunk, run_blocks
 from dia_lightning.resources import UserError
 
-_RIGHT_HEADS = 2
+_RIGHT_RANK = 32
 
 
 class FrozenLinear(nn.Linear):
@@ -31,55 +32,33 @@ class FrozenLinear(nn.Linear):
         return F.linear(x.to(self.weight.dtype), self.weight)
 
 
-class AdaptedLinear(FrozenLinear):
-    """y = W x + B A x, W frozen, A and B of rank `rank` (LoRA, Hu et al., arXiv:2106.09685, eq. 3); B begins at zero."""
+class LowRank(nn.Module):
+    """y = B A x, A and B of rank `rank`, in the precision of x; B begins at zero (LoRA, Hu et al., arXiv:2106.09685)."""
 
-    def __init__(self, weight: Tensor, rank: int) -> None:
-        super().__init__(weight)
-        self.down = nn.Linear(weight.shape[1], rank, bias=False)
-        self.up = nn.Linear(rank, weight.shape[0], bias=False)
-        nn.init.normal_(self.down.weight, std=weight.shape[1] ** -0.5)
+    def __init__(self, n_in: int, n_out: int, rank: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(n_in, rank, bias=False), nn.Linear(rank, n_out, bias=False)
+        nn.init.normal_(self.down.weight, std=n_in**-0.5)
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, self.down.weight.to(x.dtype)), self.up.weight.to(x.dtype))
+
+
+class AdaptedLinear(FrozenLinear):
+    """y = W x + B A x, W frozen (LoRA, eq. 3)."""
+
+    def __init__(self, weight: Tensor, rank: int) -> None:
+        super().__init__(weight)
+        self.low = LowRank(weight.shape[1], weight.shape[0], rank)
+
+    def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
-        low = F.linear(x, self.down.weight.to(x.dtype))
-        return F.linear(x, self.weight) + F.linear(low, self.up.weight.to(x.dtype))
-
-
-class _RightAttention(nn.Module):
-    """Attention to a position itself and to those on its right; its output begins at zero (arXiv:2303.16199, § 3.2)."""
-
-    def __init__(self, width: int, size: int) -> None:
-        super().__init__()
-        self.qkv, self.out = nn.Linear(width, 3 * _RIGHT_HEADS * size, bias=False), nn.Linear(_RIGHT_HEADS * size, width)
-        nn.init.normal_(self.qkv.weight, std=width**-0.5)
-        for zero in (self.out.weight, self.out.bias):
-            nn.init.zeros_(zero)
-
-    def forward(self, h: Tensor, rope: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
-        """H (B, T, width), rope (1, T, D) → (B, T, width)."""
-        h = F.linear(h.to(dtype), self.qkv.weight.to(dtype))
-        q, k, v = (part.unflatten(-1, (_RIGHT_HEADS, -1)).transpose(1, 2) for part in h.chunk(3, -1))
-        q, k = _rotated(q, k, rope)
-        attended = attend(q, k, v, _seen(h.shape[1], h.device).T).transpose(1, 2).flatten(2)
-        return F.linear(attended, self.out.weight.to(dtype), self.out.bias.to(dtype))
-
-
-def _rotated(q: Tensor, k: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
-
-    cos, sin = (part.to(q.dtype) for part in rope)
-    return apply_rotary_pos_emb(q, k, cos, sin)  # type: ignore[no-any-return]
-
-
-def _seen(length: int, device: torch.device) -> Tensor:
-    """(T, T) bool, row i: the positions up to i."""
-    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        return F.linear(x, self.weight) + self.low(x)  # type: ignore[no-any-return]
 
 
 class AdaptedBlock(nn.Module):
-    """Llama's block with more attention to the right, its norms shifted, scaled and gated by the noise time (AdaLN)."""
+    """Llama's block with more attention, to the right."""
 
     norm_1: Tensor
     norm_2: Tensor
@@ -93,47 +72,94 @@ class AdaptedBlock(nn.Module):
         self.linear = nn.ModuleDict({name: AdaptedLinear(source.weight, rank) for name, source in sources.items()})
         for name, norm in (("norm_1", layer.input_layernorm), ("norm_2", layer.post_attention_layernorm)):
             self.register_buffer(name, norm.weight.detach().float(), persistent=False)
-        self.right = _RightAttention(len(self.norm_1), attention.head_dim)
-        self.table = nn.Parameter(torch.zeros(6, len(self.norm_1)))
+        self.right = LowRank(attention.o_proj.in_features, len(self.norm_1), _RIGHT_RANK)
 
-    def forward(self, x: Tensor, modulation: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """X (B, T, width) float32, modulation (B, T, 6, width), rope: cosines and sines (1, T, D) → (B, T, width)."""
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (modulation + self.table).unbind(2)
-        h = F.rms_norm(x, self.norm_1.shape, self.norm_1, self.eps) * (1 + scale_1) + shift_1
-        x = x + (1 + gate_1) * self._attended(h, rope)
-        h = F.rms_norm(x, self.norm_2.shape, self.norm_2, self.eps) * (1 + scale_2) + shift_2
-        return x + (1 + gate_2) * self.linear["down"](F.silu(self.linear["gate"](h)) * self.linear["up"](h))
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """X (B, T, width) float32, rope: cosines and sines (1, T, D) → (B, T, width)."""
+        x = x + self._attended(F.rms_norm(x, self.norm_1.shape, self.norm_1, self.eps), rope)
+        h = F.rms_norm(x, self.norm_2.shape, self.norm_2, self.eps)
+        return x + self.linear["down"](F.silu(self.linear["gate"](h)) * self.linear["up"](h))  # type: ignore[no-any-return]
 
     def _attended(self, h: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """What p_θ's heads see on the left as p_θ reads it, and what they see on the right, themselves included, anew."""
+        from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
         q, k, v = (self.linear[name](h).unflatten(-1, (-1, rope[0].shape[-1])).transpose(1, 2) for name in "qkv")
-        q, k = _rotated(q, k, rope)
+        q, k = apply_rotary_pos_emb(q, k, *(part.to(q.dtype) for part in rope))
         k, v = (part.repeat_interleave(q.shape[1] // part.shape[1], 1) for part in (k, v))
-        left = attend(q, k, v, _seen(h.shape[1], h.device)).transpose(1, 2).flatten(2)
-        return self.linear["out"](left) + self.right(h, rope, left.dtype)  # type: ignore[no-any-return]
+        seen = torch.ones(h.shape[1], h.shape[1], dtype=torch.bool, device=h.device).tril()
+        left, right = (attend(q, k, v, mask).transpose(1, 2).flatten(2) for mask in (seen, seen.T))
+        return self.linear["out"](left) + self.right(right)  # type: ignore[no-any-return]
 
 
-def adapted_parts(model: Any, rank: int, width: int, layers: int, heads: int) -> tuple[nn.ModuleList, nn.Module, nn.Module]:
-    """The first `layers` blocks of a model of Llama's architecture, its rotary positions and its last norm (trained anew).
+class AdaptedTrunk(nn.Module):
+    """`Trunk` of p_θ's blocks. Between them and the embeddings stands nothing that is trained but single vectors.
 
-    Raises:
-        UserError: if there is no model, or it is of another architecture or size.
+    One matrix there, or one that the noise time moves every block with (AdaLN), and Adam's first steps, as large in each of
+    its thousands of entries, make p_θ's blocks forget. Of the noise they know by what they read: unit · (α z) and
+    (1 − α) of `absent`, what stands where noise has left nothing of a token, as p_θ has never read nothing.
+
+    Attributes:
+        checkpointed: as for `Trunk`.
+        unit: p_θ's table is about unit · E.
     """
+
+    checkpointed = False
+    unit: Tensor
+
+    def __init__(self, size: NetworkSize, model: Any) -> None:
+        """Raises UserError if there is no `model`, p_θ, or it is of another architecture or size."""
+        super().__init__()
+        _check_fits(size, model)
+        config, self.size = model.config, size
+        self.register_buffer("unit", torch.ones(()))
+        self.start, self.absent, self.z0_in = (nn.Parameter(torch.zeros(size.width)) for _ in range(3))
+        self.blocks = nn.ModuleList(AdaptedBlock(layer, size.adapter_rank) for layer in model.model.layers[: size.layers])
+        self.rope = type(model.model.rotary_emb)(config)
+        self.norm = nn.RMSNorm(size.width, eps=config.rms_norm_eps)
+        with torch.no_grad():
+            self.norm.weight.copy_(model.model.norm.weight)
+
+    def forward(self, z: Tensor, t: Tensor, alpha: Tensor, z0_prev: Tensor | None, condition: Tensor | None = None) -> Tensor:
+        """As for `Trunk`; of the time, α is read only, and a `condition` is added to every position."""
+        self.size.check_length(z.shape[1])
+        read = alpha[..., None] * z + self.z0_in * (torch.zeros_like(z) if z0_prev is None else z0_prev)
+        if condition is not None:
+            read = read + condition[:, None]
+        # Thirty blocks add to it in float32; p_θ's matrices are in bfloat16.
+        x = (self.unit * read + (1 - alpha)[..., None] * self.absent).float()
+        x = torch.cat([self.start.expand(len(x), 1, -1), x], 1)
+        rope = self.rope(x, torch.arange(x.shape[1], device=x.device)[None])
+        normed: Tensor = self.norm(run_blocks(self.blocks, self.checkpointed, x, rope))
+        return normed
+
+    @torch.no_grad()
+    def init_from_lm(self, model: Any, bos_id: int, unit: float) -> None:
+        """What lies around the blocks, from p_θ's table. `unit`: of E."""
+        table = model.get_input_embeddings().weight.float()
+        self.unit.fill_(unit)
+        self.start.copy_(table[bos_id])
+        mean = table.mean(0)
+        self.absent.copy_(mean / mean.norm() * table.norm(dim=1).mean())
+
+
+def _check_fits(size: NetworkSize, model: Any) -> None:
+    option = "--model.init_args.adapter_rank:"
     if model is None:
-        raise UserError(f"--model.init_args.adapter_rank: {rank} given, needs the base model (`lm`) whose blocks are adapted")
+        raise UserError(f"{option} {size.adapter_rank} given, needs the base model (`lm`) whose blocks are adapted")
     config = model.config
     if config.model_type != "llama":
-        raise UserError(f"--model.init_args.adapter_rank: needs Llama's architecture, base_lm is a {type(model).__name__}")
-    if (width, heads, layers <= config.num_hidden_layers) != (config.hidden_size, config.num_attention_heads, True):
+        raise UserError(f"{option} needs Llama's architecture, base_lm is a {type(model).__name__}")
+    has = (config.hidden_size, config.num_attention_heads, True)
+    if (size.width, size.heads, size.layers <= config.num_hidden_layers) != has:
         raise UserError(
-            "--model.init_args.adapter_rank: width and heads must be those of base_lm "
-            f"({config.hidden_size}, {config.num_attention_heads}), layers at most {config.num_hidden_layers}"
+            f"{option} width and heads must be those of base_lm ({config.hidden_size}, {config.num_attention_heads}), "
+            f"layers at most {config.num_hidden_layers}"
         )
     if config.attention_bias or config.mlp_bias or config.hidden_act != "silu":
-        raise UserError(
-            "--model.init_args.adapter_rank: base_lm has biases or another activation than SiLU, adapted blocks do not"
-        )
-    blocks = nn.ModuleList(AdaptedBlock(layer, rank) for layer in model.model.layers[:layers])
-    norm = nn.RMSNorm(width, eps=config.rms_norm_eps)
-    with torch.no_grad():
-        norm.weight.copy_(model.model.norm.weight)
-    return blocks, type(model.model.rotary_emb)(config), norm
+        raise UserError(f"{option} base_lm has biases or another activation than SiLU, adapted blocks do not")
+
+
+def make_trunk(dim: int, size: NetworkSize, model: Any) -> Trunk | AdaptedTrunk:
+    """The trunk of that size over embeddings of dimension `dim`; `model`: p_θ, where its blocks are adapted."""
+    return AdaptedTrunk(size, model) if size.adapter_rank else Trunk(dim, size)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from dia_lightning.diffusion.base import BANDS, N_BANDS, NoisedRowsModule
 from dia_lightning.diffusion.checkpoint import load_weights, read_network
-from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
+from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.diffusion.labels import Labeller
 from dia_lightning.diffusion.loss import LOSSES, Noised, expected_embedding, warp_knots
+from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.resources import UserError
 from dia_lightning.types import Reward
 

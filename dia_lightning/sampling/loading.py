@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from dia_lightning.critic.network import CriticNetwork
 from dia_lightning.diffusion.checkpoint import is_normalised, load_weights, read_network
-from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
+from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.diffusion.schedule import make_schedule
+from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError

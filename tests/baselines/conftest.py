@@ -7,8 +7,8 @@ import torch
 
 from dia_lightning.critic.network import CriticNetwork
 from dia_lightning.diffusion.checkpoint import save_network
-from dia_lightning.diffusion.denoiser import NetworkSize
 from dia_lightning.diffusion.schedule import make_schedule
+from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.embedding import TokenEmbedding
 
 

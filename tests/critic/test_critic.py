@@ -13,9 +13,9 @@ from dia_lightning.critic.loss import OBJECTIVES
 from dia_lightning.critic.network import CriticNetwork
 from dia_lightning.data import TextFiles
 from dia_lightning.diffusion import DenoiserModule
-from dia_lightning.diffusion.denoiser import NetworkSize
 from dia_lightning.diffusion.module import BANDS
 from dia_lightning.diffusion.schedule import make_schedule
+from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import Regex
 

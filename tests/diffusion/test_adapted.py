@@ -22,8 +22,9 @@ from dia_lightning.data import ModelSamples
 from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.diffusion.adapted import AdaptedBlock, AdaptedLinear
 from dia_lightning.diffusion.checkpoint import save_network
-from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
+from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.diffusion.schedule import make_schedule
+from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
@@ -83,33 +84,34 @@ def test_untrained_it_is_p_theta_given_the_left(llama: BaseLM) -> None:
     assert bool((network.readout(hidden, query).argmax(-1) == tokens).all())
 
 
-def attention_to_the_right(block: AdaptedBlock, h: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Position by position, head by head."""
-    out = torch.zeros(*h.shape[:2], 8)
-    for head in range(2):
-        q, k, v = (h @ block.right.qkv.weight[8 * part + 4 * head :][:4].T for part in range(3))
-        q, k = apply_rotary_pos_emb(q[None], k[None], *rope)
+def attention_to_the_right(block: AdaptedBlock, layer: Any, h: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Position by position, head by head, with the layer's own matrices."""
+    out = torch.zeros(*h.shape[:2], 16)
+    own = layer.self_attn
+    q, k, v = ((h @ part.weight.T).unflatten(-1, (-1, 4)).transpose(1, 2) for part in (own.q_proj, own.k_proj, own.v_proj))
+    q, k = apply_rotary_pos_emb(q, k, *rope)
+    for head in range(4):
+        of = head * k.shape[1] // 4
         for i in range(h.shape[1]):
-            attention = (q[0, :, i : i + 1] @ k[0, :, i:].mT / 2).softmax(-1)
-            out[:, i, 4 * head : 4 * head + 4] = (attention @ v[:, i:])[:, 0]
-    return out @ block.right.out.weight.T + block.right.out.bias
+            attention = (q[:, head, i : i + 1] @ k[:, of, i:].mT / 2).softmax(-1)
+            out[:, i, 4 * head : 4 * head + 4] = (attention @ v[:, of, i:])[:, 0]
+    return out @ block.right.down.weight.T @ block.right.up.weight.T
 
 
-def test_a_block_is_transformers_layer_with_modulation_and_a_view_to_the_right(llama: BaseLM) -> None:
-    """AdaLN around transformers' own causal attention and MLP."""
+def test_a_block_is_transformers_layer_with_a_view_to_the_right(llama: BaseLM) -> None:
+    """Around transformers' own causal attention and MLP."""
     layer = llama.model.model.layers[1]
     block, generator = AdaptedBlock(layer, 3), torch.Generator().manual_seed(0)
-    for new in (block.table, *block.right.parameters()):
+    for new in block.right.parameters():
         torch.nn.init.normal_(new, generator=generator)
     block.requires_grad_(False)
-    x, modulation = torch.randn(2, 6, 16, generator=generator), torch.randn(2, 6, 6, 16, generator=generator)
+    x = torch.randn(2, 6, 16, generator=generator)
     rope = llama.model.model.rotary_emb(x, torch.arange(6)[None])
-    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = (modulation + block.table).unbind(2)
-    h = layer.input_layernorm(x) * (1 + scale_1) + shift_1
+    h = layer.input_layernorm(x)
     attended, _ = layer.self_attn(hidden_states=h, position_embeddings=rope, attention_mask=None)
-    want = x + (1 + gate_1) * (attended + attention_to_the_right(block, h, rope))
-    want = want + (1 + gate_2) * layer.mlp(layer.post_attention_layernorm(want) * (1 + scale_2) + shift_2)
-    torch.testing.assert_close(block(x, modulation, rope), want, atol=1e-3, rtol=1e-3)
+    want = x + attended + attention_to_the_right(block, layer, h, rope)
+    want = want + layer.mlp(layer.post_attention_layernorm(want))
+    torch.testing.assert_close(block(x, rope), want, atol=1e-3, rtol=1e-3)
 
 
 def test_adapters_are_a_sum_of_matrices() -> None:
@@ -117,8 +119,8 @@ def test_adapters_are_a_sum_of_matrices() -> None:
     weight, x = torch.randn(5, 7, generator=generator), torch.randn(2, 4, 7, generator=generator)
     linear = AdaptedLinear(weight, 2)
     assert torch.equal(linear(x), F.linear(x, weight))  # until it has learned
-    torch.nn.init.normal_(linear.up.weight, generator=generator)
-    torch.testing.assert_close(linear(x), F.linear(x, weight + linear.up.weight @ linear.down.weight))
+    torch.nn.init.normal_(linear.low.up.weight, generator=generator)
+    torch.testing.assert_close(linear(x), F.linear(x, weight + linear.low.up.weight @ linear.low.down.weight))
 
 
 def test_adapters_are_p_theta_with_other_matrices(llama: BaseLM) -> None:
@@ -129,10 +131,10 @@ def test_adapters_are_p_theta_with_other_matrices(llama: BaseLM) -> None:
             attention, mlp = layer.self_attn, layer.mlp
             sources = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
             for name, source in zip(MATRICES, (*sources, mlp.gate_proj, mlp.up_proj, mlp.down_proj), strict=True):
-                source.weight += block.linear[name].up.weight @ block.linear[name].down.weight
+                source.weight += block.linear[name].low.up.weight @ block.linear[name].low.down.weight
     other = DenoiserNetwork(network.embedding, network.schedule, NetworkSize(**SIZE), model=merged)
     state = network.state_dict()
-    other.load_state_dict({name: torch.zeros_like(w) if ".up.weight" in name else w for name, w in state.items()})
+    other.load_state_dict({name: torch.zeros_like(w) if ".low.up.weight" in name else w for name, w in state.items()})
     torch.testing.assert_close(network(*noised()), other(*noised()), atol=1e-4, rtol=1e-4)
 
 
@@ -198,11 +200,10 @@ def test_in_bfloat16_it_is_nearly_what_it_is_in_float32(llama: BaseLM) -> None:
 def test_no_weight_of_p_theta_is_stored_and_all_are_shared(llama: BaseLM) -> None:
     network, base = denoiser(llama), {weight.data_ptr() for weight in llama.model.parameters()}
     kept = {re.sub(r"\d+", "N", name) for name in network.state_dict() if name.startswith("trunk.blocks")}
-    adapters = {f"trunk.blocks.N.linear.{name}.{part}.weight" for name in MATRICES for part in ("down", "up")}
-    right = {f"trunk.blocks.N.right.{name}" for name in ("qkv.weight", "out.weight", "out.bias")}
-    assert kept == {"trunk.blocks.N.table"} | adapters | right
-    around = {name for name in network.state_dict() if not name.startswith(("trunk.blocks", "trunk.time"))}
-    inputs = {"trunk.z_in.weight", "trunk.z_in.bias", "trunk.z0_in.weight", "trunk.start", "trunk.positions", "trunk.absent"}
+    low_rank = {*(f"linear.{name}.low" for name in MATRICES), "right"}
+    assert kept == {f"trunk.blocks.N.{name}.{part}.weight" for name in low_rank for part in ("down", "up")}
+    around = {name for name in network.state_dict() if not name.startswith("trunk.blocks")}
+    inputs = {"trunk.unit", "trunk.z0_in", "trunk.start", "trunk.absent"}
     assert around == {*inputs, "trunk.norm.weight", "schedule.knots"}
     assert not base & {weight.data_ptr() for weight in network.state_dict().values()}
     frozen = [part for part in network.modules() if hasattr(part, "weight") and not isinstance(part.weight, torch.nn.Parameter)]
@@ -227,7 +228,7 @@ def test_what_was_saved_is_loaded_with_the_base_model(llama: BaseLM, llama_folde
     critic, settings = load_critic(str(tmp_path / "critic"), embedding, "long", llama)
     assert settings["size"]["adapter_rank"] == 3
     torch.testing.assert_close(critic(z, t), module.network(z, t))
-    assert (tmp_path / "denoiser/model.safetensors").stat().st_size < 4 * (network.trunk.time[2].weight.numel() + 8000)
+    assert (tmp_path / "denoiser/model.safetensors").stat().st_size < 40_000
     for load, kind in ((load_denoiser, "denoiser"), (load_critic, "critic")):
         with pytest.raises(UserError, match=r"^--model.init_args.adapter_rank: 3 given, needs the base model"):
             load(str(tmp_path / kind), embedding)  # type: ignore[operator]
@@ -295,7 +296,7 @@ def test_training_moves_all_that_is_trained_and_nothing_of_p_theta(
     assert whole.without == []
     want = {f"network.{name}" for name, weight in module.network.named_parameters() if weight.requires_grad}
     assert whole.reached == want
-    assert {name for name in want if re.search(r"linear\.\w+\.(down|up)", name)}
+    assert {name for name in want if re.search(r"linear\.\w+\.low\.(down|up)", name)}
     moved = {f"network.{name}" for name, weight in module.network.named_parameters() if not torch.equal(weight, start[name])}
     assert moved == want
     assert all(torch.equal(weight, before[name]) for name, weight in module.lm.model.state_dict().items())
@@ -358,21 +359,17 @@ def test_frozen_matrices_and_adapters_are_counted(llama: BaseLM) -> None:
     metered, counted = one_more_token(network, gradient=False)
     assert metered == counted > 0
     frozen = sum(weight.numel() for name, weight in llama.model.named_parameters() if "proj" in name)
-    trained_ones = sum(
-        w.numel() for name, w in network.named_parameters() if re.search(r"(up|down|qkv|out|_in|time\.\d)\.weight", name)
-    )
+    trained_ones = sum(w.numel() for name, w in network.named_parameters() if re.search(r"(up|down)\.weight", name))
     (_, trunk), (_, head) = network.multiplied()
     assert trunk == frozen + trained_ones
     assert head == 2 * llama.vocab_size * 16
 
 
 def test_a_frozen_critics_gradient_costs_as_much_again(llama: BaseLM) -> None:
-    """But for layers through which no gradient goes to z, the times' own and `z0_in`: the meter knows whole parts only."""
     torch.manual_seed(0)
     critic = CriticNetwork(16, make_schedule("cosine"), NetworkSize(**SIZE), llama.model).requires_grad_(False)
     metered, counted = one_more_token(critic, gradient=True)
-    without = sum(weight.numel() for name, weight in critic.named_parameters() if re.search(r"(z0_in|time\.\d)\.weight", name))
-    assert metered - 2 * without == counted
+    assert metered == counted
 
 
 # What is refused

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dia_lightning.critic import CriticModule
 from dia_lightning.data import ModelSamples
 from dia_lightning.diffusion import DenoiserModule
-from dia_lightning.diffusion.denoiser import Block
+from dia_lightning.diffusion.trunk import Block
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import Regex
 from tests.diffusion.test_module import TINY, at, rows

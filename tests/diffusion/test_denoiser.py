@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 
 from dia_lightning.diffusion.attention import attend
-from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
+from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.diffusion.loss import LOSSES, cross_entropy, draw_times, noise
 from dia_lightning.diffusion.schedule import make_schedule
+from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError

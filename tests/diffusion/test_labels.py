@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from dia_lightning.diffusion import DenoiserModule
-from dia_lightning.diffusion.denoiser import DenoiserNetwork, NetworkSize
+from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.diffusion.labels import Labeller
 from dia_lightning.diffusion.schedule import make_schedule
+from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import SlotConsistency
