@@ -7,6 +7,7 @@ matrix of its own that begins at zero: before any training the network is p_θ g
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -20,13 +21,30 @@ from dia_lightning.resources import UserError
 _RIGHT_RANK = 32
 
 
-class FrozenLinear(nn.Linear):
-    """y = W x with p_θ's own W, shared with it, in its precision; no checkpoint repeats it."""
+class Shared:
+    """A module of p_θ, lent: what holds it neither moves, copies nor saves it. There is one p_θ, which `BaseLM.to` moves."""
 
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        del self.weight
-        self.register_buffer("weight", weight.detach(), persistent=False)
+    def __init__(self, module: nn.Module) -> None:
+        self.module: Any = module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shared:
+        return self
+
+
+class FrozenLinear(nn.Linear):
+    """y = W x with p_θ's own W, in its precision, read off the layer `source` of p_θ at every call."""
+
+    def __init__(self, source: nn.Module) -> None:
+        super(nn.Linear, self).__init__()  # no matrix of its own
+        self.register_parameter("bias", None)
+        self.shared = Shared(source)
+        self.out_features, self.in_features = self.weight.shape
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """(out, in)."""
+        weight: Tensor = self.shared.module.weight
+        return weight
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.weight.dtype), self.weight)
@@ -48,9 +66,9 @@ class LowRank(nn.Module):
 class AdaptedLinear(FrozenLinear):
     """y = W x + B A x, W frozen (LoRA, eq. 3)."""
 
-    def __init__(self, weight: Tensor, rank: int) -> None:
-        super().__init__(weight)
-        self.low = LowRank(weight.shape[1], weight.shape[0], rank)
+    def __init__(self, source: nn.Module, rank: int) -> None:
+        super().__init__(source)
+        self.low = LowRank(self.in_features, self.out_features, rank)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
@@ -60,24 +78,20 @@ class AdaptedLinear(FrozenLinear):
 class AdaptedBlock(nn.Module):
     """Llama's block with more attention, to the right."""
 
-    norm_1: Tensor
-    norm_2: Tensor
-
     def __init__(self, layer: Any, rank: int) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
-        self.eps = layer.input_layernorm.variance_epsilon
+        self.shared = Shared(layer)
         sources = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj, "out": attention.o_proj}
         sources |= {"gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj}
-        self.linear = nn.ModuleDict({name: AdaptedLinear(source.weight, rank) for name, source in sources.items()})
-        for name, norm in (("norm_1", layer.input_layernorm), ("norm_2", layer.post_attention_layernorm)):
-            self.register_buffer(name, norm.weight.detach().float(), persistent=False)
-        self.right = LowRank(attention.o_proj.in_features, len(self.norm_1), _RIGHT_RANK)
+        self.linear = nn.ModuleDict({name: AdaptedLinear(source, rank) for name, source in sources.items()})
+        self.right = LowRank(attention.o_proj.in_features, attention.o_proj.out_features, _RIGHT_RANK)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """X (B, T, width) float32, rope: cosines and sines (1, T, D) → (B, T, width)."""
-        x = x + self._attended(F.rms_norm(x, self.norm_1.shape, self.norm_1, self.eps), rope)
-        h = F.rms_norm(x, self.norm_2.shape, self.norm_2, self.eps)
+        layer = self.shared.module
+        x = x + self._attended(_normed(x, layer.input_layernorm), rope)
+        h = _normed(x, layer.post_attention_layernorm)
         return x + self.linear["down"](F.silu(self.linear["gate"](h)) * self.linear["up"](h))  # type: ignore[no-any-return]
 
     def _attended(self, h: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -90,6 +104,11 @@ class AdaptedBlock(nn.Module):
         seen = torch.ones(h.shape[1], h.shape[1], dtype=torch.bool, device=h.device).tril()
         left, right = (attend(q, k, v, mask).transpose(1, 2).flatten(2) for mask in (seen, seen.T))
         return self.linear["out"](left) + self.right(right)  # type: ignore[no-any-return]
+
+
+def _normed(x: Tensor, norm: Any) -> Tensor:
+    """In float32, also by a p_θ in bfloat16."""
+    return F.rms_norm(x, norm.weight.shape, norm.weight.float(), norm.variance_epsilon)
 
 
 class AdaptedTrunk(nn.Module):
@@ -141,6 +160,20 @@ class AdaptedTrunk(nn.Module):
         self.start.copy_(table[bos_id])
         mean = table.mean(0)
         self.absent.copy_(mean / mean.norm() * table.norm(dim=1).mean())
+
+    @torch.no_grad()
+    def fingerprint(self) -> str:
+        """16 hex digits that tell p_θ's blocks from those of a model that was fine-tuned from it: of each weight 4,096
+        entries, evenly spread, in bfloat16.
+        """
+        digest = hashlib.sha256()
+        for block in self.blocks:
+            for name, weight in block.shared.module.named_parameters():  # type: ignore[union-attr]
+                # Multiples of a prime (Knuth) see every row and column; an even stride could see a single one.
+                index = torch.arange(4096, device=weight.device) * 2_654_435_761 % weight.numel()
+                some = weight.flatten()[index].bfloat16().cpu()
+                digest.update(name.encode() + some.view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
 
 def _check_fits(size: NetworkSize, model: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dia_lightning.data.samples import ModelSamples, fingerprint, tokenizer_content
+from dia_lightning.diffusion.adapted import AdaptedTrunk
 from dia_lightning.diffusion.checkpoint import read_network, save_network
 from dia_lightning.diffusion.loss import Noised, draw_times, noise
 from dia_lightning.diffusion.schedule import make_schedule
@@ -56,7 +57,7 @@ class NoisedRowsModule(L.LightningModule):
         self.network: Any
 
     def setup(self, stage: str) -> None:
-        """Check that the data is of this base model.
+        """Check that the data is of this base model, and move that where its blocks are adapted.
 
         Raises:
             UserError: if it was drawn from another model, has another tokenizer, or rows longer than the network takes.
@@ -81,6 +82,8 @@ class NoisedRowsModule(L.LightningModule):
                 f"--data.init_args.tokenizer: {data.tokenizer_path} is not the tokenizer of {self.base_lm_name} "
                 "(--model.init_args.base_lm); give that model"
             )
+        if isinstance(self.network.trunk, AdaptedTrunk):
+            self.lm.to(self.device)
 
     def prepare_blocks(self, activation_checkpointing: bool, compile_blocks: bool) -> None:
         """Have the blocks run again in the backward pass, and compile them at the first batch."""
@@ -150,10 +153,12 @@ class NoisedRowsModule(L.LightningModule):
 
     def settings(self) -> dict[str, Any]:
         """What loading needs to build the network again; JSON values only."""
+        trunk = self.network.trunk
         return {
             "schema": 1,
             "base_lm": self.base_lm_name,
             "embedding": self.embedding.fingerprint(),
+            **({"blocks": trunk.fingerprint()} if isinstance(trunk, AdaptedTrunk) else {}),
             "normalise": self.embedding.normalise,
             "schedule": self.schedule_name,
         }

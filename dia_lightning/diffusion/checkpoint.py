@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dia_lightning.diffusion.adapted import AdaptedTrunk
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm_files import local
 from dia_lightning.resources import UserError, require_path
@@ -76,8 +77,19 @@ def _read(path: str, kind: str, option: str) -> tuple[dict[str, Any], dict[str, 
     return {"normalise": True, **settings}, weights
 
 
-def load_weights(network: nn.Module, weights: dict[str, Tensor], option: str, path: str) -> None:
-    """Put `weights`, read from `path`, into `network`; UserError where they do not fit."""
+def load_weights(network: nn.Module, settings: dict[str, Any], weights: dict[str, Tensor], option: str, path: str) -> None:
+    """Put `weights`, read from `path` with `settings`, into `network`.
+
+    Raises:
+        UserError: where they do not fit, or adapt the blocks of another base model.
+    """
+    trunk = getattr(network, "trunk", None)
+    # Schema 1 began without the fingerprint.
+    if isinstance(trunk, AdaptedTrunk) and settings.get("blocks", "") not in ("", trunk.fingerprint()):
+        raise UserError(
+            f"{option}: {path} adapts the blocks of another base model with the same embeddings ({settings['base_lm']}); "
+            "give that one as base_lm, or train for yours"
+        )
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:

@@ -47,7 +47,7 @@ class DenoiserNetwork(nn.Module):
         if size.adapter_rank:
             if tied_head:
                 raise UserError("--model.init_args.tied_head: true given, with adapter_rank the head is that of base_lm: false")
-            self.head: nn.Linear = FrozenLinear(model.get_output_embeddings().weight)
+            self.head: nn.Linear = FrozenLinear(model.get_output_embeddings())
             return
         self.head = nn.Linear(size.width, embedding.dim if tied_head else embedding.vocab_size)
         nn.init.normal_(self.head.weight, std=0.02)

@@ -96,10 +96,10 @@ class DenoiserModule(NoisedRowsModule):
 
     def _init_from(self, path: str) -> None:
         option = "--model.init_args.init_from"
-        _, weights = read_network(path, "denoiser", option, self.embedding)
+        settings, weights = read_network(path, "denoiser", option, self.embedding)
         if self.network.labels is not None:
             weights.setdefault("labels.weight", self.network.labels.weight.detach())
-        load_weights(self.network, weights, option, path)
+        load_weights(self.network, settings, weights, option, path)
 
     def labels(self, batch: dict[str, Tensor], stream: int | None = None) -> Tensor | None:
         """Each row's label (B,), where there are labels; with a `stream`, which numbers the draw, some are dropped."""

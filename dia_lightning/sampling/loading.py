@@ -58,7 +58,7 @@ def _load_denoiser(path: str, embedding: TokenEmbedding, lm: BaseLM | None) -> t
     schedule, size = make_schedule(settings["schedule"]), NetworkSize(**settings["size"])
     n_labels = settings.get("labels", {}).get("n_labels", 0)
     network = DenoiserNetwork(embedding, schedule, size, settings["tied_head"], n_labels, lm and lm.model)
-    return _frozen(network, weights, "--model.init_args.denoiser", path), settings
+    return _frozen(network, settings, weights, "--model.init_args.denoiser", path), settings
 
 
 def load_critic(
@@ -76,7 +76,7 @@ def load_critic(
         )
     schedule, size = make_schedule(settings["schedule"]), NetworkSize(**settings["size"])
     network = CriticNetwork(embedding.dim, schedule, size, lm and lm.model)
-    return _frozen(network, weights, "--model.init_args.critic", path), settings
+    return _frozen(network, settings, weights, "--model.init_args.critic", path), settings
 
 
 class RewardValue(nn.Module):
@@ -107,6 +107,6 @@ def load_value(path: str | None, embedding: TokenEmbedding, reward: str, lam: fl
     return RewardValue(network, lam if soft else 1.0)
 
 
-def _frozen(network: N, weights: dict[str, Tensor], option: str, path: str) -> N:
-    load_weights(network, weights, option, path)
+def _frozen(network: N, settings: dict[str, Any], weights: dict[str, Tensor], option: str, path: str) -> N:
+    load_weights(network, settings, weights, option, path)
     return network.eval().requires_grad_(False)

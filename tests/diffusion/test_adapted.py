@@ -1,5 +1,6 @@
 """p_θ's own blocks in denoiser and critic: against p_θ and transformers' layers, and never changed."""
 
+import json
 import re
 from copy import deepcopy
 from pathlib import Path
@@ -20,7 +21,7 @@ from dia_lightning.critic import CriticModule
 from dia_lightning.critic.network import CriticNetwork
 from dia_lightning.data import ModelSamples
 from dia_lightning.diffusion import DenoiserModule
-from dia_lightning.diffusion.adapted import AdaptedBlock, AdaptedLinear
+from dia_lightning.diffusion.adapted import AdaptedBlock, AdaptedLinear, AdaptedTrunk, FrozenLinear, Shared
 from dia_lightning.diffusion.checkpoint import save_network
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.diffusion.schedule import make_schedule
@@ -116,8 +117,8 @@ def test_a_block_is_transformers_layer_with_a_view_to_the_right(llama: BaseLM) -
 
 def test_adapters_are_a_sum_of_matrices() -> None:
     generator = torch.Generator().manual_seed(0)
-    weight, x = torch.randn(5, 7, generator=generator), torch.randn(2, 4, 7, generator=generator)
-    linear = AdaptedLinear(weight, 2)
+    source, x = torch.nn.Linear(7, 5, bias=False), torch.randn(2, 4, 7, generator=generator)
+    linear, weight = AdaptedLinear(source, 2), source.weight
     assert torch.equal(linear(x), F.linear(x, weight))  # until it has learned
     torch.nn.init.normal_(linear.low.up.weight, generator=generator)
     torch.testing.assert_close(linear(x), F.linear(x, weight + linear.low.up.weight @ linear.low.down.weight))
@@ -206,10 +207,73 @@ def test_no_weight_of_p_theta_is_stored_and_all_are_shared(llama: BaseLM) -> Non
     inputs = {"trunk.unit", "trunk.z0_in", "trunk.start", "trunk.absent"}
     assert around == {*inputs, "trunk.norm.weight", "schedule.knots"}
     assert not base & {weight.data_ptr() for weight in network.state_dict().values()}
-    frozen = [part for part in network.modules() if hasattr(part, "weight") and not isinstance(part.weight, torch.nn.Parameter)]
-    blocks = {part.weight.data_ptr() for part in frozen if part is not network.embedding}
-    assert len(blocks) == 2 * 7 + 1
-    assert blocks <= base
+    frozen = {part.weight.data_ptr() for part in network.modules() if isinstance(part, FrozenLinear)}
+    assert len(frozen) == 2 * 7 + 1
+    assert frozen <= base
+
+
+def test_moved_and_copied_there_is_one_p_theta(llama_folder: Path, tmp_path: Path) -> None:
+    """In training and in sampling, and in the copy that an average of the weights is."""
+    adapted = module_of("denoiser", llama_folder), module_of("critic", llama_folder)
+    for module in adapted:
+        save_network(module.network, module.settings(), tmp_path / module.network.network_name)
+        module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+        module.trainer.datamodule = ModelSamples(str(llama_folder), max_length=12)
+    sampler = GuidedSamplerModule(
+        Long(), base_lm=str(llama_folder), denoiser=str(tmp_path / "denoiser"), critic=str(tmp_path / "critic"), sampler="dia",
+        refine="none",
+    )  # fmt: skip
+    for module in (*adapted, sampler):
+        copy = deepcopy(module)
+        module.to("meta").setup("predict" if module is sampler else "validate")
+        layers, own = module.lm.model.model.layers, {id(weight) for weight in module.lm.model.parameters()}
+        for part in (module, copy):
+            blocks = [block for block in part.modules() if isinstance(block, AdaptedBlock)]
+            assert len(blocks) == (4 if module is sampler else 2)
+            assert {id(block.linear["up"].weight) for block in blocks} == {id(layer.mlp.up_proj.weight) for layer in layers}
+            read = [layer.weight for layer in part.modules() if isinstance(layer, FrozenLinear)]
+            assert {id(weight) for weight in read} <= own
+            assert all(weight.is_meta for weight in read)
+            # Of its own a block has the adapters: 8 of rank 3 and 32.
+            held = sum(x.numel() for x in (*blocks[0].parameters(), *blocks[0].buffers()))
+            assert held == 3 * (2 * (16 + 16) + 2 * (16 + 8) + 3 * (16 + 24)) + 32 * (16 + 16)
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "critic"])
+def test_another_model_with_the_same_embeddings_is_refused(
+    llama: BaseLM, llama_folder: Path, tmp_path: Path, kind: str
+) -> None:
+    """With the same embeddings, and changed in one matrix; a checkpoint from before blocks were told apart is read."""
+    module = module_of(kind, llama_folder)
+    save_network(module.network, module.settings(), tmp_path)
+    low = BaseLM(deepcopy(llama.model).bfloat16().float(), llama.tokenizer)
+    tuned = BaseLM(deepcopy(llama.model), llama.tokenizer)
+    with torch.no_grad():
+        tuned.model.model.layers[1].mlp.down_proj.weight += 0.1 * torch.randn(16, 1) @ torch.randn(1, 24)
+    embedding = embedding_of(llama)
+    load: Any = load_denoiser if kind == "denoiser" else load_critic
+    load(str(tmp_path), embedding, lm=low)
+    with pytest.raises(
+        UserError, match=rf"^--model.init_args.{kind}: .* adapts the blocks of another base model with the same"
+    ):
+        load(str(tmp_path), embedding, lm=tuned)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert len(settings.pop("blocks")) == 16
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    load(str(tmp_path), embedding, lm=tuned)
+
+
+def test_a_change_in_any_column_of_a_large_matrix_is_seen() -> None:
+    trunk = AdaptedTrunk.__new__(AdaptedTrunk)
+    torch.nn.Module.__init__(trunk)
+    block, source = torch.nn.Module(), torch.nn.Linear(576, 1536, bias=False)
+    block.shared, trunk.blocks = Shared(source), torch.nn.ModuleList([block])
+    found = [trunk.fingerprint()]
+    for column in range(0, 576, 7):
+        with torch.no_grad():
+            source.weight[:, column] += 1
+        found.append(trunk.fingerprint())
+    assert len(set(found)) == len(found) == 84
 
 
 def test_what_was_saved_is_loaded_with_the_base_model(llama: BaseLM, llama_folder: Path, tmp_path: Path) -> None:
@@ -314,6 +378,19 @@ def test_blocks_that_run_again_give_the_same_gradients(llama: BaseLM) -> None:
         gradients.append(torch.autograd.grad(network(*noised()).square().mean(), list(network.trunk.blocks.parameters())))
     torch.testing.assert_close(*gradients)
     assert all(bool(gradient.abs().sum() > 0) for gradient in gradients[0])
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "critic"])
+def test_compiled_blocks_give_the_same_gradients(llama_folder: Path, kind: str) -> None:
+    """Traced, with autograd of the trace, but without a compiler; p_θ's weights are no part of the trace."""
+    torch._dynamo.reset()
+    network, found = trained(module_of(kind, llama_folder).network).requires_grad_(), []
+    for compiled in (False, True):
+        if compiled:
+            for block in network.trunk.blocks:
+                block.compile(backend="aot_eager", fullgraph=True)
+        found.append(torch.autograd.grad(network(*noised()).square().mean(), list(network.trunk.blocks.parameters())))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 def test_both_guide_a_sampler(llama_folder: Path, tmp_path: Path) -> None:
