@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import scaling
 from dia_lightning import cli, parser
 from dia_lightning.cost import weights_of
 from dia_lightning.diffusion import DenoiserModule
+from dia_lightning.sampling.sharded import blocks_of
 
 ROOT = Path(cli.__file__).parents[1]
 DOC = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
@@ -43,6 +45,11 @@ def free_port() -> int:
 def environment(folder: Path, **more: str) -> dict[str, str]:
     paths = {"PYTHONPATH": str(ROOT), "PATH": f"{folder}/bin:{os.environ['PATH']}", "PYTHON": sys.executable}
     return {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port()), **paths, **more}
+
+
+def torchrun_lines() -> list[str]:
+    """The document's commands, for training on two nodes and for a base model that is shared out."""
+    return [line for line in DOC.replace("\\\n", " ").splitlines() if line.startswith("torchrun ")]
 
 
 def slurm(folder: Path, *arguments: str, **more: str) -> None:
@@ -81,7 +88,7 @@ def test_two_nodes_draw_the_texts_of_one_process(tmp_path: Path, monkeypatch: py
     """By the SLURM script, and by the document's torchrun."""
     few = [*SMALL, "--data.n_texts=10"]
     slurm(tmp_path, "predict", "configs/dia_tiny.yaml", *few, "--trainer.callbacks.folder=slurm")
-    [line] = [line for line in DOC.replace("\\\n", " ").splitlines() if line.startswith("torchrun ")]
+    line, _ = torchrun_lines()
     port = str(free_port())
     run, options = line.split(" -m dia_lightning ")
     run = run.replace("--nproc-per-node 8", "--nproc-per-node 1").replace("node0:29500", f"127.0.0.1:{port}")
@@ -121,6 +128,31 @@ def test_the_table_of_what_is_sent_is_the_arithmetic() -> None:
     backward = weights_of(network.trunk) + 2000 * 128 + matrices
     want = 2 * 10 * 40 * (1.5 * forward + 2 * 2000 * 128 + backward)
     assert math.isclose(scaling.flops_of_step(network, 10, 2), want)
+
+
+def test_a_base_model_that_is_shared_out_is_what_the_document_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command, and the arithmetic of 70 B parameters on 8 GPUs."""
+    monkeypatch.chdir(tmp_path)
+    [_, line] = torchrun_lines()
+    parser.run(cli.prepare_arguments(shlex.split(line.split(" -m dia_lightning ")[1])), options_only=True)
+    config = LlamaConfig(
+        hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8,
+        vocab_size=128_256,
+    )  # fmt: skip
+    with torch.device("meta"):
+        blocks = blocks_of(LlamaForCausalLM(config).model)
+    block = sum(weight.numel() for weight in blocks[0].parameters())
+    whole, table = 2 * 80 * block / 1e9, 2 * 128_256 * 8192 / 1e9
+    kept, one = whole / 8 + 4 * table + 4 * block / 1e9, whole + 4 * table
+    assert f"80 · {block / 1e6:.1f} M · 2 B = {whole:.1f} GB" in DOC
+    assert f"two tables of {table:.1f} GB, the head again in float32 ({2 * table:.1f} GB)" in DOC
+    assert f"blocks at a time ({4 * block / 1e9:.1f} GB): {kept:.1f} GB in the place of {one:.1f} GB" in DOC
+    received = 7 / 8 * whole
+    assert f"7/8 · {whole:.1f} GB = {received:.1f} GB, at 450 GB/s {received / 450:.2f} s" in DOC
+    assert f"64 times that, {64 * received / 450:.0f} s" in DOC
+    rows = received / 450 / (2 * 80 * block / (0.4 * 989e12))
+    assert f"token of {10 * round(rows / 10)} rows" in DOC
+    assert f"15/16 · {whole:.1f} GB / 50 GB/s = {15 / 16 * whole / 50:.1f} s" in DOC
 
 
 @pytest.mark.parametrize("kind", ["fit", "predict"])

@@ -28,6 +28,7 @@ class BestOfNModule(SamplerModule):
         n: samples for each text.
         lam: λ, inverse temperature of the reward; null = take the maximum.
         compare_base: sample p_θ for the same prompts too and report both.
+        shard_base_lm: each of several processes keeps a part of p_θ only, as for `GuidedSamplerModule`.
         seed: of all randomness.
     """
 
@@ -40,9 +41,10 @@ class BestOfNModule(SamplerModule):
         n: int = 16,
         lam: float | None = None,
         compare_base: bool = True,
+        shard_base_lm: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(base_lm, reward, compare_base, seed)
+        super().__init__(base_lm, reward, compare_base, seed, shard_base_lm)
         check("n", n, n >= 1, "1 or more")
         if lam is not None:
             check_lam(lam)

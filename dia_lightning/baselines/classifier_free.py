@@ -31,6 +31,7 @@ class ClassifierFreeModule(SamplerModule):
         steps: noise levels each text passes. stagger: how far left positions run ahead of right ones (see `staggered`).
         temperature: of the denoiser's token distribution; 1 = as trained.
         compare_base: sample p_θ for the same prompts too and report both.
+        shard_base_lm: each of several processes keeps a part of p_θ only, as for `GuidedSamplerModule`.
         seed: of all randomness.
     """
 
@@ -48,9 +49,10 @@ class ClassifierFreeModule(SamplerModule):
         stagger: float = 40.0,
         temperature: float = 1.0,
         compare_base: bool = True,
+        shard_base_lm: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(base_lm, reward, compare_base, seed)
+        super().__init__(base_lm, reward, compare_base, seed, shard_base_lm)
         check("scale", scale, -1 <= scale < math.inf, "-1 or more, finite")
         check("sampler", sampler, sampler in SOLVERS, ", ".join(SOLVERS))
         check("steps", steps, steps >= 1, "1 or more")

@@ -62,6 +62,7 @@ class GuidedDecodingModule(SamplerModule):
         top_k: k, candidates for each token and critic evaluations too; 0 = the whole vocabulary.
         final: the next token is drawn (`sample`) or the best one (`argmax`).
         compare_base: sample p_θ for the same prompts too and report both.
+        shard_base_lm: each of several processes keeps a part of p_θ only, as for `GuidedSamplerModule`.
         seed: of all randomness.
     """
 
@@ -76,9 +77,10 @@ class GuidedDecodingModule(SamplerModule):
         top_k: int = 10,
         final: str = "sample",
         compare_base: bool = True,
+        shard_base_lm: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(base_lm, reward, compare_base, seed)
+        super().__init__(base_lm, reward, compare_base, seed, shard_base_lm)
         check_lam(lam)
         check("top_k", top_k, top_k >= 0, "0 or more")
         check("final", final, final in ("sample", "argmax"), "sample, argmax")

@@ -39,6 +39,7 @@ class SMCModule(SamplerModule):
         guidance_cap: longest guidance gradient per token (see `guided`).
         temperature: of the denoiser's token distribution; 1 = as trained.
         compare_base: sample p_θ for the same prompts too and report both.
+        shard_base_lm: each of several processes keeps a part of p_θ only, as for `GuidedSamplerModule`.
         seed: of all randomness.
     """
 
@@ -62,9 +63,10 @@ class SMCModule(SamplerModule):
         guidance_cap: float = 100.0,
         temperature: float = 1.0,
         compare_base: bool = True,
+        shard_base_lm: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(base_lm, reward, compare_base, seed)
+        super().__init__(base_lm, reward, compare_base, seed, shard_base_lm)
         limits = {"particles": (particles >= 1, "1 or more"), "steps": (steps >= 1, "1 or more")}
         limits |= {"stagger": (stagger >= 0, "0 or more"), "guidance_scale": (guidance_scale >= 0, "0 or more")}
         limits |= {"guidance_cap": (guidance_cap > 0, "above 0"), "temperature": (temperature > 0, "above 0")}

@@ -134,6 +134,7 @@ class TwistedSMCModule(SamplerModule):
         ess: resample below this share of effective particles; 0 = never.
         resampling: `systematic`, `stratified` or `multinomial`.
         compare_base: sample p_θ for the same prompts too and report both.
+        shard_base_lm: each of several processes keeps a part of p_θ only, as for `GuidedSamplerModule`.
         seed: of all randomness.
     """
 
@@ -150,9 +151,10 @@ class TwistedSMCModule(SamplerModule):
         ess: float = 0.5,
         resampling: str = "systematic",
         compare_base: bool = True,
+        shard_base_lm: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(base_lm, reward, compare_base, seed)
+        super().__init__(base_lm, reward, compare_base, seed, shard_base_lm)
         check_lam(lam)
         check("particles", particles, particles >= 1, "1 or more")
         check("every", every, every >= 1, "1 or more")

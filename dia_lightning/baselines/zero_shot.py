@@ -25,6 +25,7 @@ class ZeroShotModule(SamplerModule):
         reference: hub id or folder of p_θ where that is another model; it must have the same tokenizer.
         method: name in the outputs; with a reference the policy's own, for example `ppo`.
         compare_base: sample p_θ for the same prompts too and report both.
+        shard_base_lm: each of several processes keeps a part of p_θ only, as for `GuidedSamplerModule`.
         seed: of all randomness.
     """
 
@@ -40,9 +41,10 @@ class ZeroShotModule(SamplerModule):
         reference: str | None = None,
         method: str = "zero_shot",
         compare_base: bool = False,
+        shard_base_lm: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(base_lm if reference is None else reference, reward, compare_base, seed)
+        super().__init__(base_lm if reference is None else reference, reward, compare_base, seed, shard_base_lm)
         if temperature <= 0 or top_k < 0 or not 0 < top_p <= 1:
             raise UserError(
                 f"--model.init_args: temperature {temperature}, top_k {top_k}, top_p {top_p} given; allowed: "
@@ -51,6 +53,8 @@ class ZeroShotModule(SamplerModule):
         if not method or (reference is not None) == (method == "zero_shot"):
             allowed = "zero_shot without a reference, with one another name, for example ppo"
             raise UserError(f"--model.init_args.method: {method!r} given, allowed: {allowed}")
+        if shard_base_lm and reference is not None:
+            raise UserError("--model.init_args.shard_base_lm: true given, but a reference is a second model")
         self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.base_lm, self.reference, self.method = base_lm, reference, method
         self.sampled = self.lm

@@ -28,10 +28,12 @@ def run_key(trainer: L.Trainer, module: SamplerModule, data: PromptData) -> str:
         UserError: if a part of the run does not keep one of its arguments, see `describe`.
     """
     checkpoint = str(trainer.ckpt_path or "")
+    model = describe(module)
+    model.pop("shard_base_lm", None)  # how p_θ is kept decides no text
     settings = {
         "schema": SCHEMA,
         "version": __version__,
-        "model": describe(module),
+        "model": model,
         "data": {**describe(data), "prompts": data.texts, "records": list({id(r): r for r in data.records}.values())},
         "weights": fingerprint(module.lm, module.state_dict()),
         # Its weights replace the module's after this hash is made.

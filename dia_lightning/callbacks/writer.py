@@ -153,6 +153,8 @@ class PredictionWriter(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Merge on rank zero, when every process has finished."""
         if self._hash:
+            assert isinstance(pl_module, SamplerModule)
+            pl_module.finish()  # before anything else that waits for the others
             n = self._n_resumed + self._together.total(self._n_written)
             if trainer.is_global_zero:
                 option = "--trainer.callbacks.init_args.folder"

@@ -197,12 +197,16 @@ class ModelSamples(TokenData):
 
 
 def fingerprint(lm: BaseLM, others: Mapping[str, Tensor] | None = None) -> str:
-    """A hash of all weights and of the tokenizer, and of the weights of other networks, if any."""
+    """A hash of all weights and of the tokenizer, and of the weights of other networks, if any.
+
+    Of a model whose weights are shared out over processes, all must ask for it.
+    """
     digest = hashlib.sha256(tokenizer_content(lm.tokenizer).encode())
     for weights in (lm.model.state_dict(), others or {}):
         for name, weight in sorted(weights.items()):
             digest.update(name.encode())
-            digest.update(weight.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+            whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+            digest.update(whole.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from dia_lightning.cost import Meter, Metered, difference, networks_of, peak_memory_mib, reset_peak_memory, weights_of
+from dia_lightning.diffusion.adapted import AdaptedTrunk
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import CachedReward, call_reward
+from dia_lightning.sampling.sharded import ShardedBaseLM
 from dia_lightning.target import own_texts, seen_texts
 from dia_lightning.types import Cost, Generations, Prompts, Reward, scored_mask
 
@@ -45,13 +47,17 @@ class SamplerModule(L.LightningModule):
 
     Every constructor argument is kept under its own name (the run's hash is made of them). All randomness of a batch comes
     from (seed, batch index), so that neither the number of processes nor a restart changes a text.
+
+    With `shard_base_lm` each of several processes keeps a part of p_θ only (see `ShardedBaseLM`).
     """
 
     method = ""
 
-    def __init__(self, base_lm: str, reward: Reward, compare_base: bool, seed: int) -> None:
+    def __init__(self, base_lm: str, reward: Reward, compare_base: bool, seed: int, shard_base_lm: bool = False) -> None:
         super().__init__()
         self.base_lm, self.reward, self.compare_base, self.seed = base_lm, reward, compare_base, seed
+        self.shard_base_lm = shard_base_lm
+        self._sharded: ShardedBaseLM | None = None
         self.lm = BaseLM.load(base_lm)
         self._cached = CachedReward(reward)
         self.language_models = {"base_lm": self.lm}
@@ -61,7 +67,27 @@ class SamplerModule(L.LightningModule):
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
+        """Move p_θ to the device, and share it out where that is asked for.
+
+        Raises:
+            UserError: if it cannot be shared out.
+        """
+        if self.shard_base_lm and self._sharded is None:
+            if any(isinstance(part, AdaptedTrunk) for part in self.modules()):
+                raise UserError(
+                    "--model.init_args.shard_base_lm: true given, but denoiser or critic adapt p_θ's own blocks "
+                    "(adapter_rank), which they read whole; allowed: false"
+                )
+            self._sharded = ShardedBaseLM(self.lm, self.device, self.trainer.world_size)
         self.lm.to(self.device)
+
+    def finish(self) -> None:
+        """Wait until all processes have drawn their texts, and run what they need of a shared p_θ meanwhile."""
+        if self._sharded is not None:
+            self._sharded.serve()
+
+    def teardown(self, stage: str) -> None:
+        self.finish()
 
     def predict_step(self, batch: Prompts, batch_idx: int = 0) -> list[Generations]:
         """The method's texts, and with `compare_base` as many samples of p_θ for the same prompts."""

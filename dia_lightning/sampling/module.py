@@ -72,6 +72,8 @@ class GuidedSamplerModule(SamplerModule):
         temperature: of the denoiser's token distribution; 1 = as trained.
         final: tokens are drawn (`sample`) or the likeliest (`argmax`) where a position becomes clean.
         compare_base: sample p_θ for the same prompts too and report both.
+        shard_base_lm: each of several processes keeps a part of p_θ's blocks only and gathers a block from all when it runs:
+            for a p_θ too large for one GPU (see docs/scaling.md). Not with networks that adapt those blocks.
         seed: of all randomness.
     """
 
@@ -105,9 +107,10 @@ class GuidedSamplerModule(SamplerModule):
         temperature: float = 1.0,
         final: str = "sample",
         compare_base: bool = True,
+        shard_base_lm: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(base_lm, reward, compare_base, seed)
+        super().__init__(base_lm, reward, compare_base, seed, shard_base_lm)
         self.denoiser, self.critic, self.sampler, self.lam = denoiser, critic, sampler, lam
         self.particles, self.ess, self.refine, self.refine_steps = particles, ess, refine, refine_steps
         self.moves, self.steps, self.stagger, self.corrector_steps = moves or Moves(), steps, stagger, corrector_steps
