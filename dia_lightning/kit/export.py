@@ -104,13 +104,15 @@ def _in_place(out: Path) -> Iterator[Path]:
 
 
 def _figures(run: Path, arguments: list[str]) -> tuple[dict[str, Any], bool]:
-    """`metrics.json` of a run, and whether its settings are known; the model must be that of `arguments` but for the seed."""
+    """`metrics.json` of a run, and whether its settings are known; the model must be that of `arguments` but for the seed
+    and for how p_θ is kept.
+    """
     figures = read_metrics(run, "--run")
     config = run / "parts" / str(figures["config_hash"]) / "config.yaml"
     if config.is_file():
         own, other = (_options(args) for args in (arguments, ["predict", "--config", str(config)]))
         for name in [*own, *other]:
-            if own.get(name) != other.get(name) and not name.endswith(".seed"):
+            if own.get(name) != other.get(name) and not name.endswith((".seed", ".shard_base_lm")):
                 made, asked = (", ".join(map(str, found.get(name, ["none"]))) for found in (other, own))
                 raise UserError(f"--run: {run} was made with {name} {made}, --config has {asked}")
     return figures, config.is_file()
@@ -136,6 +138,7 @@ def _move_in(
         del content[section]
     model, data = content["model"].setdefault("init_args", {}), content["data"].setdefault("init_args", {})
     model |= {network: f"{HERE}/{network}" for network in networks}
+    model.pop("shard_base_lm", None)  # for this machine's GPUs
     if with_base_lm:
         model["base_lm"] = f"{HERE}/lm"
         data |= {"base_lm": f"{HERE}/lm"} if "base_lm" in data else {}

@@ -148,9 +148,11 @@ def test_the_card_says_what_is_known(settings: Change, tmp_path: Path) -> None:
     embedding = TokenEmbedding(BaseLM.load(str(TINY / "lm")).embedding_table(), 2000)
     kept, weights = read_network(str(TINY / "critic"), "critic", "", embedding)
     torch.save({"dia": kept, "state_dict": {f"network.{k}": w for k, w in weights.items()}}, tmp_path / "critic.ckpt")
-    config = settings({"denoiser": "own/denoiser", "critic": "critic.ckpt", "lam": 5.5})
-    predict(config, "runs/dia_tiny", "--data.n_texts=4", "--model.seed=3")
+    options = {"denoiser": "own/denoiser", "critic": "critic.ckpt", "lam": 5.5}
+    predict(settings(options), "runs/dia_tiny", "--data.n_texts=4", "--model.seed=3")
+    config = settings(options | {"shard_base_lm": True})
     export(config, tmp_path / "cafés", run=Path("runs/dia_tiny"), license="cc-by-sa-4.0")
+    assert "shard_base_lm" not in (tmp_path / "cafés/dia.yaml").read_text(encoding="utf-8")
     text = (tmp_path / "cafés/README.md").read_text(encoding="utf-8")
     head = front_matter(text)
     assert head["license"] == "cc-by-sa-4.0"
