@@ -37,9 +37,8 @@ def test_two_processes_with_half_of_it_each_draw_the_texts_of_one(tmp_path: Path
         found, want = (json.loads((folder / name / "metrics.json").read_text()) for folder in (tmp_path, one))
         assert found["complete"] is True
         assert found["config_hash"] == want["config_hash"]
-        assert {kind: cost["flops"] for kind, cost in found["costs"].items()} == {
-            kind: cost["flops"] for kind, cost in want["costs"].items()
-        }
+        for counted in ("nfe", "tokens", "flops"):  # what is run for the other process is not
+            assert found[counted] == want[counted]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     for seen in (first, second):
         assert seen["tiny"] == pytest.approx(0.5, abs=0.01)
