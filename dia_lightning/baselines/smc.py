@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dia_lightning.baselines.checks import refuse_blanks
-from dia_lightning.guidance import Predict, guided, unguided
+from dia_lightning.guidance import Predict, Watched, guided, unguided
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import call_reward
 from dia_lightning.sampling.base import Drawn, SamplerModule, check
@@ -87,8 +87,9 @@ class SMCModule(SamplerModule):
         crowd, n_groups, group = crowd_of(batch, self.particles)
         schedule = self.denoiser_network.schedule
         z, times = starting_point(crowd, self.embedding, schedule, self.steps, self.stagger, generator)
-        steering = self._steering(crowd)
-        drawn = smc(self._predictor(), schedule, z, times, generator, steering, self.embedding, n_groups)
+        steering, predict = self._steering(crowd), Watched(self._predictor())
+        drawn = smc(predict, schedule, z, times, generator, steering, self.embedding, n_groups)
+        predict.check()
         chosen = pick_by_weight(drawn.log_w, self.resampling, group, generator)
         tokens = self._canonical(self.embedding.decode(drawn.z[chosen]), crowd.tokens[chosen], crowd.prompt_mask[chosen])
         trace = drawn.trace

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor
 
 from dia_lightning.cost import Meter, Metered, difference, networks_of, peak_memory_mib, reset_peak_memory, weights_of
+from dia_lightning.finite import NotFinite, named_rows
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import CachedReward, call_reward
+from dia_lightning.sampling.resampling import LAM_MAX
 from dia_lightning.target import own_texts, seen_texts
 from dia_lightning.types import Cost, Generations, Prompts, Reward, scored_mask
 
@@ -38,6 +41,11 @@ def check(option: str, value: object, ok: bool, allowed: str) -> None:
     """Raises the UserError of an option of the model unless `ok`."""
     if not ok:
         raise UserError(f"--model.init_args.{option}: {value} given, allowed: {allowed}")
+
+
+def check_lam(lam: float) -> None:
+    """λ is 0 or more, and λ r a number for every r that float32 can hold."""
+    check("lam", lam, 0 <= lam <= LAM_MAX, f"0 or more, up to {LAM_MAX:g}")
 
 
 class SamplerModule(L.LightningModule):
@@ -84,6 +92,15 @@ class SamplerModule(L.LightningModule):
         return Drawn(tokens)
 
     def _generate(self, batch: Prompts, draw: Draw, method: str, stream: int, warm: bool) -> Generations:
+        try:
+            return self._generated(batch, draw, method, stream, warm)
+        except NotFinite as error:
+            if self._trainer is not None:
+                given = {"tokens": batch.tokens, "prompt_mask": batch.prompt_mask, "ids": torch.tensor(batch.ids)}
+                error.complete(f"{method} batch {batch.index}", self._trainer.default_root_dir, given)
+            raise
+
+    def _generated(self, batch: Prompts, draw: Draw, method: str, stream: int, warm: bool) -> Generations:
         generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + 2 * batch.index + stream)
         reset_peak_memory(self.device)
         before, start = self._spent(), self._now()
@@ -98,10 +115,13 @@ class SamplerModule(L.LightningModule):
         parts: Any = getattr(self.reward, "parts", None)
         # In p_θ's own precision, whatever the trainer's: these numbers are compared between runs.
         with torch.autocast(self.device.type, enabled=False):
-            log_p = self.lm.log_prob(tokens, batch.prompt_mask)
+            log_p = self.lm.log_prob(tokens, batch.prompt_mask).cpu()
+        # −inf is a text that p_θ cannot write.
+        if wrong := [i for i, value in enumerate(log_p.tolist()) if not value < math.inf]:
+            raise NotFinite(f"log p_θ of the text is NaN or infinite in {named_rows(wrong, len(log_p))}")
         return Generations(
             index=batch.index, ids=batch.ids, prompts=batch.prompts, texts=texts, tokens=tokens.cpu(),
-            log_p=log_p.cpu(), n_tokens=keep.sum(1).cpu(),
+            log_p=log_p, n_tokens=keep.sum(1).cpu(),
             rewards=parts(seen, batch.records) if parts else {self.reward.name: reward}, reward=reward,
             method=method, seed=self.seed, latency_s=latency_s, warm=warm, costs=costs,
             peak_memory_mib=peak_memory, seen=[] if seen == texts else seen,

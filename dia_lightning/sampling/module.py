@@ -11,7 +11,7 @@ from torch import Tensor
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.guidance import LogValue, Predict, guided, true_gradient, unguided
 from dia_lightning.resources import UserError
-from dia_lightning.sampling.base import Drawn, SamplerModule, check
+from dia_lightning.sampling.base import Drawn, SamplerModule, check, check_lam
 from dia_lightning.sampling.corrector import CORRECTORS
 from dia_lightning.sampling.crowd import crowd_of, pick, rows_of
 from dia_lightning.sampling.decode import draw_texts, source_rows
@@ -129,7 +129,8 @@ class GuidedSamplerModule(SamplerModule):
         check("eta_decay", self.eta_decay, self.eta_decay == 0 or 0.5 < self.eta_decay <= 1, "0, or ½ < eta_decay ≤ 1")
         check("ess", self.ess, 0 < self.ess < 1, "between 0 and 1")
         check("strength", self.strength, 0 < self.strength <= 1, "0 < strength ≤ 1")
-        for name in ("lam", "refine_steps", "stagger", "corrector_steps", "guidance_decay"):
+        check_lam(self.lam)
+        for name in ("refine_steps", "stagger", "corrector_steps", "guidance_decay"):
             check(name, getattr(self, name), 0 <= getattr(self, name) < float("inf"), "0 or more, finite")
         check("rungs", self.rungs, self.rungs == 1 or self.lam > 0, "1 where λ is 0")
         for name in ("particles", "steps", "rungs"):
