@@ -23,12 +23,10 @@ class NotFinite(UserError):
 
         file = Path(folder) / f"not_finite_{place.replace(' ', '_')}.safetensors"
         partial = file.with_name(f"{file.name}.tmp{os.getpid()}")
-        kept = f"the batch is in {file}"
+        kept, on_cpu = f"the batch is in {file}", {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, {"error": str(self)}
-            )
+            save_file(on_cpu, partial, {"error": str(self)})
             partial.replace(file)
         except OSError as error:
             kept = f"the batch could not be saved: {error}"

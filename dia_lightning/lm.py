@@ -14,6 +14,7 @@ from torch.func import functional_call
 from dia_lightning.categorical import draw_categorical
 from dia_lightning.cost import weights_of
 from dia_lightning.lm_files import folder_of
+from dia_lightning.progress import steps
 from dia_lightning.resources import UserError
 from dia_lightning.types import fill_after_end, leading, must_go_on, text_mask
 
@@ -142,7 +143,7 @@ class BaseLM:
         given = writing.read_prompts()
         # Every place has its random numbers, also where none are needed: how prompts are read decides no text.
         torch.rand(given * len(tokens), generator=generator, device=tokens.device, dtype=torch.float64)
-        for i in range(given, tokens.shape[1]):
+        for i in steps(range(given, tokens.shape[1]), "tokens"):
             logits = writing.next_logits()
             writing.write(draw_categorical(_next_log_probs(logits, temperature, top_k, top_p), generator))
             if i % 8 == 7 and not writing.drop_ended():

@@ -31,8 +31,16 @@ def prompt_rows(lm: BaseLM, prompts: list[str], max_length: int) -> tuple[torch.
     token is given too.
 
     Raises:
-        UserError: if a prompt leaves no position free.
+        UserError: if a prompt leaves no position free, or a blank is longer than a text may be.
     """
+    for prompt in prompts:
+        for count in _BLANK.findall(prompt):
+            # Not made into a number where that takes more digits than Python allows.
+            if len(count) > 9 or int(count) > max_length:
+                raise UserError(
+                    f"--data.init_args.prompts: {prompt[:40]!r} has a blank of {count:.20} tokens, allowed are at "
+                    f"most {max_length} (--data.init_args.max_length)"
+                )
     tokens = torch.full((len(prompts), max_length), lm.end_id, dtype=torch.int64)
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     for row, given, (prompt, ids) in zip(tokens, mask, zip(prompts, _ids(lm, prompts), strict=True), strict=True):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dia_lightning import progress
 from dia_lightning.finite import FirstTime
 from dia_lightning.sampling.denoise_accept import Kernel, State, start, take
 from dia_lightning.sampling.resampling import effective_size, log_mean_exp, next_temperature, systematic
@@ -42,7 +43,7 @@ def cycle(kernels: Sequence[Kernel], state: State, steps: int, generator: torch.
     n = len(state.tokens)
     accepted = torch.zeros(len(kernels), n, dtype=torch.float64, device=state.tokens.device)
     undefined, terms = FirstTime(), []
-    for step in range(1, steps + 1):
+    for step in progress.steps(range(1, steps + 1), "rounds of moves"):
         for i, kernel in enumerate(kernels):
             state, info = kernel.step(state, generator)
             accepted[i] += info.accepted
@@ -85,6 +86,7 @@ def anneal(
     lam = torch.zeros(n_groups, dtype=torch.float64, device=tokens.device)
     log_z = torch.zeros_like(lam)
     trace: list[tuple[Tensor, Tensor, Tensor]] = []
+    heat = progress.bar("λ of the population", total=float(target.lam))
     while bool((lam < target.lam).any()):
         reward = state.reward.unflatten(0, (n_groups, -1))
         higher = next_temperature(reward, torch.zeros_like(reward), lam, target.lam, ess)
@@ -92,9 +94,11 @@ def anneal(
         size = effective_size(log_w)
         log_z = log_z + log_mean_exp(log_w)
         lam = higher
+        heat.update(0 if heat.disable else float(lam.min()) - heat.n)
         state = resample(state, log_w, generator)
         state = state._replace(lam=lam.repeat_interleave(reward.shape[1]))
         state, followed = cycle(kernels, state, moves, generator)
         trace.append((lam, size, followed.accepted.mean(1)))
+    heat.close()
     empty = (lam.new_zeros(0, n_groups), lam.new_zeros(0, n_groups), lam.new_zeros(0, len(kernels)))
     return state, log_z, Trace(*(torch.stack(part) for part in zip(*trace, strict=True))) if trace else Trace(*empty)
