@@ -63,6 +63,9 @@ Predict = Callable[[Tensor, Tensor, Tensor | None], Prediction]
 # What guidance climbs: (z (B, T, d), t (B, T)) → (B,), the critic's value or the reward itself, λ included.
 LogValue = Callable[[Tensor, Tensor], Tensor]
 
+# As a float32 a longer gradient may have no length.
+CAP_MAX = 1e15
+
 
 def unguided(network: Denoiser, embedding: TokenEmbedding, temperature: float = 1.0) -> Predict:
     """The denoiser as it is: ẑ_0 = Σ_v softmax(logits / temperature)_v E(v)."""

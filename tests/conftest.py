@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from dia_lightning import cli
 from dia_lightning.data.text import train_tokenizer
@@ -17,6 +18,8 @@ CORPUS = [
 ]
 
 
+# `make fuzz`: properties of tests/reliability/test_fuzz.py, 100,000 cases together.
+settings.register_profile("fuzz", max_examples=12_000)
 Run = Callable[..., tuple[int, str, str]]
 
 

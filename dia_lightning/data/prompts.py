@@ -18,6 +18,9 @@ from dia_lightning.types import Prompts, Record
 
 _BLANK = re.compile(r"\[blank:(\d+)\]")
 
+# No token has more. Cutting a word of millions into tokens takes minutes.
+_LETTERS = 1000
+
 
 def has_blank(prompt: str) -> bool:
     """Whether a prompt has blanks to fill in, `[blank:N]`."""
@@ -34,6 +37,11 @@ def prompt_rows(lm: BaseLM, prompts: list[str], max_length: int) -> tuple[torch.
         UserError: if a prompt leaves no position free, or a blank is longer than a text may be.
     """
     for prompt in prompts:
+        if len(prompt) > _LETTERS * max_length:
+            raise UserError(
+                f"--data.init_args.prompts: {prompt[:40]!r} has {len(prompt)} letters, too many for {max_length} tokens "
+                "(--data.init_args.max_length)"
+            )
         for count in _BLANK.findall(prompt):
             # Not made into a number where that takes more digits than Python allows.
             if len(count) > 9 or int(count) > max_length:

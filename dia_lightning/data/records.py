@@ -91,7 +91,9 @@ def _parts(template: str) -> list[tuple[str, str | None, int]]:
     except ValueError as error:
         raise _template_error(template, str(error)) from error
     for _, field, spec, conversion in parts:
-        if field is not None and (not field.isidentifier() or conversion or not (spec or "0").isdecimal()):
+        if field is not None and (
+            not field.isidentifier() or conversion or not (spec or "0").isdecimal() or len(spec or "0") > 9
+        ):
             raise _template_error(template, f"{{{field}}} is no plain name of a field in braces")
     return [(literal, field, int(spec or 0)) for literal, field, spec, _ in parts]
 

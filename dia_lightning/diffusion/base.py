@@ -144,9 +144,7 @@ class NoisedRowsModule(L.LightningModule):
             if bad:
                 rows = named_rows(wrong.nonzero()[:, 0].tolist(), len(wrong))
                 error = NotFinite(f"train/loss is NaN or infinite in {rows}")
-                hint = (
-                    "; no weights of later steps are kept: lower --model.init_args.lr, or clip with --trainer.gradient_clip_val"
-                )
+                hint = "; no later weights are kept: lower --model.init_args.lr, or clip with --trainer.gradient_clip_val"
                 rank = f" of process {self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
                 error.complete(f"batch {number}{rank}", self.trainer.default_root_dir, {**batch, "wrong": wrong}, hint)
                 raise error

@@ -48,6 +48,11 @@ def check_lam(lam: float) -> None:
     check("lam", lam, 0 <= lam <= LAM_MAX, f"0 or more, up to {LAM_MAX:g}")
 
 
+def check_stagger(stagger: float) -> None:
+    """From 0, all positions together, up to where float32 still tells the times of positions apart."""
+    check("stagger", stagger, 0 <= stagger <= 1e4, "0 or more, up to 10000")
+
+
 class SamplerModule(L.LightningModule):
     """`predict_step` draws texts with `draw`, scores them under p_θ and the reward, and times the drawing.
 
@@ -59,6 +64,7 @@ class SamplerModule(L.LightningModule):
 
     def __init__(self, base_lm: str, reward: Reward, compare_base: bool, seed: int) -> None:
         super().__init__()
+        check("seed", seed, 0 <= seed < 1 << 32, "0 to 4294967295")
         self.base_lm, self.reward, self.compare_base, self.seed = base_lm, reward, compare_base, seed
         self.lm = BaseLM.load(base_lm)
         self._cached = CachedReward(reward)
