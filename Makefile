@@ -27,7 +27,8 @@ test-slow: $(VENV)/.installed  ## the tests that take minutes
 fuzz: $(VENV)/.installed  ## random options, files and texts, 100,000 cases
 	$(BIN)/python -m pytest tests/reliability/test_fuzz.py --hypothesis-profile=fuzz
 
-bench: $(VENV)/.installed  ## seconds and network calls of the exact kernels
+bench: $(VENV)/.installed  ## ratios of docs/performance.md, and seconds and network calls of the exact kernels
+	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/kernels.py
 
 scaling: $(VENV)/.installed  ## one process against two, and the tables of docs/scaling.md (10 minutes)

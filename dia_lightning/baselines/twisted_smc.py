@@ -11,7 +11,7 @@ from torch import Tensor
 from dia_lightning.baselines.checks import refuse_blanks
 from dia_lightning.baselines.prefix import PrefixValue, critic_of_prefixes, settled
 from dia_lightning.categorical import draw_categorical
-from dia_lightning.lm import BaseLM, Writing
+from dia_lightning.lm import BaseLM
 from dia_lightning.progress import steps
 from dia_lightning.rewards import call_reward
 from dia_lightning.sampling.base import Drawn, SamplerModule, check, check_lam
@@ -20,6 +20,7 @@ from dia_lightning.sampling.loading import embedding_for, load_value
 from dia_lightning.sampling.resampling import RESAMPLING, effective_size, log_mean_exp
 from dia_lightning.target import seen_texts
 from dia_lightning.types import Prompts, Reward
+from dia_lightning.writing import Writing
 
 
 @dataclass(frozen=True)
