@@ -195,14 +195,16 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 @example((DenoiserModule, {"width": 0}))
 @example((DenoiserModule, {"heads": 3}))
 @example((LMModule, {"width": 0}))
+@example((LMModule, {"heads": 3}))
+@example((ModelSamples, {"temperature": math.nan}))
 def test_options_of_the_right_type(loaded: None, lm_folder: Path, case: tuple[type, dict[str, Any]]) -> None:
     cls, values = case
-    known = inspect.signature(cls).parameters
-    values = {"reward": REWARD, **values} if "reward" in known else values
-    for name in {"denoiser", "critic"} & set(known):
-        values |= {name: None}
-    values |= {"base_lm": str(lm_folder)} if "base_lm" in known else {}
-    values |= {"path": "a.txt"} if "path" in known else {"dataset": "a"} if "dataset" in known else {}
+    small = {
+        "reward": REWARD, "base_lm": str(lm_folder), "path": "a.txt", "dataset": "a", "max_length": 8, "width": 16, "layers": 1,
+        "heads": 2, "vocab_size": 40, "positions": 8, "init_from_lm": False, "refine": "suffix", "denoiser": "nowhere/denoiser",
+        "critic": None,
+    }  # fmt: skip
+    values = {name: value for name, value in small.items() if name in inspect.signature(cls).parameters} | values
     with one_line():
         cls(**values)
 
