@@ -11,6 +11,7 @@ import lightning as L
 import torch
 
 from dia_lightning.data.records import fill_template, read_records, template_fields
+from dia_lightning.data.sources import is_text
 from dia_lightning.data.text import read_texts
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
@@ -42,6 +43,8 @@ def prompt_rows(lm: BaseLM, prompts: list[str], max_length: int) -> tuple[torch.
                 f"--data.init_args.prompts: {prompt[:40]!r} has {len(prompt)} letters, too many for {max_length} tokens "
                 "(--data.init_args.max_length)"
             )
+        if not is_text(prompt):
+            raise UserError(f"--data.init_args.prompts: {prompt[:40]!r} is no text that UTF-8 can hold")
         for count in _BLANK.findall(prompt):
             # Not made into a number where that takes more digits than Python allows.
             if len(count) > 9 or int(count) > max_length:

@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from dia_lightning.data.sources import read_rows
+from dia_lightning.data.sources import is_text, read_rows
 from dia_lightning.resources import UserError
 from dia_lightning.types import Record
 
@@ -154,10 +154,8 @@ def _value(field: str, value: Any, where: str, option: str) -> Any:
     for text in texts:
         if not isinstance(text, str):
             raise UserError(f"{option}: {where}: the {field} is no string but {text!r:.60}")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # JSON can write one half of a surrogate pair
-            raise UserError(f"{option}: {where}: the {field} is no text that UTF-8 can hold ({error.reason})") from error
+        if not is_text(text):
+            raise UserError(f"{option}: {where}: the {field} is no text that UTF-8 can hold")
     return [text for text in texts if text] if field == "references" else " ".join(texts)
 
 

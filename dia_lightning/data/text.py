@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dia_lightning.data.base import TokenData, TokenRows
-from dia_lightning.data.sources import read_rows
+from dia_lightning.data.sources import is_text, read_rows
 from dia_lightning.lm_files import folder_of
 from dia_lightning.resources import UserError, find_path, require_path
 
@@ -34,7 +34,7 @@ def read_texts(path: str | Path, column: str, option: str = "--data.init_args.pa
         if row.get(field) is None:
             continue
         text = str(row[field]).strip()
-        if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        if not is_text(text):
             raise UserError(f"{option}: {where}: the field {field!r} is no text that UTF-8 can hold")
         texts.append(text)
     if columns and field not in columns:

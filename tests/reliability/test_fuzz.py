@@ -160,7 +160,7 @@ PATHS = {
     "reference",
 }
 SIZES = {
-    "width", "layers", "heads", "vocab_size", "positions", "adapter_rank", "lora_rank", "n_texts", "max_length", "minibatches",
+    "width", "layers", "heads", "vocab_size", "positions", "adapter_rank", "n_texts", "max_length", "minibatches",
     "particles", "steps", "rungs", "n",
 }  # fmt: skip
 NAMES = st.sampled_from(["", "none", "cycle", "dia", "mse", "ce", "cosine", "annealed", "suffix", "argmax", "rloo", "mala"])
@@ -172,7 +172,11 @@ CLASSES = [*SAMPLERS, DenoiserModule, CriticModule, LMModule, PromptData, ModelS
 def options(draw: Any, cls: type) -> dict[str, Any]:
     """Some of a class's options with values of their types; where a number makes memory, a small one."""
     hints = get_type_hints(cls.__init__)
-    names = [name for name in inspect.signature(cls).parameters if name not in PATHS | {"reward", "label_reward", "moves"}]
+    names = [
+        name
+        for name in inspect.signature(cls).parameters
+        if name not in PATHS | {"reward", "label_reward", "moves", "lora_rank"}
+    ]
     chosen = draw(st.lists(st.sampled_from(names), max_size=3, unique=True))
     values = {}
     for name in chosen:
