@@ -110,6 +110,8 @@ def command_help(command: str) -> str:
 def prepare_arguments(arguments: list[str]) -> list[str]:
     """Find config files also among the shipped ones, and give `predict` its default when no file is named.
 
+    They come before the options, wherever they were named, since the command line wins over the file.
+
     Raises:
         UserError: for an unknown command, and for a config file that exists nowhere or is none.
     """
@@ -117,7 +119,8 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     if not command:
         given = f"{arguments[0]!r} given" if arguments else "none given"
         raise UserError(f"COMMAND: {given}, allowed are {', '.join({**COMMANDS, **TOOLS})} (see `lightning --help`)")
-    out, named = [], False
+    out: list[str] = []
+    files: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         option, _, value = argument.partition("=")
@@ -127,13 +130,13 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
                 raise UserError("--config: no file given, for example --config configs/dia_tiny.yaml")
             path = settings_file(value, "--config")
             read_yaml(path, "--config")
-            named = True
-            out += ["--config", str(path)]
+            files += ["--config", str(path)]
         else:
             out.append(argument)
-    if arguments[0] == "predict" and not named and not _HELP_OPTIONS & set(out):
-        out[1:1] = ["--config", str(require_path(_DEFAULT_PREDICT, "--config"))]
-    return out
+    if command == "predict" and not files and not _HELP_OPTIONS & set(out):
+        files = ["--config", str(require_path(_DEFAULT_PREDICT, "--config"))]
+    place = out.index(command) + 1
+    return [*out[:place], *files, *out[place:]]
 
 
 def _help_text(arguments: list[str]) -> str | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dia_lightning.diffusion.schedule import Schedule
 from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.finite import FirstTime
 from dia_lightning.types import Denoiser
 
 
@@ -28,6 +29,29 @@ class Prediction(NamedTuple):
     logits_network: Tensor | None = None
 
 
+class Watched:
+    """A `Predict` that remembers in which call a row was not finite for the first time.
+
+    Calls are noted where they are computed, so that nothing waits for the device; `check` does, once, when all are made.
+    """
+
+    def __init__(self, predict: Predict) -> None:
+        self.predict, self._calls, self._first = predict, 0, FirstTime()
+
+    def __call__(self, z: Tensor, t: Tensor, z0_prev: Tensor | None) -> Prediction:
+        prediction = self.predict(z, t, z0_prev)
+        self._calls += 1
+        values = {"the denoiser's estimate": prediction.z0_network, "the guided estimate": prediction.z0}
+        for name, value in values.items():
+            # A sum is finite only where all its terms are.
+            self._first.note(f"{name} of the text", ~value[: len(z)].sum((1, 2)).isfinite(), self._calls)
+        return prediction
+
+    def check(self) -> None:
+        """Raises `NotFinite` that names the quantity, the call and the rows which were the first."""
+        self._first.check("the denoiser's call")
+
+
 class LabelledDenoiser(Protocol):
     """A `Denoiser` that also takes a label (B,) int64 for each text, 0 = none."""
 
@@ -38,6 +62,9 @@ class LabelledDenoiser(Protocol):
 Predict = Callable[[Tensor, Tensor, Tensor | None], Prediction]
 # What guidance climbs: (z (B, T, d), t (B, T)) → (B,), the critic's value or the reward itself, λ included.
 LogValue = Callable[[Tensor, Tensor], Tensor]
+
+# As a float32 a longer gradient may have no length.
+CAP_MAX = 1e15
 
 
 def unguided(network: Denoiser, embedding: TokenEmbedding, temperature: float = 1.0) -> Predict:

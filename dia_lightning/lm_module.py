@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dia_lightning.optim import adamw_warmup_cosine
+from dia_lightning.optim import adamw_warmup_cosine, check_recipe
 from dia_lightning.resources import UserError
 from dia_lightning.types import text_mask
 
@@ -42,6 +42,15 @@ class LMModule(L.LightningModule):
         super().__init__()
         from transformers import GPT2Config, GPT2LMHeadModel
 
+        check_recipe(lr, weight_decay, warmup_steps)
+        sizes = {"vocab_size": vocab_size, "width": width, "layers": layers, "heads": heads, "positions": positions}
+        for option, value in sizes.items():
+            if value < 1:
+                raise UserError(f"--model.init_args.{option}: {value} given, at least 1 allowed")
+        if width % heads:
+            raise UserError(f"--model.init_args.width: {width} given, must be a multiple of heads ({heads})")
+        if not 0 <= dropout < 1:
+            raise UserError(f"--model.init_args.dropout: {dropout} given, allowed is 0 ≤ dropout < 1")
         self.lr, self.weight_decay, self.warmup_steps = lr, weight_decay, warmup_steps
         config = GPT2Config(
             vocab_size=vocab_size, n_embd=width, n_layer=layers, n_head=heads, n_positions=positions,

@@ -1,10 +1,14 @@
-"""A base model small enough for tests, in transformers' format, and the shipped kit's parts."""
+"""The program run in this process, and a base model small enough for tests, in transformers' format."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
+from dia_lightning import cli
 from dia_lightning.data.text import train_tokenizer
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
@@ -12,6 +16,30 @@ from dia_lightning.lm import BaseLM
 CORPUS = [
     f"the {a} food is {b} near the {c}." for a in ("good", "bad", "cheap") for b in ("great", "poor") for c in ("river", "pub")
 ]
+
+
+# `make fuzz`: properties of tests/reliability/test_fuzz.py, 100,000 cases together.
+settings.register_profile("fuzz", max_examples=12_000)
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def lightning(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Runs the program in this process, from an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lightning", *arguments])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
 
 
 @pytest.fixture(scope="session")

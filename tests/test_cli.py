@@ -33,25 +33,6 @@ SMALL += ["--trainer.callbacks.folder=out"]
 SHIPPED = Path(cli.__file__).parents[1]
 
 
-@pytest.fixture
-def lightning(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs the program in this process, from an empty folder: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lightning", *arguments])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
 def environment(folder: Path) -> dict[str, str]:
     """No hub, neither over the network nor from a cache of this machine."""
     return {**os.environ, **NO_HUB, "HF_HOME": str(folder / "hf"), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import dia_lightning
 
 ORDER = [
-    "resources", "progress", "categorical", "optim", "types", "cost", "kv_cache", "lm_files", "writing", "lm",
+    "resources", "progress", "finite", "categorical", "optim", "types", "cost", "kv_cache", "lm_files", "writing", "lm",
     "lm_module", "rewards", "target", "data", "embedding", "diffusion", "critic", "guidance", "sampling", "baselines",
     "metrics", "reports", "callbacks", "doctor", "explain", "parser", "kit", "study", "cli", "__main__",
 ]  # fmt: skip

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dia_lightning.baselines.checks import check_lam, refuse_blanks
+from dia_lightning.baselines.checks import refuse_blanks
 from dia_lightning.categorical import draw_categorical
 from dia_lightning.lm import rows_at_once
 from dia_lightning.rewards import call_reward
-from dia_lightning.sampling.base import Drawn, SamplerModule, check
+from dia_lightning.sampling.base import Drawn, SamplerModule, check, check_lam
 from dia_lightning.sampling.crowd import rows_of
 from dia_lightning.sampling.resampling import effective_size, log_mean_exp
 from dia_lightning.target import seen_texts

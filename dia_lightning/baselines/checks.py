@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from dia_lightning.resources import UserError
-from dia_lightning.sampling.base import check
 from dia_lightning.types import Prompts, must_go_on
-
-
-def check_lam(lam: float) -> None:
-    """λ is 0 or more and finite."""
-    check("lam", lam, 0 <= lam < math.inf, "0 or more, finite")
 
 
 def refuse_blanks(batch: Prompts, method: str) -> None:

@@ -7,7 +7,7 @@ import math
 import torch
 
 from dia_lightning.guidance import classifier_free
-from dia_lightning.sampling.base import Drawn, SamplerModule, check
+from dia_lightning.sampling.base import Drawn, SamplerModule, check, check_stagger
 from dia_lightning.sampling.decode import draw_texts
 from dia_lightning.sampling.loading import embedding_for, load_labelled
 from dia_lightning.sampling.solvers import SOLVERS
@@ -56,7 +56,7 @@ class ClassifierFreeModule(SamplerModule):
         check("scale", scale, -1 <= scale < math.inf, "-1 or more, finite")
         check("sampler", sampler, sampler in SOLVERS, ", ".join(SOLVERS))
         check("steps", steps, steps >= 1, "1 or more")
-        check("stagger", stagger, 0 <= stagger < math.inf, "0 or more, finite")
+        check_stagger(stagger)
         check("temperature", temperature, temperature > 0, "above 0")
         self.denoiser, self.label, self.scale, self.sampler = denoiser, label, scale, sampler
         self.steps, self.stagger, self.temperature = steps, stagger, temperature

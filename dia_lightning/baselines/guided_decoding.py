@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dia_lightning.baselines.checks import check_lam, refuse_blanks
+from dia_lightning.baselines.checks import refuse_blanks
 from dia_lightning.baselines.prefix import PrefixValue, critic_of_prefixes, settled
 from dia_lightning.categorical import draw_categorical
 from dia_lightning.lm import BaseLM
 from dia_lightning.progress import steps
-from dia_lightning.sampling.base import Drawn, SamplerModule, check
+from dia_lightning.sampling.base import Drawn, SamplerModule, check, check_lam
 from dia_lightning.sampling.loading import embedding_for, load_value
 from dia_lightning.types import Prompts, Reward
 from dia_lightning.writing import Writing

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from dia_lightning.baselines.checks import refuse_blanks
-from dia_lightning.guidance import Predict, guided, unguided
+from dia_lightning.guidance import CAP_MAX, Predict, Watched, guided, unguided
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import call_reward
-from dia_lightning.sampling.base import Drawn, SamplerModule, check
+from dia_lightning.sampling.base import Drawn, SamplerModule, check, check_stagger
 from dia_lightning.sampling.crowd import crowd_of, pick_by_weight, weight_diagnostics
 from dia_lightning.sampling.decode import starting_point
 from dia_lightning.sampling.loading import embedding_for, load_denoiser, load_value
@@ -68,8 +68,9 @@ class SMCModule(SamplerModule):
     ) -> None:
         super().__init__(base_lm, reward, compare_base, seed, shard_base_lm)
         limits = {"particles": (particles >= 1, "1 or more"), "steps": (steps >= 1, "1 or more")}
-        limits |= {"stagger": (stagger >= 0, "0 or more"), "guidance_scale": (guidance_scale >= 0, "0 or more")}
-        limits |= {"guidance_cap": (guidance_cap > 0, "above 0"), "temperature": (temperature > 0, "above 0")}
+        limits |= {"guidance_scale": (guidance_scale >= 0, "0 or more"), "temperature": (temperature > 0, "above 0")}
+        limits |= {"guidance_cap": (0 < guidance_cap <= CAP_MAX, f"above 0, up to {CAP_MAX:g}")}
+        check_stagger(stagger)
         for name, (ok, allowed) in limits.items():
             check(name, locals()[name], ok, allowed)
         try:
@@ -89,8 +90,9 @@ class SMCModule(SamplerModule):
         crowd, n_groups, group = crowd_of(batch, self.particles)
         schedule = self.denoiser_network.schedule
         z, times = starting_point(crowd, self.embedding, schedule, self.steps, self.stagger, generator)
-        steering = self._steering(crowd)
-        drawn = smc(self._predictor(), schedule, z, times, generator, steering, self.embedding, n_groups)
+        steering, predict = self._steering(crowd), Watched(self._predictor())
+        drawn = smc(predict, schedule, z, times, generator, steering, self.embedding, n_groups)
+        predict.check()
         chosen = pick_by_weight(drawn.log_w, self.resampling, group, generator)
         tokens = self._canonical(self.embedding.decode(drawn.z[chosen]), crowd.tokens[chosen], crowd.prompt_mask[chosen])
         trace = drawn.trace

@@ -86,7 +86,9 @@ class CriticModule(NoisedRowsModule):
         target, objective = self._targets(batch), OBJECTIVES[self.objective]
         self.compile_once(lambda: objective(self.network.standardised(noised.z, noised.t), target).mean())
         value = self.network.standardised(noised.z, noised.t)
-        loss = objective(value, target).mean()
+        losses = objective(value, target)
+        self.note_rows(batch, ~losses.detach().isfinite())
+        loss = losses.mean()
         if self.objective == "soft":
             self.log("train/clipped", (target - value > SOFT_CLIP).float().mean(), sync_dist=True)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)

@@ -11,12 +11,16 @@ import lightning as L
 import torch
 
 from dia_lightning.data.records import fill_template, read_records, template_fields
+from dia_lightning.data.sources import is_text
 from dia_lightning.data.text import read_texts
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.types import Prompts, Record
 
 _BLANK = re.compile(r"\[blank:(\d+)\]")
+
+# No token has more. Cutting a word of millions into tokens takes minutes.
+_LETTERS = 1000
 
 
 def has_blank(prompt: str) -> bool:
@@ -31,8 +35,23 @@ def prompt_rows(lm: BaseLM, prompts: list[str], max_length: int) -> tuple[torch.
     token is given too.
 
     Raises:
-        UserError: if a prompt leaves no position free.
+        UserError: if a prompt leaves no position free, or a blank is longer than a text may be.
     """
+    for prompt in prompts:
+        if len(prompt) > _LETTERS * max_length:
+            raise UserError(
+                f"--data.init_args.prompts: {prompt[:40]!r} has {len(prompt)} letters, too many for {max_length} tokens "
+                "(--data.init_args.max_length)"
+            )
+        if not is_text(prompt):
+            raise UserError(f"--data.init_args.prompts: {prompt[:40]!r} is no text that UTF-8 can hold")
+        for count in _BLANK.findall(prompt):
+            # Not made into a number where that takes more digits than Python allows.
+            if len(count) > 9 or int(count) > max_length:
+                raise UserError(
+                    f"--data.init_args.prompts: {prompt[:40]!r} has a blank of {count:.20} tokens, allowed are at "
+                    f"most {max_length} (--data.init_args.max_length)"
+                )
     tokens = torch.full((len(prompts), max_length), lm.end_id, dtype=torch.int64)
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     for row, given, (prompt, ids) in zip(tokens, mask, zip(prompts, _ids(lm, prompts), strict=True), strict=True):

@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from dia_lightning.data.sources import read_rows
+from dia_lightning.data.sources import is_text, read_rows
 from dia_lightning.resources import UserError
 from dia_lightning.types import Record
 
@@ -91,7 +91,9 @@ def _parts(template: str) -> list[tuple[str, str | None, int]]:
     except ValueError as error:
         raise _template_error(template, str(error)) from error
     for _, field, spec, conversion in parts:
-        if field is not None and (not field.isidentifier() or conversion or not (spec or "0").isdecimal()):
+        if field is not None and (
+            not field.isidentifier() or conversion or not (spec or "0").isdecimal() or len(spec or "0") > 9
+        ):
             raise _template_error(template, f"{{{field}}} is no plain name of a field in braces")
     return [(literal, field, int(spec or 0)) for literal, field, spec, _ in parts]
 
@@ -152,10 +154,8 @@ def _value(field: str, value: Any, where: str, option: str) -> Any:
     for text in texts:
         if not isinstance(text, str):
             raise UserError(f"{option}: {where}: the {field} is no string but {text!r:.60}")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:  # JSON can write one half of a surrogate pair
-            raise UserError(f"{option}: {where}: the {field} is no text that UTF-8 can hold ({error.reason})") from error
+        if not is_text(text):
+            raise UserError(f"{option}: {where}: the {field} is no text that UTF-8 can hold")
     return [text for text in texts if text] if field == "references" else " ".join(texts)
 
 

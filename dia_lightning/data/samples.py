@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -66,8 +67,8 @@ class ModelSamples(TokenData):
         for option, value in (("n_texts", n_texts), ("n_val", n_val), ("shard_size", shard_size)):
             if value < 1:
                 raise UserError(f"--data.init_args.{option}: {value} given, at least 1 allowed")
-        if temperature <= 0:
-            raise UserError(f"--data.init_args.temperature: {temperature} given, must be above 0")
+        if not 0 < temperature < math.inf:
+            raise UserError(f"--data.init_args.temperature: {temperature} given, must be above 0, finite")
         self.base_lm, self.n_texts, self.n_val = base_lm, n_texts, n_val
         self.prompts, self.temperature, self.shard_size = prompts, temperature, shard_size
         self.cache = Path(cache)

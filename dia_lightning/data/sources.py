@@ -33,6 +33,15 @@ def read_rows(source: str, split: str, option: str) -> Iterator[Row]:
     return _READERS[file.suffix](file, option)
 
 
+def is_text(value: str) -> bool:
+    """Whether UTF-8 can hold it: JSON and YAML can write one half of a surrogate pair."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def lines(file: Path, option: str) -> Iterator[tuple[int, str]]:
     """The lines of a UTF-8 file with their numbers, ends included, without a byte order mark."""
     number = 0

@@ -10,36 +10,38 @@ from typing import Any
 import torch
 
 from dia_lightning.data.base import TokenData, TokenRows
+from dia_lightning.data.sources import is_text, read_rows
 from dia_lightning.lm_files import folder_of
 from dia_lightning.resources import UserError, find_path, require_path
 
 END_OF_TEXT = "<|endoftext|>"
+_KINDS = (".txt", ".jsonl", ".csv")
 
 
 def read_texts(path: str | Path, column: str, option: str = "--data.init_args.path") -> list[str]:
     """Texts of a `.txt` (one a line), `.jsonl` or `.csv` file; `column` names the field of the last two.
 
     Raises:
-        UserError: if the file is missing, of another kind, has no such column or holds no text.
+        UserError: if the file is missing, of another kind or damaged, has no such column or holds no text.
     """
-    import datasets
-
     file = require_path(path, option)
-    kinds = {".txt": "text", ".jsonl": "json", ".csv": "csv"}
-    if file.suffix not in kinds:
-        raise UserError(f"{option}: {path} given, allowed are files ending in {', '.join(kinds)}")
-    datasets.disable_progress_bars()
-    try:
-        rows = datasets.load_dataset(kinds[file.suffix], data_files=str(file), split="train")
-    except Exception as error:
-        raise UserError(f"{option}: cannot read {path} ({str(error).splitlines()[0][:160]})") from error
-    field = "text" if file.suffix == ".txt" else column
-    if field not in rows.column_names:
-        raise UserError(f"{option}: {path} has no column {field!r}, it has {', '.join(rows.column_names)}")
-    texts = [str(text).strip() for text in rows[field] if text is not None and str(text).strip()]
-    if not texts:
+    if file.suffix not in _KINDS:
+        raise UserError(f"{option}: {path} given, allowed are files ending in {', '.join(_KINDS)}")
+    field = "prompt" if file.suffix == ".txt" else column
+    texts, columns = [], dict[str, None]()
+    for where, row in read_rows(str(file.absolute()), "", option):
+        columns |= dict.fromkeys(row)
+        if row.get(field) is None:
+            continue
+        text = str(row[field]).strip()
+        if not is_text(text):
+            raise UserError(f"{option}: {where}: the field {field!r} is no text that UTF-8 can hold")
+        texts.append(text)
+    if columns and field not in columns:
+        raise UserError(f"{option}: {path} has no column {field!r}, it has {', '.join(map(str, columns))}")
+    if not any(texts):
         raise UserError(f"{option}: {path} holds no text")
-    return texts
+    return list(filter(None, texts))
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool = False) -> Any:

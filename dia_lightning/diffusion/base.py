@@ -16,6 +16,7 @@ from dia_lightning.diffusion.checkpoint import read_network, save_network
 from dia_lightning.diffusion.loss import Noised, draw_times, noise
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.finite import NotFinite, named_rows
 from dia_lightning.lm import BaseLM
 from dia_lightning.optim import adamw_warmup_cosine, check_recipe
 from dia_lightning.resources import UserError
@@ -55,6 +56,7 @@ class NoisedRowsModule(L.LightningModule):
             self.schedule_name, self.schedule = settings["schedule"], make_schedule(settings["schedule"])
             self.schedule.set_warp(weights["schedule.knots"])
         self.network: Any
+        self._noted: list[tuple[int, dict[str, Tensor], Tensor]] = []
 
     def setup(self, stage: str) -> None:
         """Check that the data is of this base model, and move that where its blocks are adapted.
@@ -129,6 +131,38 @@ class NoisedRowsModule(L.LightningModule):
             row.normal_(generator=generator.manual_seed((self.stream_seed(stream) * 0x9E3779B97F4A7C15 + number) % (1 << 63)))
         return eps
 
+    def note_rows(self, batch: dict[str, Tensor], wrong: Tensor) -> None:
+        """Remember a step's batch and the rows (B,) whose loss is not finite, without waiting for the device."""
+        self._noted.append((self.batch_number, batch, wrong))
+
+    def check_noted(self) -> None:
+        """Look at the steps since the last look; the device is waited for once.
+
+        Raises:
+            NotFinite: for the first of them with a loss that is not finite; the batch is saved.
+        """
+        noted, self._noted = self._noted, []
+        found = torch.stack([wrong.any() for _, _, wrong in noted]).tolist() if noted else []
+        for (number, batch, wrong), bad in zip(noted, found, strict=True):
+            if bad:
+                rows = named_rows(wrong.nonzero()[:, 0].tolist(), len(wrong))
+                error = NotFinite(f"train/loss is NaN or infinite in {rows}")
+                hint = "; no later weights are kept: lower --model.init_args.lr, or clip with --trainer.gradient_clip_val"
+                rank = f" of process {self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
+                error.complete(f"batch {number}{rank}", self.trainer.default_root_dir, {**batch, "wrong": wrong}, hint)
+                raise error
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Check where the loggers read the loss."""
+        if len(self._noted) >= self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            self.check_noted()
+
+    def on_validation_start(self) -> None:
+        self.check_noted()
+
+    def on_train_end(self) -> None:
+        self.check_noted()
+
     def stream_seed(self, stream: int) -> int:
         return self.seed * 1_000_003 + stream
 
@@ -164,6 +198,7 @@ class NoisedRowsModule(L.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_noted()  # a checkpoint of weights that are lost would take the place of a good one
         checkpoint["dia"] = self.settings()
 
     def export(self, folder: Path) -> None:

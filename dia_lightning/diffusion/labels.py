@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -29,7 +30,7 @@ class Labeller:
 
     def __init__(self, reward: Reward | None, edges: Sequence[float] | None, drop: float) -> None:
         option = "--model.init_args.label"
-        if reward is None or not edges or any(b <= a for a, b in pairwise(edges)):
+        if reward is None or not edges or not all(map(math.isfinite, edges)) or any(b <= a for a, b in pairwise(edges)):
             raise UserError(f"{option}_edges: {edges} given, allowed: one or more rising numbers, with a label_reward")
         if reward.conditional:
             raise UserError(f"{option}_reward: {reward.name!r} compares with a record, which a denoiser does not see")

@@ -134,8 +134,11 @@ class DenoiserModule(NoisedRowsModule):
         values, t = self.losses(*given)
         # Mean over the positions of all processes, so that the gradient is that of one process with the whole batch.
         count = self.trainer.strategy.reduce(values.new_tensor(float(len(values))), reduce_op="mean")
-        loss = values.sum() / count
+        # A batch may have no noised position, a small one of short texts say: it teaches nothing.
+        loss = values.sum() / count.clamp_min(1 / self.trainer.world_size)
         self._note_loss(values.detach(), t)
+        noised = given[1].noised
+        self.note_rows(batch, torch.zeros_like(noised).masked_scatter(noised, ~values.detach().isfinite()).any(1))
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 

@@ -11,12 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dia_lightning.finite import NotFinite
 from dia_lightning.resources import UserError
 from dia_lightning.types import Record, Reward
 
 
 class RewardError(UserError):
     """A reward broke one of its laws; the message names the reward, the law and the first text that shows it."""
+
+
+class RewardNotFinite(RewardError, NotFinite):
+    """The broken law is 'finite'."""
 
 
 def call_reward(reward: Reward, texts: Sequence[str], records: Sequence[Record] | None = None) -> Tensor:
@@ -46,7 +51,7 @@ def call_reward(reward: Reward, texts: Sequence[str], records: Sequence[Record] 
     if values.device.type != "cpu":
         raise _broken(reward, "on the CPU", _batch(texts), f"returned a tensor on {values.device}")
     for i in (~torch.isfinite(values)).nonzero()[:1, 0].tolist():
-        raise _broken(reward, "finite", _text(texts[i]), f"returned {values[i].item()}")
+        raise RewardNotFinite(*_broken(reward, "finite", _text(texts[i]), f"returned {values[i].item()}").args)
     return values
 
 

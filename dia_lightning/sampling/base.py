@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from functools import cached_property
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from dia_lightning.cost import Meter, Metered, difference, networks_of, peak_memory_mib, reset_peak_memory, weights_of
 from dia_lightning.diffusion.adapted import AdaptedTrunk
+from dia_lightning.finite import NotFinite, named_rows
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import CachedReward, call_reward
+from dia_lightning.sampling.resampling import LAM_MAX
 from dia_lightning.sampling.sharded import ShardedBaseLM
 from dia_lightning.target import own_texts, seen_texts
 from dia_lightning.types import Cost, Generations, Prompts, Reward, scored_mask
@@ -42,6 +45,16 @@ def check(option: str, value: object, ok: bool, allowed: str) -> None:
         raise UserError(f"--model.init_args.{option}: {value} given, allowed: {allowed}")
 
 
+def check_lam(lam: float) -> None:
+    """λ is 0 or more, and λ r a number for every r that float32 can hold."""
+    check("lam", lam, 0 <= lam <= LAM_MAX, f"0 or more, up to {LAM_MAX:g}")
+
+
+def check_stagger(stagger: float) -> None:
+    """From 0, all positions together, up to where float32 still tells the times of positions apart."""
+    check("stagger", stagger, 0 <= stagger <= 1e4, "0 or more, up to 10000")
+
+
 class SamplerModule(L.LightningModule):
     """`predict_step` draws texts with `draw`, scores them under p_θ and the reward, and times the drawing.
 
@@ -55,6 +68,7 @@ class SamplerModule(L.LightningModule):
 
     def __init__(self, base_lm: str, reward: Reward, compare_base: bool, seed: int, shard_base_lm: bool = False) -> None:
         super().__init__()
+        check("seed", seed, 0 <= seed < 1 << 32, "0 to 4294967295")
         self.base_lm, self.reward, self.compare_base, self.seed = base_lm, reward, compare_base, seed
         self.shard_base_lm = shard_base_lm
         self._sharded: ShardedBaseLM | None = None
@@ -110,6 +124,15 @@ class SamplerModule(L.LightningModule):
         return Drawn(tokens)
 
     def _generate(self, batch: Prompts, draw: Draw, method: str, stream: int, warm: bool) -> Generations:
+        try:
+            return self._generated(batch, draw, method, stream, warm)
+        except NotFinite as error:
+            if self._trainer is not None:
+                given = {"tokens": batch.tokens, "prompt_mask": batch.prompt_mask, "ids": torch.tensor(batch.ids)}
+                error.complete(f"{method} batch {batch.index}", self._trainer.default_root_dir, given)
+            raise
+
+    def _generated(self, batch: Prompts, draw: Draw, method: str, stream: int, warm: bool) -> Generations:
         generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + 2 * batch.index + stream)
         reset_peak_memory(self.device)
         before, start = self._spent(), self._now()
@@ -124,10 +147,13 @@ class SamplerModule(L.LightningModule):
         parts: Any = getattr(self.reward, "parts", None)
         # In p_θ's own precision, whatever the trainer's: these numbers are compared between runs.
         with torch.autocast(self.device.type, enabled=False):
-            log_p = self.lm.log_prob(tokens, batch.prompt_mask)
+            log_p = self.lm.log_prob(tokens, batch.prompt_mask).cpu()
+        # −inf is a text that p_θ cannot write.
+        if wrong := [i for i, value in enumerate(log_p.tolist()) if not value < math.inf]:
+            raise NotFinite(f"log p_θ of the text is NaN or infinite in {named_rows(wrong, len(log_p))}")
         return Generations(
             index=batch.index, ids=batch.ids, prompts=batch.prompts, texts=texts, tokens=tokens.cpu(),
-            log_p=log_p.cpu(), n_tokens=keep.sum(1).cpu(),
+            log_p=log_p, n_tokens=keep.sum(1).cpu(),
             rewards=parts(seen, batch.records) if parts else {self.reward.name: reward}, reward=reward,
             method=method, seed=self.seed, latency_s=latency_s, warm=warm, costs=costs,
             peak_memory_mib=peak_memory, seen=[] if seen == texts else seen,

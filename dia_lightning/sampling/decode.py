@@ -10,7 +10,7 @@ from torch import Tensor
 from dia_lightning.categorical import draw_categorical
 from dia_lightning.diffusion.schedule import Schedule, time_grid
 from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.guidance import Predict, Prediction
+from dia_lightning.guidance import Predict, Prediction, Watched
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.sampling.solvers import Commit
@@ -93,9 +93,14 @@ def draw_texts(
     """Run the solver called `sampler` from noise to text: tokens (B, T) in canonical form, prompts untouched.
 
     `begin`, `strength`: see `starting_point`.
+
+    Raises:
+        NotFinite: if what `predict` gives is not, after the run.
     """
+    watched = Watched(predict)
     z, times = starting_point(batch, embedding, schedule, steps, stagger, generator, begin, strength)
     commit = commit_tokens(embedding, sample, generator, _barred(batch.prompt_mask, embedding, end_id))
-    z = sample_latent(sampler, predict, schedule, z, times, generator, commit, **options)
+    z = sample_latent(sampler, watched, schedule, z, times, generator, commit, **options)
+    watched.check()
     tokens = torch.where(batch.prompt_mask, batch.tokens, embedding.decode(z))
     return fill_after_end(tokens, batch.prompt_mask, end_id)

@@ -42,10 +42,14 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """One step. accepted: (B,) bool. log_ratio: (B,) float64, log of the Metropolis–Hastings ratio (−inf: impossible)."""
+    """One step. accepted: (B,) bool. log_ratio: (B,) float64, log of the Metropolis–Hastings ratio (−inf: impossible).
+
+    undefined: (B,) bool, where the ratio was NaN although the proposed text is possible; None of a kernel that cannot tell.
+    """
 
     accepted: Tensor
     log_ratio: Tensor
+    undefined: Tensor | None = None
 
 
 class Kernel(Protocol):
@@ -84,6 +88,7 @@ def accept(
 ) -> tuple[State, Info]:
     """Move to `tokens`, whose `score` is `proposed` and `hidden`, with probability min(1, exp(log_ratio))."""
     # A NaN is a rejection.
+    undefined = log_ratio.isnan() & (proposed.log_base != -torch.inf)
     log_ratio = torch.where(log_ratio.isnan(), -torch.inf, log_ratio)
     u = torch.rand(log_ratio.shape, generator=generator, device=log_ratio.device, dtype=torch.float64)
     accepted = u.log() < log_ratio
@@ -97,7 +102,7 @@ def accept(
         state.lam,
         hidden,
     )
-    return new, Info(accepted, log_ratio)
+    return new, Info(accepted, log_ratio, undefined)
 
 
 class Move(NamedTuple):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
-from dia_lightning.guidance import LogValue, Predict, guided, true_gradient, unguided
+from dia_lightning.guidance import CAP_MAX, LogValue, Predict, guided, true_gradient, unguided
 from dia_lightning.resources import UserError
-from dia_lightning.sampling.base import Drawn, SamplerModule, check
+from dia_lightning.sampling.base import Drawn, SamplerModule, check, check_lam, check_stagger
 from dia_lightning.sampling.corrector import CORRECTORS
 from dia_lightning.sampling.crowd import crowd_of, pick, rows_of
 from dia_lightning.sampling.decode import draw_texts, source_rows
@@ -135,12 +135,15 @@ class GuidedSamplerModule(SamplerModule):
         check("eta_decay", self.eta_decay, self.eta_decay == 0 or 0.5 < self.eta_decay <= 1, "0, or ½ < eta_decay ≤ 1")
         check("ess", self.ess, 0 < self.ess < 1, "between 0 and 1")
         check("strength", self.strength, 0 < self.strength <= 1, "0 < strength ≤ 1")
-        for name in ("lam", "refine_steps", "stagger", "corrector_steps", "guidance_decay"):
+        check_lam(self.lam)
+        check_stagger(self.stagger)
+        for name in ("refine_steps", "corrector_steps", "guidance_decay"):
             check(name, getattr(self, name), 0 <= getattr(self, name) < float("inf"), "0 or more, finite")
         check("rungs", self.rungs, self.rungs == 1 or self.lam > 0, "1 where λ is 0")
         for name in ("particles", "pool", "steps", "rungs"):
             check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
-        for name in ("guidance_scale", "guidance_cap", "temperature"):
+        check("guidance_cap", self.guidance_cap, 0 < self.guidance_cap <= CAP_MAX, f"above 0, up to {CAP_MAX:g}")
+        for name in ("guidance_scale", "temperature"):
             check(name, getattr(self, name), getattr(self, name) > 0, "above 0")
         low, high = self.guidance_window
         check("guidance_window", list(self.guidance_window), 0 <= low < high <= 1, "two numbers, 0 ≤ first < second ≤ 1")

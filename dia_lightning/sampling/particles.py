@@ -23,7 +23,7 @@ from dia_lightning.diffusion.schedule import Schedule
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import Predict, Prediction
 from dia_lightning.sampling.langevin import normal_like
-from dia_lightning.sampling.resampling import RESAMPLING, effective_size, log_mean_exp
+from dia_lightning.sampling.resampling import LAM_MAX, RESAMPLING, effective_size, log_mean_exp
 from dia_lightning.sampling.solvers import posterior
 
 
@@ -102,7 +102,7 @@ class Steering:
 def check_steering(lam: float, potential: str, every: int, ess: float, resampling: str) -> None:
     """Raises the ValueError of `Steering`, which callables are not needed for."""
     limits = {
-        "lam": (lam, lam >= 0, "0 or more"),
+        "lam": (lam, 0 <= lam <= LAM_MAX, f"0 or more, up to {LAM_MAX:g}"),
         "potential": (potential, potential in POTENTIALS, ", ".join(POTENTIALS)),
         "every": (every, every >= 1, "1 or more"),
         "ess": (ess, 0 <= ess <= 1, "0 ≤ ess ≤ 1"),

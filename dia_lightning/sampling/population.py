@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dia_lightning import progress
+from dia_lightning.finite import FirstTime
 from dia_lightning.sampling.denoise_accept import Kernel, State, start, take
 from dia_lightning.sampling.resampling import effective_size, log_mean_exp, next_temperature, systematic
 from dia_lightning.target import TargetDensity
@@ -33,15 +34,23 @@ class Followed(NamedTuple):
 
 
 def cycle(kernels: Sequence[Kernel], state: State, steps: int, generator: torch.Generator) -> tuple[State, Followed]:
-    """`steps` rounds of all kernels in turn."""
+    """`steps` rounds of all kernels in turn.
+
+    Raises:
+        NotFinite: if an acceptance ratio was NaN, naming the kernel, the first such round and its rows; after the last
+            round, so that the device is waited for once.
+    """
     n = len(state.tokens)
     accepted = torch.zeros(len(kernels), n, dtype=torch.float64, device=state.tokens.device)
-    terms = []
-    for _ in progress.steps(range(steps), "rounds of moves"):
+    undefined, terms = FirstTime(), []
+    for step in progress.steps(range(1, steps + 1), "rounds of moves"):
         for i, kernel in enumerate(kernels):
             state, info = kernel.step(state, generator)
             accepted[i] += info.accepted
+            if info.undefined is not None:
+                undefined.note(f"the acceptance ratio of {type(kernel).__name__}", info.undefined, step)
         terms.append(torch.stack([state.log_base, state.reward]))
+    undefined.check("round")
     log_base, reward = torch.stack(terms, 1) if terms else accepted.new_zeros(2, 0, n)
     return state, Followed(accepted / max(1, steps), log_base, reward)
 

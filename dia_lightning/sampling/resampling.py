@@ -8,6 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+# Times the largest float32 it is still a number.
+LAM_MAX = 1e100
+
 
 def log_mean_exp(log_w: Tensor) -> Tensor:
     """log (1/M) Σ_m exp(log_w_m) over the last dimension, (…, M) → (…)."""
@@ -16,6 +19,7 @@ def log_mean_exp(log_w: Tensor) -> Tensor:
 
 def effective_size(log_w: Tensor) -> Tensor:
     """Effective sample size (Σ w)² / Σ w², between 1 and M, (…, M) → (…)."""
+    log_w = log_w - log_w.amax(-1, keepdim=True)  # whose double would overflow
     return (2 * torch.logsumexp(log_w, -1) - torch.logsumexp(2 * log_w, -1)).exp()
 
 
@@ -60,7 +64,8 @@ RESAMPLING: dict[str, Resampling] = {"systematic": systematic, "stratified": str
 def next_temperature(rewards: Tensor, log_w: Tensor, lam: Tensor, lam_max: float, ess_fraction: float) -> Tensor:
     """The largest λ' in [λ, lam_max] at which the weights exp(log_w + (λ' − λ) r) keep `ess_fraction` of the particles.
 
-    Found by bisection. rewards, log_w (G, M) and lam (G,) float64 → (G,).
+    Found by bisection. rewards, log_w (G, M) and lam (G,) float64 → (G,). Where even the smallest step that bisection
+    knows leaves fewer (rewards of 0 and −1e30, say), it is that step, so that λ always rises.
     """
 
     def ess(d: Tensor) -> Tensor:
@@ -72,4 +77,4 @@ def next_temperature(rewards: Tensor, log_w: Tensor, lam: Tensor, lam_max: float
         middle = (low + high) / 2
         good = ess(middle - lam) >= ess_fraction * size
         low, high = torch.where(good, middle, low), torch.where(good, high, middle)
-    return torch.where(ess(top - lam) >= ess_fraction * size, top, low)
+    return torch.where(ess(top - lam) >= ess_fraction * size, top, torch.where(low > lam, low, high))

@@ -48,11 +48,13 @@ class Tempering:
     def step(self, state: State, generator: torch.Generator) -> tuple[State, Info]:
         """`accepted`: moved or swapped; `log_ratio`: of the swap, −inf for a chain without a partner in this step."""
         moved = torch.zeros(len(state.tokens), dtype=torch.bool, device=state.tokens.device)
+        undefined = moved.clone()
         for kernel in self.kernels:
             state, info = kernel.step(state, generator)
             moved |= info.accepted
+            undefined |= False if info.undefined is None else info.undefined
         state, swap = swap_neighbours(state, len(self.ladder), generator)
-        return state, Info(moved | swap.accepted, swap.log_ratio)
+        return state, Info(moved | swap.accepted, swap.log_ratio, undefined)
 
 
 def swap_neighbours(state: State, n_rungs: int, generator: torch.Generator) -> tuple[State, Info]:

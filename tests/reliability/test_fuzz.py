@@ -1,0 +1,302 @@
+"""Whatever is given, either it works or a `UserError` says why not; `make fuzz` runs these 100,000 times."""
+
+import contextlib
+import inspect
+import json
+import math
+import string
+from collections import Counter
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+import sacrebleu
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from dia_lightning import baselines, cli, parser
+from dia_lightning.critic import CriticModule
+from dia_lightning.data import HubText, ModelSamples, PromptData, TextFiles
+from dia_lightning.data.prompts import prompt_rows
+from dia_lightning.data.records import fill_template, read_records, template_fields
+from dia_lightning.data.text import read_texts
+from dia_lightning.diffusion import DenoiserModule
+from dia_lightning.lm import BaseLM
+from dia_lightning.lm_module import LMModule
+from dia_lightning.metrics import DistinctN, SelfBLEU, distinct_n, perplexity, self_bleu
+from dia_lightning.resources import UserError
+from dia_lightning.rewards import Regex
+from dia_lightning.sampling import GuidedSamplerModule
+from dia_lightning.sampling.moves import Moves
+
+MANY = settings.default.max_examples > 100  # as in the profile `fuzz` of tests/conftest.py
+fuzz = settings(deadline=None, derandomize=not MANY, suppress_health_check=list(HealthCheck))
+# A command line takes a second.
+fuzz_slowly = settings(fuzz, max_examples=max(6, settings.default.max_examples // 50))
+
+
+@contextlib.contextmanager
+def one_line() -> Any:
+    """What may be raised: a `UserError` that says something, and not on and on."""
+    message = "--"
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+    assert message.startswith(("--", "reward"))
+    assert len(message) < 2000
+
+
+# Files of prompts and texts
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["prompt", "source", "a", ""]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+OBJECTS = st.dictionaries(st.sampled_from(["prompt", "source", "references", "a.b", ""]), JSON, min_size=1, max_size=3)
+# `json` writes halves of surrogate pairs as escapes.
+JSON_LINES = st.lists(OBJECTS, max_size=4).map(lambda rows: "\n".join(map(json.dumps, rows)).encode())
+SHAPED = st.text(string.printable + "é\ufeff\u2028\0\"',", max_size=60).map(str.encode)
+TABLE = st.lists(SHAPED, max_size=4).map(lambda lines: b"\n".join([b"prompt,a", *lines]))
+CONTENT = st.binary(max_size=60) | SHAPED | JSON_LINES | TABLE | JSON.map(lambda value: json.dumps(value).encode())
+SUFFIXES = st.sampled_from([".txt", ".jsonl", ".csv", ".tsv", ".json"])
+
+
+@fuzz
+@given(SUFFIXES, CONTENT)
+@example(".csv", b'prompt\n"a')
+@example(".csv", b"prompt,prompt\na,b")
+@example(".jsonl", b'{"prompt": "\\ud800"}')
+@example(".jsonl", b"[" * 100_000)
+@example(".jsonl", b'{"prompt": ' + b"1" * 5000 + b"}")
+@example(".json", b'{"a": {"b": [null, 1]}}')
+def test_files_of_prompts(tmp_path_factory: pytest.TempPathFactory, suffix: str, content: bytes) -> None:
+    file = scratch(tmp_path_factory) / f"a{suffix}"
+    file.write_bytes(content)
+    with one_line():
+        records = read_records(file, needs=("prompt",))
+        assert records
+        assert all(str(record["prompt"]).encode() is not None for record in records)
+    with one_line():
+        texts = read_texts(file, "prompt")
+        assert texts
+        assert all(text == text.strip() != "" and text.encode() for text in texts)
+
+
+FIELDS = st.dictionaries(
+    st.sampled_from(["prompt", "source", "references"]),
+    st.sampled_from(["prompt", "a", "a.b", "prompt[]", "source[]", "", "[]", "."]) | st.just(["prompt", "a"]),
+    max_size=3,
+)
+
+
+@fuzz
+@given(JSON_LINES, FIELDS, st.none() | st.integers(-1, 3), st.none() | st.integers())
+def test_fields_of_records(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, fields: dict[str, Any], limit: int | None, seed: int | None
+) -> None:
+    file = scratch(tmp_path_factory) / "a.jsonl"
+    file.write_bytes(content)
+    with one_line():
+        assert read_records(file, fields, limit=limit, seed=seed)
+
+
+def scratch(factory: pytest.TempPathFactory) -> Path:
+    return Path(factory.getbasetemp())
+
+
+@fuzz
+@given(st.text(max_size=30) | st.text("{}:a!r0.[]", max_size=12), OBJECTS)
+@example("{", {"a": "b"})
+@example("{a:9}", {"a": "b"})
+@example("{a:\u00b2}", {"a": "b"})
+@example("{a:" + "9" * 5000 + "}", {"a": "b"})
+def test_templates(template: str, record: dict[str, Any]) -> None:
+    with one_line():
+        assert isinstance(fill_template(template, record), str)
+        assert all(isinstance(record[field], str) for field in template_fields(template))
+
+
+PROMPTS = (
+    st.text(max_size=12)
+    | st.text("[blank:0123]ab ", max_size=16)
+    | st.sampled_from(["[blank:3]", "a [blank:2] b", "[blank:0]"])
+)
+
+
+@fuzz
+@given(st.lists(PROMPTS, max_size=3), st.integers(1, 20))
+@example(["[blank:\u0663]"], 8)
+@example(["[blank:" + "9" * 5000 + "]"], 8)
+@example(["\ud800"], 8)
+def test_rows_of_prompts(lm: BaseLM, prompts: list[str], max_length: int) -> None:
+    with one_line():
+        tokens, mask = prompt_rows(lm, prompts, max_length)
+        assert tokens.shape == mask.shape == (len(prompts), max_length)
+        assert ((tokens >= 0) & (tokens < lm.vocab_size)).all()
+        assert (tokens[~mask] == lm.end_id).all()
+
+
+# Options
+
+REWARD = Regex("a")
+PATHS = {
+    "base_lm",
+    "denoiser",
+    "critic",
+    "init_from",
+    "tokenizer",
+    "cache",
+    "path",
+    "val_path",
+    "dataset",
+    "prompts",
+    "reference",
+}
+SIZES = {
+    "width", "layers", "heads", "vocab_size", "positions", "adapter_rank", "n_texts", "max_length", "minibatches",
+    "particles", "steps", "rungs", "n",
+}  # fmt: skip
+NAMES = st.sampled_from(["", "none", "cycle", "dia", "mse", "ce", "cosine", "annealed", "suffix", "argmax", "rloo", "mala"])
+SAMPLERS = [GuidedSamplerModule, *(getattr(baselines, name) for name in dir(baselines) if name.endswith("Module"))]
+CLASSES = [*SAMPLERS, DenoiserModule, CriticModule, LMModule, PromptData, ModelSamples, TextFiles, HubText, Moves]
+
+
+@st.composite
+def options(draw: Any, cls: type) -> dict[str, Any]:
+    """Some of a class's options with values of their types; where a number makes memory, a small one."""
+    hints = get_type_hints(cls.__init__)
+    names = [
+        name
+        for name in inspect.signature(cls).parameters
+        if name not in PATHS | {"reward", "label_reward", "moves", "lora_rank"}
+    ]
+    chosen = draw(st.lists(st.sampled_from(names), max_size=3, unique=True))
+    values = {}
+    for name in chosen:
+        kind = st.integers(-2, 40) if name in SIZES else NAMES if hints[name] is str else st.from_type(hints[name])
+        values[name] = draw(kind)
+    return values
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each network is read once."""
+    monkeypatch.setattr(BaseLM, "load", lru_cache(BaseLM.load))
+
+
+@fuzz
+@given(st.sampled_from(CLASSES).flatmap(lambda cls: st.tuples(st.just(cls), options(cls))))
+@example((GuidedSamplerModule, {"guidance_cap": 1e300}))
+@example((GuidedSamplerModule, {"lam": math.nan}))
+@example((GuidedSamplerModule, {"guidance_window": (math.nan, 1.0)}))
+@example((DenoiserModule, {"width": 0}))
+@example((DenoiserModule, {"heads": 3}))
+@example((LMModule, {"width": 0}))
+@example((LMModule, {"heads": 3}))
+@example((ModelSamples, {"temperature": math.nan}))
+def test_options_of_the_right_type(loaded: None, lm_folder: Path, case: tuple[type, dict[str, Any]]) -> None:
+    cls, values = case
+    small = {
+        "reward": REWARD, "base_lm": str(lm_folder), "path": "a.txt", "dataset": "a", "max_length": 8, "width": 16, "layers": 1,
+        "heads": 2, "vocab_size": 40, "positions": 8, "init_from_lm": False, "refine": "suffix", "denoiser": "nowhere/denoiser",
+        "critic": None,
+    }  # fmt: skip
+    values = {name: value for name, value in small.items() if name in inspect.signature(cls).parameters} | values
+    with one_line():
+        cls(**values)
+
+
+WRONG = st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=8) | JSON.map(json.dumps)
+STRANGE = [
+    "model.lam",
+    "model.steps",
+    "model.sampler",
+    "model.moves",
+    "model.moves.levels",
+    "model.guidance_window",
+    "model.reward",
+]
+STRANGE += [
+    "model.denoiser",
+    "data.n_texts",
+    "data.prompts",
+    "data.fields",
+    "data.length",
+    "data.template",
+    "trainer.precision",
+]
+STRANGE += [
+    "trainer.callbacks",
+    "trainer.callbacks.folder",
+    "trainer.max_steps",
+    "seed_everything",
+    "ckpt_path",
+    "model",
+    "data",
+]
+
+
+@fuzz_slowly
+@given(st.lists(st.tuples(st.sampled_from(STRANGE) | st.text(string.ascii_letters + "._-", max_size=8), WRONG), max_size=2))
+@example([("model.moves", "{size: 0}")])
+@example([("data.fields", "[1, {]")])
+@example([("model.reward", "os.system")])
+def test_options_of_any_type(given: list[tuple[str, Any]]) -> None:
+    arguments = [f"--{option}={value}" for option, value in given]
+    with one_line():
+        parser.run(cli.prepare_arguments(["predict", *arguments]), options_only=True)
+
+
+# Metrics
+
+TEXTS = st.lists(st.text("ab .,'\n\u00e9", max_size=12) | st.text(max_size=6), max_size=6)
+
+
+@fuzz
+@given(TEXTS, st.integers(1, 5), st.randoms())
+@example(["", ""], 4, None)
+@example(["\ud800", "\ud800"], 4, None)
+def test_self_bleu_is_sacrebleus(texts: list[str], n_gram: int, random: Any) -> None:
+    found = float(self_bleu(texts, n_gram))
+    if len(texts) < 2:
+        assert math.isnan(found)
+        return
+    bleu = sacrebleu.BLEU(max_ngram_order=n_gram, effective_order=True)
+    scores = [bleu.sentence_score(text, texts[:i] + texts[i + 1 :]).score for i, text in enumerate(texts)]
+    assert found == pytest.approx(sum(scores) / len(scores), abs=1e-6)
+    shuffled = list(texts)
+    if random is not None:
+        random.shuffle(shuffled)
+    metric = SelfBLEU(n_gram)
+    for text in shuffled:
+        metric.update([text])
+    assert float(metric.compute()) == pytest.approx(found, abs=1e-6)
+
+
+@fuzz
+@given(TEXTS, st.integers(1, 5))
+def test_distinct_n_is_a_count(texts: list[str], n: int) -> None:
+    grams = Counter(chain.from_iterable(zip(*(text.split()[i:] for i in range(n)), strict=False) for text in texts))
+    found, metric = float(distinct_n(texts, n)), DistinctN(n)
+    metric.update(texts)
+    assert found == float(metric.compute()) or math.isnan(found)
+    assert math.isnan(found) if not grams else found == len(grams) / grams.total()
+
+
+@fuzz
+@given(st.lists(st.tuples(st.floats(-1e6, 0, width=32), st.integers(0, 1000)), max_size=8))
+def test_perplexity_is_of_the_whole_corpus(pairs: list[tuple[float, int]]) -> None:
+    log_p, n_tokens = torch.tensor([p for p, _ in pairs]), torch.tensor([n for _, n in pairs], dtype=torch.int64)
+    found, total = float(perplexity(log_p, n_tokens)), sum(n for _, n in pairs)
+    nats = -sum(p for p, _ in pairs)
+    if not total:
+        assert math.isnan(found) or found == math.inf
+    elif nats / total < 700:
+        assert found == pytest.approx(math.exp(nats / total), rel=1e-6)
