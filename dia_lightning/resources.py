@@ -26,6 +26,17 @@ class OptionParser(argparse.ArgumentParser):
         raise UserError(f"{self.prog.partition(' ')[2]}: {message} (see `{self.prog} --help`)")
 
 
+def module_name(text: str) -> str:
+    """`text`, if it can be the name of a module, as `--allow` wants it.
+
+    Raises:
+        UserError: if it cannot, or it is the one that decides what is allowed.
+    """
+    if not all(part.isidentifier() for part in text.split(".")) or text.partition(".")[0] == "jsonargparse":
+        raise UserError(f"--allow: {text or 'nothing'} given, needed is the name of your module, as in --allow my_rewards")
+    return text
+
+
 def shipped_roots() -> list[Path]:
     """Folders that hold `configs/` and `checkpoints/`: a source tree first, then the installed wheel's data."""
     # An installed package lies in site-packages, where a folder `configs` would be somebody else's.
