@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import logging
 import re
@@ -10,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NoReturn
-from zipfile import is_zipfile
 
 import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
@@ -20,7 +21,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf.errors import OmegaConfBaseException
 
+from dia_lightning.diffusion.checkpoint import load_checkpoint
 from dia_lightning.explain import TRUSTED, explain
+from dia_lightning.processes import one_for_all
 from dia_lightning.resources import UserError, placed, root_user_error
 
 _IGNORED_WARNINGS = (
@@ -33,6 +36,8 @@ _CHATTER = re.compile(
     r"Tip:|Seed set to|TPU available|GPU available: False|Automatic Mixed Precision|Detected KeyboardInterrupt|"
     r"val_check_interval=1\)"
 )
+# A disk or a quota that is full, or a limit on a file's size.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Modules of the user's that an earlier call in this process allowed: jsonargparse's settings can only be added to.
 _named_before: set[str] = set()
 # What each command needs of the module (one of these) and of the data, and a file that has it.
@@ -90,6 +95,9 @@ class DiaCLI(LightningCLI):
                     f"see for example --config {example}"
                 )
         _check_checkpoint(str(config.get("ckpt_path") or "best"))
+        if config.get("weights_only") is False:
+            raise UserError("--weights_only: false given, allowed: true; a pickle of more than weights could run code")
+        config["weights_only"] = True
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         with self._mistakes_of_the_trainer():
@@ -99,7 +107,7 @@ class DiaCLI(LightningCLI):
                 raise UserError(f"--trainer: {error}") from error
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with self._mistakes_of_the_trainer():
+        with self._mistakes_of_the_trainer(), one_for_all(self.trainer):
             super()._run_subcommand(subcommand)
 
     @contextmanager
@@ -110,13 +118,15 @@ class DiaCLI(LightningCLI):
         except MisconfigurationException as error:
             raise UserError(f"--trainer: {error}") from error
         except OSError as error:
-            above = [
-                (len(str(value)), name) for name, value in leaves("", self.config[self.subcommand]) if _is_above(value, error)
-            ]
-            if not above:
+            options = leaves("", self.config[self.subcommand])
+            above = [(len(str(value)), name) for name, value in options if _is_above(value, error)]
+            if not above and error.errno not in _FULL:
                 raise
-            option = max(above)[1]
-            raise UserError(f"{option}: {error.filename}: {error.strerror}") from error
+            option = max(above)[1] if above else "--trainer.default_root_dir"
+            kept = "; what is finished is kept" if error.errno in _FULL else ""
+            raise UserError(f"{option}: {error.filename or 'cannot write'}: {error.strerror}{kept}") from error
+        except UnpicklingError as error:  # of a checkpoint that the trainer found itself
+            raise UserError("--ckpt_path: a pickle of more than weights and plain values, which could run code") from error
         except RuntimeError as error:
             path = self.config[self.subcommand].get("ckpt_path")
             if path is None or "loading state_dict" not in str(error):
@@ -143,12 +153,16 @@ class _ModelOnly(_OptionsOnly):
 
 
 def _check_checkpoint(path: str) -> None:
-    if path in ("best", "last", "hpc", "registry") or "://" in path or Path(path).is_dir():
+    if path in ("best", "last", "hpc", "registry") or "://" in path:
         return
     if not Path(path).exists():
         raise UserError(f"--ckpt_path: no such file: {path}")
-    if not is_zipfile(path):
-        raise UserError(f"--ckpt_path: {path} is no checkpoint, or it is damaged")
+    if Path(path).is_dir():
+        raise UserError(f"--ckpt_path: {path} is a folder, a .ckpt file is needed")
+    try:
+        load_checkpoint(Path(path))
+    except ValueError as error:
+        raise UserError(f"--ckpt_path: {path} is no checkpoint, or it is damaged ({error})") from error
 
 
 def leaves(name: str, setting: Any) -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,7 @@ import dia_lightning
 ORDER = [
     "resources", "categorical", "optim", "types", "cost", "kv_cache", "lm_files", "lm", "lm_module", "rewards", "target",
     "data", "embedding", "diffusion", "critic", "guidance", "sampling", "baselines", "metrics", "reports", "callbacks",
-    "doctor", "explain", "parser", "kit", "study", "cli", "__main__",
+    "doctor", "explain", "processes", "parser", "kit", "study", "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(dia_lightning.__file__).parent
 
