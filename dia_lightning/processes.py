@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from subprocess import Popen
 from threading import Event, Thread
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import lightning as L
+if TYPE_CHECKING:
+    import lightning as L
 
 # Between a lost connection, which the trainer notices first, and the news that a process is gone.
 _GRACE_S = 2.5
@@ -35,29 +36,33 @@ def one_for_all(trainer: L.Trainer) -> Iterator[None]:
     Lightning's own observer looks every five seconds, and then kills without a word; that the first process was killed, it
     does not notice. What a process says before it ends by itself is said once, and its exit code is that of the run.
     """
-    if trainer.world_size == 1:
+    from lightning.fabric.plugins.environments import LightningEnvironment
+
+    launcher: Any = trainer.strategy.launcher
+    # Others, as torchrun and SLURM, look after their processes themselves.
+    if trainer.world_size == 1 or not isinstance(getattr(launcher, "cluster_environment", None), LightningEnvironment):
         yield
         return
     ending = Event()
-    launcher: Any = trainer.strategy.launcher
     first = trainer.local_rank == 0
     Thread(target=_watch_others if first else _watch_first, args=(trainer, ending), daemon=True).start()
     try:
         yield
-    except RuntimeError:  # as by a lost connection; who watches knows why
-        time.sleep(_GRACE_S)
+    except BaseException as error:
+        if isinstance(error, RuntimeError):  # as by a lost connection; who watches knows why
+            time.sleep(_GRACE_S)
+        ending.set()
+        for process in launcher.procs:  # they would wait for this one
+            process.kill()
         raise
     finally:
         ending.set()
-        if first and sys.exc_info()[0] is not None:  # the others would wait for this one
-            for process in getattr(launcher, "procs", []):
-                process.kill()
 
 
 def _watch_others(trainer: L.Trainer, ending: Event) -> None:
     """In the first process, which has started the others of this machine, or will."""
     launcher: Any = trainer.strategy.launcher
-    while not getattr(launcher, "procs", []):
+    while not launcher.procs:
         if ending.wait(0.1):
             return
     for i, process in enumerate(launcher.procs, 1):
