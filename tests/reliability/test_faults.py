@@ -113,7 +113,8 @@ def test_a_full_disk_costs_fit_no_checkpoint(lightning: Run, lm_folder: Path) ->
     data = ["--data.n_texts=16", "--data.n_val=2", "--data.batch_size=4", "--data.shard_size=18", "--trainer.logger=false"]
     Path("often.yaml").write_text(
         "trainer:\n  limit_val_batches: 0\n  default_root_dir: run\n  callbacks:\n"
-        "  - class_path: lightning.pytorch.callbacks.ModelCheckpoint\n    init_args: {save_last: true, every_n_train_steps: 1}\n"
+        "  - class_path: lightning.pytorch.callbacks.ModelCheckpoint\n"
+        "    init_args: {save_last: true, every_n_train_steps: 1}\n"
         "  - class_path: dia_lightning.callbacks.Export\n    init_args: {folder: denoiser}\n",
         encoding="utf-8",
     )

@@ -87,9 +87,9 @@ def test_no_checkpoint_runs_code(
         "--model.init_args.init_from": lambda: DenoiserModule(**base, init_from=str(file)),
         "--ckpt_path": lambda: options(f"--ckpt_path={file}"),
     }
-    for option, load in loads.items():
+    for option, use in loads.items():
         with pytest.raises(UserError, match=rf"^{option}: {file} .*{reason}\)*$"):
-            load()
+            use()
     with pytest.raises(UserError, match=rf"^--model.init_args.denoiser: {file} .*{reason}"):
         CriticModule(Length(3), **base, denoiser=str(file))
     assert not (tmp_path / "ran").exists()
