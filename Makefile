@@ -24,7 +24,8 @@ test: $(VENV)/.installed  ## the test suite but what takes minutes
 test-slow: $(VENV)/.installed  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-bench: $(VENV)/.installed  ## seconds and network calls of the exact kernels
+bench: $(VENV)/.installed  ## ratios of docs/performance.md, and seconds and network calls of the exact kernels
+	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/kernels.py
 
 scaling: $(VENV)/.installed  ## one process against two, and the tables of docs/scaling.md (10 minutes)

@@ -30,7 +30,7 @@ from dia_lightning.sampling.denoise_accept import State, start, take
 from dia_lightning.sampling.diagnostics import chain_diagnostics
 from dia_lightning.sampling.loading import load_critic, load_denoiser
 from dia_lightning.sampling.moves import Moves, make_kernels
-from dia_lightning.sampling.population import anneal, cycle
+from dia_lightning.sampling.population import anneal, cycle, from_base
 from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Prompts, Reward, text_mask
@@ -137,7 +137,7 @@ def population(moves: str) -> Method:
     def run(kit: Kit, target: TargetDensity, texts: int, n: int) -> State:
         kernels, (_, mask) = kit.kernels(moves, target), kit.empty(texts * n)
         rounds = 1 if kernels else 0
-        state, _, _ = anneal(target, kernels, kit.base(texts * n), mask, 1, kit.generator, 0.5, rounds)
+        state, _, _ = anneal(target, kernels, from_base(target, kit.base(texts * n), mask), 1, kit.generator, 0.5, rounds)
         state, _ = cycle(kernels, state, rounds, kit.generator)
         return take(state, torch.randperm(texts * n, generator=kit.generator)[:texts])
 

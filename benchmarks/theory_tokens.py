@@ -28,7 +28,7 @@ from dia_lightning.optim import adamw_warmup_cosine
 from dia_lightning.sampling.decode import commit_tokens
 from dia_lightning.sampling.denoise_accept import DenoiseAccept, Kernel
 from dia_lightning.sampling.particles import Steering, smc
-from dia_lightning.sampling.population import anneal, cycle
+from dia_lightning.sampling.population import anneal, cycle, from_base
 from dia_lightning.sampling.positions import RandomTokens
 from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.sampling.solvers import SOLVERS
@@ -253,9 +253,10 @@ def population(problem: Problem, names: Sequence[str], budget: int, n: int, gene
     tokens = base_samples(problem, n, generator)
     mask, target = torch.zeros_like(tokens, dtype=torch.bool), problem.target
     kernels, calls = make_kernels(problem, names) if names else ([], 1)
-    state = anneal(target, [], tokens, mask, 1, torch.Generator().manual_seed(0))[2]  # type: ignore[arg-type]
+    begin = from_base(target, tokens, mask)  # type: ignore[arg-type]
+    state = anneal(target, [], begin, 1, torch.Generator().manual_seed(0))[2]  # type: ignore[arg-type]
     rounds = (budget - problem.listed.T) // calls
     moves = rounds // len(state.lam)
-    state, _, trace = anneal(target, kernels, tokens, mask, 1, generator, moves=moves)  # type: ignore[arg-type]
+    state, _, trace = anneal(target, kernels, begin, 1, generator, moves=moves)  # type: ignore[arg-type]
     # What the temperatures leave over is spent at the last one.
     return cycle(kernels, state, max(0, rounds - moves * len(trace.lam)) if kernels else 0, generator)[0].tokens

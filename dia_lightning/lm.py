@@ -14,13 +14,17 @@ from torch.func import functional_call
 from dia_lightning.categorical import draw_categorical
 from dia_lightning.cost import weights_of
 from dia_lightning.lm_files import folder_of
+from dia_lightning.progress import steps
 from dia_lightning.resources import UserError
-from dia_lightning.types import fill_after_end, leading, must_go_on, text_mask
+from dia_lightning.types import leading, text_mask
+from dia_lightning.writing import Writing
 
 # No full B×T×V tensor for a 50k vocabulary. On a CPU larger temporaries are given back to the system after every operation:
 # at 512 rows of 40 tokens, page faults take half of p_θ's time and a third of the denoiser's.
 _LOGITS_AT_ONCE = defaultdict(lambda: 1 << 25, cpu=1 << 22)
 _POSITIONS_AT_ONCE = defaultdict(lambda: 1 << 16, cpu=1 << 11)
+# Rows times weights from which a step's time grows with them, and rows of like prompts are better written by themselves.
+_BUSY = defaultdict(lambda: 1e12, cpu=4e9)
 
 
 class BaseLM:
@@ -136,13 +140,30 @@ class BaseLM:
 
         Prompts of different lengths share a batch: each row is forced to its prompt and free afterwards. Categorical
         draws are made in float64. Every 8 tokens (so that a GPU is not made to wait oftener) finished rows are dropped.
+        Where there are rows enough, those with prompts of like length are written together, and read theirs in one pass.
         Blanks are filled from what stands on their left alone, without an end token: this is not p_θ given both sides.
         """
+        text = torch.empty_like(tokens)
+        for rows in self._alike(prompt_mask):
+            text[rows] = self._written(tokens[rows], prompt_mask[rows], generator, temperature, top_k, top_p)
+        return text
+
+    def _alike(self, prompt_mask: Tensor) -> Sequence[Tensor]:
+        """Numbers of rows, the shortest prompts first, in as many parts as keep the device busy, at most 8."""
+        n, lengths = len(prompt_mask), leading(prompt_mask).sum(1)
+        parts = min(8, int(n * sum(weights for _, weights in self.multiplied()) / _BUSY[self.device.type]))
+        if parts < 2 or not self.has_body or int(lengths.max() - lengths.min()) < parts:
+            return [torch.arange(n, device=lengths.device)]
+        return lengths.argsort(stable=True).tensor_split(parts)
+
+    def _written(
+        self, tokens: Tensor, prompt_mask: Tensor, generator: torch.Generator, temperature: float, top_k: int, top_p: float
+    ) -> Tensor:
         writing = Writing(self, tokens, prompt_mask)
         given = writing.read_prompts()
         # Every place has its random numbers, also where none are needed: how prompts are read decides no text.
         torch.rand(given * len(tokens), generator=generator, device=tokens.device, dtype=torch.float64)
-        for i in range(given, tokens.shape[1]):
+        for i in steps(range(given, tokens.shape[1]), "tokens"):
             logits = writing.next_logits()
             writing.write(draw_categorical(_next_log_probs(logits, temperature, top_k, top_p), generator))
             if i % 8 == 7 and not writing.drop_ended():
@@ -207,76 +228,6 @@ class BaseLM:
         if head is None or body is None or body is self.model:
             return False
         return torch.allclose(head(body(probe).last_hidden_state), self.model(probe).logits, atol=1e-3, rtol=1e-3)
-
-
-class Writing:
-    """Rows that p_θ writes from left to right: what stands there so far, and the states of p_θ that have read it.
-
-    Attributes:
-        tokens: (B, T) int64, the prompt and what is written, end tokens elsewhere. place: the position that comes next.
-        rows: (N,) which rows are still written. ended: (N,) bool, those of them whose text is at its end.
-    """
-
-    def __init__(self, lm: BaseLM, tokens: Tensor, prompt_mask: Tensor) -> None:
-        from dia_lightning.kv_cache import allocated_cache
-
-        self.lm, self.prompt_mask, self.place = lm, prompt_mask, 0
-        self.tokens = torch.where(prompt_mask, tokens, lm.end_id)
-        self.rows = torch.arange(len(tokens), device=tokens.device)
-        self.ended = torch.zeros_like(self.rows, dtype=torch.bool)
-        self._inputs = torch.full_like(tokens[:, :1], lm.bos_id)
-        self._cache = allocated_cache(lm.model.config, tokens.shape[1])
-        self._forced, self._given, self._barred = prompt_mask, tokens, must_go_on(prompt_mask)
-
-    @torch.no_grad()
-    def read_prompts(self) -> int:
-        """Read what is given at the left of every row in one pass; how many places that was."""
-        given = int(leading(self.prompt_mask).sum(1).min())
-        if self.place or given < 2 or not self.lm.has_body:
-            return 0
-        inputs = torch.cat([self._inputs, self._given[:, : given - 1]], 1)
-        self.lm.model.base_model(inputs, past_key_values=self._cache, use_cache=True)
-        self.tokens[:, :given] = self._given[:, :given]
-        self._inputs, self.place = self._given[:, given - 1 : given], given
-        return given
-
-    @torch.no_grad()
-    def next_logits(self) -> Tensor:
-        """(N, V) logits of p_θ at `place`, without the end token where the text must go on; asked once a place."""
-        logits: Tensor = self.lm.model(self._inputs, past_key_values=self._cache, use_cache=True).logits[:, -1]
-        logits[:, self.lm.end_id].masked_fill_(self._barred[:, self.place], -torch.inf)
-        return logits
-
-    def write(self, drawn: Tensor) -> None:
-        """Set `drawn` (N,) at `place`, but for the prompt and for what is at its end, and go on."""
-        forced = self._forced[:, self.place]
-        drawn = torch.where(forced, self._given[:, self.place], torch.where(self.ended, self.lm.end_id, drawn))
-        self.tokens[self.rows, self.place] = drawn
-        self.ended = self.ended | (drawn == self.lm.end_id) & ~forced
-        self._inputs = drawn[:, None]
-        self.place += 1
-
-    def drop_ended(self) -> bool:
-        """Write those rows no more that have ended; whether any are left."""
-        going = (~self.ended).nonzero()[:, 0]
-        if 0 < len(going) < len(self.rows):
-            self.rows = self.rows[going]
-            self._select(going)
-        return len(going) > 0
-
-    def resample(self, ancestors: Tensor) -> None:
-        """Every row goes on as a copy of row `ancestors` (B,), one with the same prompt; none may have been dropped."""
-        self.tokens = self.tokens[ancestors]
-        self._select(ancestors)
-
-    def text(self) -> Tensor:
-        """(B, T) int64, the rows in canonical form."""
-        return fill_after_end(self.tokens, self.prompt_mask, self.lm.end_id)
-
-    def _select(self, index: Tensor) -> None:
-        self._cache.batch_select_indices(index)
-        self._inputs, self.ended = self._inputs[index], self.ended[index]
-        self._forced, self._given, self._barred = self._forced[index], self._given[index], self._barred[index]
 
 
 def _is_bf16_fast() -> bool:

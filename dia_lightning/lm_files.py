@@ -146,13 +146,17 @@ def _convert(file: Path, folder: Path) -> None:
 def from_hub(name: str, file: str, option: str) -> Path:
     """The folder that `hub:USER/REPO` or `hub:USER/REPO/FOLDER` names, fetched; `file` is one that it must have.
 
+    `REPO@REVISION` is the repository at a branch, tag or commit.
+
     Raises:
         UserError: if `name` is none of these, or the hub does not answer in 30 s or has no such file.
     """
     user, _, rest = name.removeprefix(HUB).partition("/")
     repo, _, folder = rest.partition("/")
     if not user or not repo or ".." in folder.split("/"):
-        raise UserError(f"{option}: {name} given, allowed: hub:USER/REPO or hub:USER/REPO/FOLDER")
+        raise UserError(
+            f"{option}: {name} given, allowed: hub:USER/REPO or hub:USER/REPO/FOLDER, REPO@REVISION for one version"
+        )
     return _fetched(f"{user}/{repo}", folder.strip("/"), file, option)
 
 
@@ -168,19 +172,22 @@ def _fetch(repo_id: str) -> str:
 
 @cache
 def _fetched(repo_id: str, folder: str, file: str, option: str) -> Path:
-    """Download `folder` of a repository, or say within 30 s that it cannot be done."""
+    """Download `folder` of USER/REPO or USER/REPO@REVISION, or say within 30 s that it cannot be done."""
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(_HUB_TIMEOUT_S))
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
 
+    repo, _, revision = repo_id.partition("@")
     within = f"{folder}/" if folder else ""
     patterns = [f"{within}{pattern}" for pattern in _FETCHED]
     try:
         # One question first, asked once: hf_hub_download tries six times, the last five with 60 s each.
-        get_hf_file_metadata(hf_hub_url(repo_id, f"{within}{file}"), timeout=_HUB_TIMEOUT_S)
-        return Path(snapshot_download(repo_id, allow_patterns=patterns), folder)
+        get_hf_file_metadata(hf_hub_url(repo, f"{within}{file}", revision=revision or None), timeout=_HUB_TIMEOUT_S)
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns), folder)
     except Exception as error:
         with suppress(Exception):  # fetched before, and no hub is needed
-            kept = Path(snapshot_download(repo_id, allow_patterns=patterns, local_files_only=True), folder)
+            kept = Path(
+                snapshot_download(repo, revision=revision or None, allow_patterns=patterns, local_files_only=True), folder
+            )
             if (kept / file).is_file():
                 return kept
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -12,6 +12,8 @@ from subprocess import Popen
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from dia_lightning.resources import INTERRUPTS
+
 if TYPE_CHECKING:
     import lightning as L
 
@@ -71,6 +73,8 @@ def _watch_others(trainer: L.Trainer, ending: Event) -> None:
 
 def _await(process: Popen[bytes], rank: int, processes: list[Popen[bytes]], ending: Event) -> None:
     code = process.wait()
+    if INTERRUPTS.pressed or (code > 0 and ending.wait(_GRACE_S)):
+        return  # this one has the same reason to end, and is about to say it
     if code and not ending.is_set():
         ending.set()
         for other in processes:

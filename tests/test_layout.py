@@ -6,9 +6,9 @@ from pathlib import Path
 import dia_lightning
 
 ORDER = [
-    "resources", "categorical", "optim", "types", "cost", "kv_cache", "lm_files", "lm", "lm_module", "rewards", "target",
-    "data", "embedding", "diffusion", "critic", "guidance", "sampling", "baselines", "metrics", "reports", "callbacks",
-    "doctor", "explain", "processes", "parser", "kit", "study", "cli", "__main__",
+    "resources", "progress", "categorical", "optim", "types", "cost", "kv_cache", "lm_files", "writing", "lm",
+    "lm_module", "rewards", "target", "data", "embedding", "diffusion", "critic", "guidance", "sampling", "baselines",
+    "metrics", "reports", "callbacks", "doctor", "explain", "processes", "parser", "kit", "study", "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(dia_lightning.__file__).parent
 

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from dia_lightning import lm as lm_module
 from dia_lightning.categorical import draw_categorical
+from dia_lightning.cost import Meter
 from dia_lightning.data.prompts import prompt_rows
-from dia_lightning.lm import BaseLM, Writing
+from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.types import fill_after_end, text_mask
+from dia_lightning.writing import Writing
 
 
 def rows(lm: BaseLM, n: int = 5, length: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
@@ -211,3 +214,23 @@ def test_prompts_read_in_one_pass_give_the_same_texts(lm: BaseLM, monkeypatch: p
     monkeypatch.undo()
     writing = Writing(lm, prompt, mask)
     assert writing.read_prompts() == writing.place == 3
+
+
+def test_rows_of_like_prompts_are_written_together(lm: BaseLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same texts (greedy ones, as parts draw other numbers), in fewer steps of rows."""
+    generator = torch.Generator().manual_seed(0)
+    prompt = torch.randint(1, lm.vocab_size, (20, 12), generator=generator)
+    mask = torch.arange(12) < torch.randint(1, 13, (20, 1), generator=generator)
+    found = {}
+    for busy in (1e12, 4 * sum(weights for _, weights in lm.multiplied())):
+        monkeypatch.setitem(lm_module._BUSY, "cpu", busy)
+        parts = lm._alike(mask)
+        assert torch.cat(list(parts)).sort().values.tolist() == list(range(20))
+        meter = Meter()
+        meter.watch("base_lm", lm.multiplied()[:1])
+        text = lm.generate(prompt, mask, generator, top_k=1)
+        found[len(parts)] = text, meter.read()["base_lm"].calls
+    (plain, many), (sorted_ones, few) = found[1], found[5]
+    assert torch.equal(sorted_ones, plain)
+    assert 0 < few < many
+    assert len(lm._alike(mask[:, :1].expand_as(mask))) == 1  # all alike

@@ -8,10 +8,12 @@ from torch import Tensor
 from dia_lightning.baselines.checks import check_lam, refuse_blanks
 from dia_lightning.baselines.prefix import PrefixValue, critic_of_prefixes, settled
 from dia_lightning.categorical import draw_categorical
-from dia_lightning.lm import BaseLM, Writing
+from dia_lightning.lm import BaseLM
+from dia_lightning.progress import steps
 from dia_lightning.sampling.base import Drawn, SamplerModule, check
 from dia_lightning.sampling.loading import embedding_for, load_value
 from dia_lightning.types import Prompts, Reward
+from dia_lightning.writing import Writing
 
 
 def decode_guided(
@@ -31,7 +33,7 @@ def decode_guided(
     """
     writing = Writing(lm, tokens, prompt_mask)
     first = int(prompt_mask.sum(1).min())
-    for place in range(tokens.shape[1]):
+    for place in steps(range(tokens.shape[1]), "tokens"):
         with torch.autocast(tokens.device.type, enabled=False):
             log_p = writing.next_logits().double().log_softmax(-1)
         log_p, candidates = log_p.topk(min(top_k or log_p.shape[1], log_p.shape[1]))

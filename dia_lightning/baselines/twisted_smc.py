@@ -11,7 +11,8 @@ from torch import Tensor
 from dia_lightning.baselines.checks import check_lam, refuse_blanks
 from dia_lightning.baselines.prefix import PrefixValue, critic_of_prefixes, settled
 from dia_lightning.categorical import draw_categorical
-from dia_lightning.lm import BaseLM, Writing
+from dia_lightning.lm import BaseLM
+from dia_lightning.progress import steps
 from dia_lightning.rewards import call_reward
 from dia_lightning.sampling.base import Drawn, SamplerModule, check
 from dia_lightning.sampling.crowd import crowd_of, pick_by_weight, rows_of, weight_diagnostics
@@ -19,6 +20,7 @@ from dia_lightning.sampling.loading import embedding_for, load_value
 from dia_lightning.sampling.resampling import RESAMPLING, effective_size, log_mean_exp
 from dia_lightning.target import seen_texts
 from dia_lightning.types import Prompts, Reward
+from dia_lightning.writing import Writing
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def twisted_smc(
     writing = Writing(lm, tokens, prompt_mask)
     particles = Particles(writing, n_groups)
     first = int(prompt_mask.sum(1).min())
-    for place in range(tokens.shape[1] - 1):
+    for place in steps(range(tokens.shape[1] - 1), "tokens"):
         _write(writing, generator)
         if twist.value is not None and place >= first and (place + 1 - first) % twist.every == 0:
             particles.weigh(twist, writing.ended)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dia_lightning import progress
 from dia_lightning.lm_files import folder_of
 from dia_lightning.resources import UserError
 from dia_lightning.rewards.base import RewardError
@@ -247,7 +248,7 @@ def logits_of(network: Any, rows: list[Row], batch_size: int) -> Tensor:
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
     pad = {"input_ids": network.config.get_text_config().pad_token_id}
     found = []
-    for start in range(0, len(rows), batch_size):
+    for start in progress.steps(range(0, len(rows), batch_size), "rewards"):
         some = [rows[i] for i in order[start : start + batch_size]]
         length = max(len(row["input_ids"]) for row in some)
         batch = {

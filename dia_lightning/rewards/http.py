@@ -12,6 +12,8 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, TypeVar
 
+from dia_lightning import progress
+
 Item = TypeVar("Item")
 
 _MOST_THREADS = 16
@@ -62,7 +64,8 @@ class JsonService:
         threads = min(_MOST_THREADS, math.ceil(self.requests_per_second), len(items))
         pool = ThreadPoolExecutor(max(1, threads))
         try:
-            for done in as_completed([pool.submit(work, item) for item in items]):
+            waiting = [pool.submit(work, item) for item in items]
+            for done in progress.bar("rewards", len(waiting), as_completed(waiting)):
                 done.result()
         finally:
             self._stop.set()

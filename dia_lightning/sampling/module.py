@@ -20,7 +20,7 @@ from dia_lightning.sampling.diagnostics import by_prompt, log_z_upper
 from dia_lightning.sampling.langevin import Polynomial
 from dia_lightning.sampling.loading import RewardValue, embedding_for, load_denoiser, load_value
 from dia_lightning.sampling.moves import REFINE, Moves, check_refine, make_kernels
-from dia_lightning.sampling.population import anneal, cycle
+from dia_lightning.sampling.population import anneal, cycle, from_base, thin
 from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.sampling.solvers import SOLVERS
 from dia_lightning.sampling.tempering import Tempering
@@ -48,6 +48,8 @@ class GuidedSamplerModule(SamplerModule):
             corrector), `dia_literal`.
         lam: λ, inverse temperature of the reward; 0 = p_θ itself.
         particles: of `annealed`, size of the population per text. Texts that share a prompt share a population.
+        pool: of `annealed`, texts of p_θ drawn for each particle; the best of them by weight begin. Drawing costs less than
+            moving, so that many texts for few particles reach further in the same time.
         ess: of `annealed`, each rise of λ keeps this share of effective particles.
         refine: exact moves: `suffix`, `denoise_accept`, both in turn (`cycle`) or `none`.
         refine_steps: rounds of them: after a solver, or at each temperature and at the end of `annealed`.
@@ -84,6 +86,7 @@ class GuidedSamplerModule(SamplerModule):
         sampler: str = "annealed",
         lam: float = 6.0,
         particles: int = 4,
+        pool: int = 1,
         ess: float = 0.5,
         refine: str = "cycle",
         refine_steps: int = 1,
@@ -109,7 +112,7 @@ class GuidedSamplerModule(SamplerModule):
     ) -> None:
         super().__init__(base_lm, reward, compare_base, seed)
         self.denoiser, self.critic, self.sampler, self.lam = denoiser, critic, sampler, lam
-        self.particles, self.ess, self.refine, self.refine_steps = particles, ess, refine, refine_steps
+        self.particles, self.pool, self.ess, self.refine, self.refine_steps = particles, pool, ess, refine, refine_steps
         self.moves, self.steps, self.stagger, self.corrector_steps = moves or Moves(), steps, stagger, corrector_steps
         self.strength, self.rungs, self.corrector, self.eta_decay = strength, rungs, corrector, eta_decay
         self.eta, self.reading, self.gradient, self.guidance_scale = eta, reading, gradient, guidance_scale
@@ -132,7 +135,7 @@ class GuidedSamplerModule(SamplerModule):
         for name in ("lam", "refine_steps", "stagger", "corrector_steps", "guidance_decay"):
             check(name, getattr(self, name), 0 <= getattr(self, name) < float("inf"), "0 or more, finite")
         check("rungs", self.rungs, self.rungs == 1 or self.lam > 0, "1 where λ is 0")
-        for name in ("particles", "steps", "rungs"):
+        for name in ("particles", "pool", "steps", "rungs"):
             check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
         for name in ("guidance_scale", "guidance_cap", "temperature"):
             check(name, getattr(self, name), getattr(self, name) > 0, "above 0")
@@ -222,19 +225,26 @@ class GuidedSamplerModule(SamplerModule):
             self._refine, self.moves, target, DenoiserProposal(network), self.embedding, network.schedule, self.value
         )
 
+    def _target(self, batch: Prompts) -> TargetDensity:
+        return TargetDensity(self.lm, self._cached, self.lam, batch, with_base="denoise_accept" in REFINE[self._refine])
+
     def _anneal(self, batch: Prompts, generator: torch.Generator) -> Drawn:
-        crowd, n_groups, group = crowd_of(batch, self.particles)
-        tokens = self.draw_base(crowd, generator).tokens
-        target = TargetDensity(self.lm, self._cached, self.lam, crowd, with_base="denoise_accept" in REFINE[self._refine])
+        many, n_groups, group = crowd_of(batch, self.particles * self.pool)
+        state = from_base(self._target(many), self.draw_base(many, generator).tokens, many.prompt_mask)
+        size, crowd = len(state.tokens) // n_groups // self.pool, crowd_of(batch, self.particles)[0]
+        log_z_pool = state.lam.new_zeros(n_groups)
+        if self.pool > 1:
+            state, log_z_pool = thin(state, n_groups, size, self.lam, generator)
+        target = self._target(crowd)
         kernels = self._kernels(target)
         rounds = self.refine_steps if kernels else 0
-        state, log_z, trace = anneal(target, kernels, tokens, crowd.prompt_mask, n_groups, generator, self.ess, rounds)
+        state, log_z, trace = anneal(target, kernels, state, n_groups, generator, self.ess, rounds)
         state, followed = cycle(kernels, state, rounds, generator)
-        chosen = pick(group, len(tokens) // n_groups, generator)
+        chosen, log_z = pick(group, size, generator), log_z_pool + log_z
         rates = followed.accepted[:, chosen]
         upper = log_z_upper(state.reward.unflatten(0, (n_groups, -1)), self.lam)
         diagnostics = {"log_z": log_z[group], "log_z_upper": upper[group]}
-        diagnostics |= {"temperatures": torch.full_like(log_z[group], len(trace.lam))}
+        diagnostics |= {"temperatures": torch.full_like(log_z[group], (self.pool > 1) + len(trace.lam))}
         diagnostics |= {f"accept_{name}": rate for name, rate in zip(REFINE[self._refine], rates, strict=True)}
         return Drawn(state.tokens[chosen], rates.mean(0) if len(rates) else None, diagnostics)
 
@@ -242,7 +252,7 @@ class GuidedSamplerModule(SamplerModule):
         """Exact moves from where the diffusion (or p_θ) ended, with what they tell of their convergence."""
         rows = torch.arange(len(begin.tokens), device=begin.tokens.device).repeat_interleave(self.rungs)
         crowd = batch if self.rungs == 1 else rows_of(batch, rows)
-        target = TargetDensity(self.lm, self._cached, self.lam, crowd, with_base="denoise_accept" in REFINE[self._refine])
+        target = self._target(crowd)
         kernels = moves = self._kernels(target)
         names, state = REFINE[self._refine], start(target, begin.tokens[rows], crowd.prompt_mask)
         if self.rungs > 1:

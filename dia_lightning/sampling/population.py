@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dia_lightning import progress
 from dia_lightning.sampling.denoise_accept import Kernel, State, start, take
 from dia_lightning.sampling.resampling import effective_size, log_mean_exp, next_temperature, systematic
 from dia_lightning.target import TargetDensity
@@ -36,7 +37,7 @@ def cycle(kernels: Sequence[Kernel], state: State, steps: int, generator: torch.
     n = len(state.tokens)
     accepted = torch.zeros(len(kernels), n, dtype=torch.float64, device=state.tokens.device)
     terms = []
-    for _ in range(steps):
+    for _ in progress.steps(range(steps), "rounds of moves"):
         for i, kernel in enumerate(kernels):
             state, info = kernel.step(state, generator)
             accepted[i] += info.accepted
@@ -45,37 +46,54 @@ def cycle(kernels: Sequence[Kernel], state: State, steps: int, generator: torch.
     return state, Followed(accepted / max(1, steps), log_base, reward)
 
 
-def resample(state: State, log_w: Tensor, generator: torch.Generator) -> State:
-    """Each population's particles (G · M rows) drawn anew in proportion to exp(log_w), (G, M)."""
+def resample(state: State, log_w: Tensor, generator: torch.Generator, n: int | None = None) -> State:
+    """Each population's particles (G · M rows), or n of them, drawn anew in proportion to exp(log_w), (G, M)."""
     n_groups, size = log_w.shape
-    ancestors = systematic(log_w, generator) + size * torch.arange(n_groups, device=log_w.device)[:, None]
+    ancestors = systematic(log_w, generator, n) + size * torch.arange(n_groups, device=log_w.device)[:, None]
     return take(state, ancestors.flatten())
 
 
+def from_base(target: TargetDensity, tokens: Tensor, prompt_mask: Tensor) -> State:
+    """Samples of p_θ as particles at λ = 0, (G · M, T), the M of one population (one prompt) side by side."""
+    return start(target, tokens, prompt_mask, torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device))
+
+
+def thin(state: State, n_groups: int, size: int, lam_max: float, generator: torch.Generator) -> tuple[State, Tensor]:
+    """The first temperature of many texts for a few particles: λ as high as M texts make `size` effective ones.
+
+    Returns:
+        `size` < M particles a population, equally weighted at that λ; (G,) estimates of log E_{p_θ}[exp(λ r)] at it.
+    """
+    reward = state.reward.unflatten(0, (n_groups, -1))
+    none = reward.new_zeros(n_groups)
+    lam = next_temperature(reward, torch.zeros_like(reward), none, lam_max, size / reward.shape[1])
+    log_w = lam[:, None] * reward
+    return resample(state, log_w, generator, size)._replace(lam=lam.repeat_interleave(size)), log_mean_exp(log_w)
+
+
 def anneal(
-    target: TargetDensity, kernels: Sequence[Kernel], tokens: Tensor, prompt_mask: Tensor, n_groups: int,
-    generator: torch.Generator, ess: float = 0.5, moves: int = 1,
+    target: TargetDensity, kernels: Sequence[Kernel], state: State, n_groups: int, generator: torch.Generator,
+    ess: float = 0.5, moves: int = 1,
 ) -> tuple[State, Tensor, Trace]:  # fmt: skip
-    """SMC sampler (Del Moral, Doucet, Jasra 2006, § 3.3.2.3) from p_θ to π with adaptive temperatures.
+    """SMC sampler (Del Moral, Doucet, Jasra 2006, § 3.3.2.3) to π with adaptive temperatures.
 
     λ of each population rises as far as the effective sample size of the reweighting exp(Δλ r) stays at `ess` of its
     particles; then they are resampled and moved `moves` times by each kernel at the new λ.
 
     Args:
         target: π, whose λ is the last temperature. kernels: moves that leave it invariant at every λ.
-        tokens: (G · M, T) exact samples of p_θ, the M of one population (one prompt) side by side. prompt_mask: likewise.
-        n_groups: G. ess: in (0, 1).
+        state: G · M particles, equally weighted, one λ a population, such as `from_base`. n_groups: G. ess: in (0, 1).
 
     Returns:
-        The particles at λ, equally weighted; (G,) float64 estimates of log Z = log E_{p_θ}[exp(λ r)], whose exponentials
-        are unbiased but for the adaptation; the trace.
+        The particles at λ, equally weighted; (G,) float64 estimates of log (Z / Z of the state's λ), for exact samples of
+        p_θ log E_{p_θ}[exp(λ r)], whose exponentials are unbiased but for the adaptation; the trace.
     """
     if not 0 < ess < 1:
         raise ValueError(f"ess must be between 0 and 1, got {ess}")
-    state = start(target, tokens, prompt_mask, torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device))
-    lam = torch.zeros(n_groups, dtype=torch.float64, device=tokens.device)
+    lam = state.lam.unflatten(0, (n_groups, -1))[:, 0]
     log_z = torch.zeros_like(lam)
     trace: list[tuple[Tensor, Tensor, Tensor]] = []
+    heat = progress.bar("λ of the population", total=float(target.lam))
     while bool((lam < target.lam).any()):
         reward = state.reward.unflatten(0, (n_groups, -1))
         higher = next_temperature(reward, torch.zeros_like(reward), lam, target.lam, ess)
@@ -83,9 +101,11 @@ def anneal(
         size = effective_size(log_w)
         log_z = log_z + log_mean_exp(log_w)
         lam = higher
+        heat.update(0 if heat.disable else float(lam.min()) - heat.n)
         state = resample(state, log_w, generator)
         state = state._replace(lam=lam.repeat_interleave(reward.shape[1]))
         state, followed = cycle(kernels, state, moves, generator)
         trace.append((lam, size, followed.accepted.mean(1)))
+    heat.close()
     empty = (lam.new_zeros(0, n_groups), lam.new_zeros(0, n_groups), lam.new_zeros(0, len(kernels)))
     return state, log_z, Trace(*(torch.stack(part) for part in zip(*trace, strict=True))) if trace else Trace(*empty)

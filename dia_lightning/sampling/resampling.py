@@ -32,9 +32,11 @@ def _uniform(log_w: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.rand(*log_w.shape[:-1], count, generator=generator, dtype=torch.float64, device=log_w.device)
 
 
-def systematic(log_w: Tensor, generator: torch.Generator) -> Tensor:
-    """Ancestors (…, M) int64 for log_w (…, M) float64, by one uniform draw a population (Carpenter et al. 1999)."""
-    size = log_w.shape[-1]
+def systematic(log_w: Tensor, generator: torch.Generator, size: int | None = None) -> Tensor:
+    """Ancestors (…, size) int64, M unless told, for log_w (…, M) float64, by one uniform draw a population (Carpenter et al.
+    1999).
+    """
+    size = size or log_w.shape[-1]
     u = _uniform(log_w, 1, generator)
     return _pick(log_w, (torch.arange(size, device=log_w.device) + u) / size)
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dia_lightning import progress
 from dia_lightning.diffusion.convert import eps_from_z0, score_from_z0, z0_from_eps
 from dia_lightning.diffusion.schedule import Schedule
 from dia_lightning.guidance import Predict, Prediction
@@ -26,7 +27,7 @@ Commit = Callable[[Prediction], Tensor]
 
 def _steps(z: Tensor, times: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """(t, s), each (B, T), s ≤ t: the levels that every step leaves and reaches."""
-    for t, s in pairwise(times):
+    for t, s in progress.steps(list(pairwise(times)), "noise levels"):
         yield t.expand(z.shape[:2]), s.expand(z.shape[:2])
 
 

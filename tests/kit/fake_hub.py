@@ -11,6 +11,7 @@ from typing import ClassVar
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REVISIONS = ("main", "v1", COMMIT)
 
 
 def _digest(file: Path) -> str:
@@ -31,16 +32,23 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body: bool) -> None:
         path = unquote(urlsplit(self.path).path)
         if path.startswith(f"/api/models/{self.repo}"):
+            parts = path.removeprefix(f"/api/models/{self.repo}").split("/")
+            if len(parts) > 2 and parts[2] not in REVISIONS:
+                self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+                return
             files = [file for file in self.folder.rglob("*") if file.is_file()]
             names = {file.relative_to(self.folder).as_posix(): file for file in files}
             tree = [{"type": "file", "path": n, "size": f.stat().st_size, "oid": _digest(f)} for n, f in names.items()]
             info = {"id": self.repo, "modelId": self.repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
             self._send(200, json.dumps(tree if "/tree/" in path else info).encode())
             return
-        name = path.removeprefix(f"/{self.repo}/resolve/").partition("/")[2]
+        revision, _, name = path.removeprefix(f"/{self.repo}/resolve/").partition("/")
         file = self.folder / name
         if not path.startswith(f"/{self.repo}/resolve/") or not file.is_file():
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return
+        if revision not in REVISIONS:
+            self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
             return
         content = file.read_bytes()
         if body:

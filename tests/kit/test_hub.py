@@ -74,6 +74,15 @@ def test_one_network_of_a_kit_is_fetched_alone(fetched: list[str], repository: P
     assert BaseLM.load("hub:ann/kit/lm").vocab_size == lm.vocab_size
 
 
+def test_a_kit_of_one_version(fetched: list[str]) -> None:
+    file = settings_file("hub:ann/kit@v1", "--config")
+    assert read_yaml(file, "--config") == read_yaml(settings_file("hub:ann/kit", "--config"), "--config")
+    assert fetched.count("dia.yaml") == 1
+    with pytest.raises(UserError, match="--config: cannot fetch 'ann/kit@v2' from the hub"):
+        settings_file("hub:ann/kit@v2", "--config")
+    assert BaseLM.load("hub:ann/kit@v1/lm").vocab_size == 2000
+
+
 def test_what_was_fetched_is_used_when_the_hub_is_gone(
     fetched: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

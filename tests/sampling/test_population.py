@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dia_lightning.sampling.diagnostics import log_z_upper
-from dia_lightning.sampling.population import anneal, cycle
+from dia_lightning.sampling.population import anneal, cycle, from_base, thin
 from dia_lightning.sampling.suffix import SuffixRegeneration
 from tests.oracles.table_lm import END, LOG_P, REWARD, ROWS, T, TableTarget, codes, pi
 
@@ -19,7 +19,7 @@ def run(n_groups: int, size: int, seed: int, moves: int = 1, ess: float = 0.5, l
     mask = torch.zeros_like(empty, dtype=torch.bool)
     tokens = target.lm.generate(empty, mask, generator)
     kernels = [SuffixRegeneration(target)] if moves else []
-    return anneal(target, kernels, tokens, mask, n_groups, generator, ess, moves)
+    return anneal(target, kernels, from_base(target, tokens, mask), n_groups, generator, ess, moves)
 
 
 def total_variation(counts: np.ndarray, want: np.ndarray) -> float:
@@ -84,11 +84,35 @@ def test_without_moves_it_is_importance_resampling() -> None:
     assert mean > float((np.exp(LOG_P) * REWARD).sum()) + 0.5
 
 
+def test_many_texts_thinned_to_few_particles() -> None:
+    """One population of 80,000 thinned to 10,000: exact at the λ it stops at, and annealed from there at π.
+
+    Total variation against the mean of exact draws of that size, and log Z of both parts, within 0.02.
+    """
+    generator, target = torch.Generator().manual_seed(6), TableTarget(LAM)
+    empty = torch.full((80_000, T), END)
+    mask = torch.zeros_like(empty, dtype=torch.bool)
+    many = from_base(target, target.lm.generate(empty, mask, generator), mask)
+    few, log_z = thin(many, 1, 10_000, LAM, generator)
+    reached = float(few.lam[0])
+    assert 0 < reached < LAM
+    assert len(few.tokens) == 10_000
+    weights = (reached * many.reward).softmax(0)
+    assert abs(1 / float(weights.square().sum()) - 10_000) < 1
+    state, rest, _ = anneal(target, [SuffixRegeneration(target)], few, 1, generator)
+    rng = np.random.default_rng(0)
+    for found, lam in ((few, reached), (state, LAM)):
+        floor = np.mean([total_variation(rng.multinomial(10_000, pi(lam)), pi(lam)) for _ in range(50)])
+        assert total_variation(np.bincount(codes(found.tokens), minlength=len(ROWS)), pi(lam)) < floor + 0.02
+    for estimate, lam in ((log_z, reached), (log_z + rest, LAM)):
+        assert abs(float(estimate) - float(np.log(np.exp(LOG_P + lam * REWARD).sum()))) < 0.02
+
+
 def test_populations_do_not_mix() -> None:
     """Two populations of which one holds a single text keep to their own."""
     target, generator = TableTarget(LAM), torch.Generator().manual_seed(0)
     tokens = torch.tensor([ROWS[0]] * 50 + [ROWS[5]] * 50)
-    state, log_z, _ = anneal(target, [], tokens, torch.zeros_like(tokens, dtype=torch.bool), 2, generator)
+    state, log_z, _ = anneal(target, [], from_base(target, tokens, torch.zeros_like(tokens, dtype=torch.bool)), 2, generator)
     assert set(codes(state.tokens[:50])) == {0}
     assert set(codes(state.tokens[50:])) == {5}
     torch.testing.assert_close(log_z, torch.tensor(LAM * REWARD[[0, 5]]))
