@@ -40,7 +40,8 @@ class Killer(Reward):
 """
 HOLDER = """import sys, time
 from filelock import FileLock
-FileLock(sys.argv[1]).acquire()
+lock = FileLock(sys.argv[1])
+lock.acquire()
 print("held", flush=True)
 time.sleep(600)
 """
