@@ -38,7 +38,7 @@ def one_for_all(trainer: L.Trainer) -> Iterator[None]:
     Lightning's own observer looks every five seconds, and then kills without a word; that the first process was killed, it
     does not notice. What a process says before it ends by itself is said once, and its exit code is that of the run.
     """
-    from lightning.fabric.plugins.environments import LightningEnvironment
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
     launcher: Any = trainer.strategy.launcher
     # Others, as torchrun and SLURM, look after their processes themselves.
