@@ -12,10 +12,11 @@ from typing import NoReturn
 
 from dia_lightning import __version__
 from dia_lightning.kit.files import settings_file
-from dia_lightning.resources import INTERRUPTS, UserError, read_yaml, require_path, root_user_error
+from dia_lightning.resources import INTERRUPTS, UserError, module_name, read_yaml, require_path, root_user_error
 
 _DEFAULT_PREDICT = "configs/dia_tiny.yaml"
 _CONFIG_OPTIONS = ("--config", "-c")
+_ALLOW = "--allow"
 _HELP_OPTIONS = {"-h", "--help"}
 
 COMMANDS = {
@@ -48,6 +49,7 @@ A run is one YAML file and what you change in it:
   dia preference export runs/dia_tiny/predictions.jsonl runs/dia_tiny/base_predictions.jsonl --out runs/people
 
 `lightning COMMAND --help` says more. `--version` prints the version; `--debug` shows the traceback of an error.
+`--allow MODULE` lets options name classes of a module of yours: nothing else of yours is imported.
 `dia` and `python -m dia_lightning` are the same program.
 """
 
@@ -83,7 +85,8 @@ _COMMAND_HELP = """usage: lightning {command} [--config FILE] [--OPTION VALUE ..
 
 options most used ({classes}):
   --config FILE                 settings: a file, a kit's folder or hub:USER/REPO; {default}.
-                                May be given several times, the later one wins.{options}
+                                May be given several times, the later one wins.
+  --allow MODULE                lets options name classes of a module of yours; may be given several times{options}
 
 `--model.lam` is short for `--model.init_args.lam`; what the command line says wins over the file.
   lightning {command} --print_config            every setting, as a YAML file
@@ -129,7 +132,8 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
             if not value or value.startswith("-"):
                 raise UserError("--config: no file given, for example --config configs/dia_tiny.yaml")
             path = settings_file(value, "--config")
-            read_yaml(path, "--config")
+            if "allow" in read_yaml(path, "--config"):
+                raise UserError(f"--config: {path} sets allow; what may be imported is said on the command line alone")
             files += ["--config", str(path)]
         else:
             out.append(argument)
@@ -137,6 +141,19 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
         files = ["--config", str(require_path(_DEFAULT_PREDICT, "--config"))]
     place = out.index(command) + 1
     return [*out[:place], *files, *out[place:]]
+
+
+def split_allow(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments without `--allow MODULE` or `--allow=MODULE`, and the modules; UserError where one is missing or none."""
+    rest, modules = [], []
+    given = iter(arguments)
+    for argument in given:
+        option, equals, value = argument.partition("=")
+        if option == _ALLOW:
+            modules.append(module_name(value if equals else next(given, "")))
+        else:
+            rest.append(argument)
+    return rest, modules
 
 
 def _help_text(arguments: list[str]) -> str | None:
@@ -190,11 +207,12 @@ def main() -> None:
 
             kit.run(arguments[1:])
             return
-        prepared = prepare_arguments(["--help" if a == "--help-all" else a for a in arguments])
+        rest, modules = split_allow(arguments)
+        prepared = prepare_arguments(["--help" if a == "--help-all" else a for a in rest])
         INTERRUPTS.watch()
         from dia_lightning.parser import run
 
-        run(prepared)
+        run(prepared, allow=modules)
     except KeyboardInterrupt:
         _end_interrupted(arguments[0])
     except SystemExit as end:

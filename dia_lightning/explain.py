@@ -16,7 +16,11 @@ _REQUIRED = re.compile(r"the following arguments are required: (.+)")
 _NO_VALUE = re.compile(r"argument (\S+?)(?:/\S+)?: expected one argument")
 _UNRECOGNISED = re.compile(r"unrecognized arguments: (\S+)")
 _EXPECTED = re.compile(r"Expected an? (<class '.+?'>|typing\.\S.*?)(?:\. Got value: .*)?$", re.DOTALL)
+_DENIED = re.compile(r"Importing '([^']+)' is not allowed, denied by")
 _NOT_IMPORTED = re.compile(r"No module named|has no attribute|not a valid import path|Expected a dot import path")
+
+# Options may name classes and functions of these; those of other modules where the user allows it.
+TRUSTED = ("dia_lightning", "lightning", "torch", "torchmetrics", "transformers")
 
 
 def explain(message: str, error: BaseException | None, arguments: Sequence[str], options: Iterable[str]) -> str:
@@ -29,6 +33,12 @@ def explain(message: str, error: BaseException | None, arguments: Sequence[str],
     texts = _chain(error) or [message]
     path, class_path = _locate(texts)
     leaf = texts[-1]
+    if found := _DENIED.search("\n".join(texts)):  # anywhere: of a union's members the last one speaks
+        if path[-1:] == ["init_args"]:
+            path.pop()
+        # Without a path it is the value of an option as --model.help.
+        option = _typed(path, arguments)[0] if path else texts[0].partition(":")[0]
+        return _denied(option, found[1])
     if found := _UNRECOGNISED.search(leaf):
         name = found[1].partition("=")[0]
         return f"{name}: unknown option{_near(name, options)}" if name.startswith("-") else f"{name}: an option was expected"
@@ -50,6 +60,15 @@ def explain(message: str, error: BaseException | None, arguments: Sequence[str],
         return f"{option}: {given} given, allowed: {allowed}"
     reason = re.sub(r"\. Got value: .*", "", _flat(leaf))
     return f"{option}: {given + ' given, ' if given else ''}{reason[:1].lower()}{reason[1:]}" if path else reason
+
+
+def _denied(option: str, name: str) -> str:
+    *most, last = TRUSTED
+    module = name.rpartition(".")[0] or name
+    return (
+        f"{option}: {name} given, allowed without asking is what {', '.join(most)} and {last} hold; "
+        f"if you trust its code, run it with --allow {module}"
+    )
 
 
 def _chain(error: BaseException | None) -> list[str]:

@@ -76,7 +76,7 @@ def _dequantised(file: Path) -> str:
 
     parent = cache_folder() / "gguf"
     try:
-        digest = _hash_of(file)
+        digest = hash_of(file)
         folder = parent / digest
         if folder.exists():
             return str(folder)
@@ -94,7 +94,8 @@ def _dequantised(file: Path) -> str:
     return str(folder)
 
 
-def _hash_of(file: Path) -> str:
+def hash_of(file: Path) -> str:
+    """16 hexadecimal digits of a file's content."""
     digest = hashlib.sha256()
     with file.open("rb") as content:
         while block := content.read(1 << 20):

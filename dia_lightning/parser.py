@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NoReturn
-from zipfile import is_zipfile
 
 import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
@@ -20,7 +21,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf.errors import OmegaConfBaseException
 
-from dia_lightning.explain import explain
+from dia_lightning.diffusion.checkpoint import load_checkpoint
+from dia_lightning.explain import TRUSTED, explain
+from dia_lightning.processes import one_for_all
 from dia_lightning.resources import UserError, placed, root_user_error
 
 _IGNORED_WARNINGS = (
@@ -33,6 +36,10 @@ _CHATTER = re.compile(
     r"Tip:|Seed set to|TPU available|GPU available: False|Automatic Mixed Precision|Detected KeyboardInterrupt|"
     r"val_check_interval=1\)"
 )
+# A disk or a quota that is full, or a limit on a file's size.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Modules of the user's that an earlier call in this process allowed: jsonargparse's settings can only be added to.
+_named_before: set[str] = set()
 # What each command needs of the module (one of these) and of the data, and a file that has it.
 _NEEDS = {
     "fit": (("training_step",), "train_dataloader", "configs/ddpm_tiny.yaml"),
@@ -88,6 +95,9 @@ class DiaCLI(LightningCLI):
                     f"see for example --config {example}"
                 )
         _check_checkpoint(str(config.get("ckpt_path") or "best"))
+        if config.get("weights_only") is False:
+            raise UserError("--weights_only: false given, allowed: true; a pickle of more than weights could run code")
+        config["weights_only"] = True
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         with self._mistakes_of_the_trainer():
@@ -97,7 +107,7 @@ class DiaCLI(LightningCLI):
                 raise UserError(f"--trainer: {error}") from error
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with self._mistakes_of_the_trainer():
+        with self._mistakes_of_the_trainer(), one_for_all(self.trainer):
             super()._run_subcommand(subcommand)
 
     @contextmanager
@@ -108,13 +118,15 @@ class DiaCLI(LightningCLI):
         except MisconfigurationException as error:
             raise UserError(f"--trainer: {error}") from error
         except OSError as error:
-            above = [
-                (len(str(value)), name) for name, value in leaves("", self.config[self.subcommand]) if _is_above(value, error)
-            ]
-            if not above:
+            options = leaves("", self.config[self.subcommand])
+            above = [(len(str(value)), name) for name, value in options if _is_above(value, error)]
+            if not above and error.errno not in _FULL:
                 raise
-            option = max(above)[1]
-            raise UserError(f"{option}: {error.filename}: {error.strerror}") from error
+            option = max(above)[1] if above else "--trainer.default_root_dir"
+            kept = "; what is finished is kept" if error.errno in _FULL else ""
+            raise UserError(f"{option}: {error.filename or 'cannot write'}: {error.strerror}{kept}") from error
+        except UnpicklingError as error:  # of a checkpoint that the trainer found itself
+            raise UserError("--ckpt_path: a pickle of more than weights and plain values, which could run code") from error
         except RuntimeError as error:
             path = self.config[self.subcommand].get("ckpt_path")
             if path is None or "loading state_dict" not in str(error):
@@ -141,12 +153,16 @@ class _ModelOnly(_OptionsOnly):
 
 
 def _check_checkpoint(path: str) -> None:
-    if path in ("best", "last", "hpc", "registry") or "://" in path or Path(path).is_dir():
+    if path in ("best", "last", "hpc", "registry") or "://" in path:
         return
     if not Path(path).exists():
         raise UserError(f"--ckpt_path: no such file: {path}")
-    if not is_zipfile(path):
-        raise UserError(f"--ckpt_path: {path} is no checkpoint, or it is damaged")
+    if Path(path).is_dir():
+        raise UserError(f"--ckpt_path: {path} is a folder, a .ckpt file is needed")
+    try:
+        load_checkpoint(Path(path))
+    except ValueError as error:
+        raise UserError(f"--ckpt_path: {path} is no checkpoint, or it is damaged ({error})") from error
 
 
 def leaves(name: str, setting: Any) -> Iterator[tuple[str, Any]]:
@@ -193,19 +209,22 @@ def _is_worth_reading(record: logging.LogRecord) -> bool:
     return _CHATTER.search(record.getMessage()) is None
 
 
-def run(arguments: list[str], options_only: bool = False) -> None:
+def run(arguments: list[str], options_only: bool = False, allow: Sequence[str] = ()) -> None:
     """Parse and run, or parse only; raises instead of exiting.
 
+    Args:
+        allow: modules of the user's that options may name classes and functions of, besides those of `TRUSTED`.
+
     Raises:
-        UserError: for a mistake in the options, in one line.
+        UserError: for a mistake in the options, in one line; for a name of another module before that is imported.
     """
-    _called(_OptionsOnly if options_only else DiaCLI, arguments)
+    _called(_OptionsOnly if options_only else DiaCLI, arguments, allow)
 
 
-def build_model(arguments: list[str]) -> L.LightningModule:
-    """The module that a command with these arguments would run; UserError as for `run`."""
+def build_model(arguments: list[str], allow: Sequence[str] = ()) -> L.LightningModule:
+    """The module that a command with these arguments would run; `allow` and UserError as for `run`."""
     try:
-        return _called(_ModelOnly, arguments).model
+        return _called(_ModelOnly, arguments, allow).model
     except ValueError as error:  # as jsonargparse wraps what a class says of its options
         found = root_user_error(error)
         if found is None:
@@ -213,15 +232,16 @@ def build_model(arguments: list[str]) -> L.LightningModule:
         raise UserError(str(found)) from error
 
 
-def options_of(arguments: list[str]) -> Namespace:
-    """Every setting that a command with these arguments would have, defaults too; UserError as for `run`."""
-    cli = _called(_OptionsOnly, arguments)
+def options_of(arguments: list[str], allow: Sequence[str] = ()) -> Namespace:
+    """Every setting that a command with these arguments would have, defaults too; `allow` and UserError as for `run`."""
+    cli = _called(_OptionsOnly, arguments, allow)
     found: Namespace = cli.config[cli.subcommand]
     return found
 
 
-def _called(cli: type[DiaCLI], arguments: list[str]) -> DiaCLI:
+def _called(cli: type[DiaCLI], arguments: list[str], allow: Sequence[str]) -> DiaCLI:
     _quiet()
+    _allow_only([*TRUSTED, *allow])
     # `${}` is resolved after the command line, and from the top of the file although the settings stand under the command.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     mode = {"parser_mode": "omegaconf+"}
@@ -241,6 +261,15 @@ def _called(cli: type[DiaCLI], arguments: list[str]) -> DiaCLI:
         raise UserError(explain(str(failed), failed.error, arguments, _option_names(failed.parser, arguments))) from failed
     except OmegaConfBaseException as error:
         raise UserError(f"--config: {error}") from error
+
+
+def _allow_only(modules: list[str]) -> None:
+    """Let options name what these modules hold and nothing else; another's name is refused before it is imported."""
+    _named_before.update(modules)
+    allowed = {name for name in _named_before if any(f"{name}.".startswith(f"{module}.") for module in modules)}
+    set_parsing_settings(
+        import_path_denylist=["*", *_named_before], import_path_allowlist=[*allowed], instantiate_subclass_spec_in_any=False
+    )
 
 
 def _option_names(parser: LightningArgumentParser, arguments: list[str]) -> list[str]:

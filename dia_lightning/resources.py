@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -24,6 +28,17 @@ class OptionParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog.partition(' ')[2]}: {message} (see `{self.prog} --help`)")
+
+
+def module_name(text: str) -> str:
+    """`text`, if it can be the name of a module, as `--allow` wants it.
+
+    Raises:
+        UserError: if it cannot, or it is the one that decides what is allowed.
+    """
+    if not all(part.isidentifier() for part in text.split(".")) or text.partition(".")[0] == "jsonargparse":
+        raise UserError(f"--allow: {text or 'nothing'} given, needed is the name of your module, as in --allow my_rewards")
+    return text
 
 
 def shipped_roots() -> list[Path]:
@@ -58,6 +73,27 @@ def require_path(path: str | Path, option: str) -> Path:
     if found is None:
         raise UserError(f"{option}: no such file or folder: {path} (looked in {Path.cwd()} and among the shipped files)")
     return found
+
+
+@contextmanager
+def in_place(path: Path) -> Iterator[Path]:
+    """A neighbour of `path` to write to: it becomes `path` once it is whole, and goes where writing fails.
+
+    Raises:
+        OSError: that names `path`, whatever failed.
+    """
+    partial = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except Exception as error:  # safetensors has one of its own, with the system's number in its text
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def root_user_error(error: BaseException | None) -> UserError | None:

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+# Of predictions.jsonl and metrics.json.
+SCHEMA = 1
+
 
 class Tokens(NamedTuple):
     """A batch of token sequences.

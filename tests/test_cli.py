@@ -196,7 +196,10 @@ def test_a_checkpoint_never_brings_settings(lightning: Run, monkeypatch: pytest.
         (["predict", "--data.n_texts=1.5"], ["--data.n_texts: 1.5 given", "int"]),
         (["predict", "--trainer.precision=17"], ["--trainer.precision: 17 given", "'bf16-mixed'"]),
         (["predict", "--model", "dia_lightning.data.Nope"], ["--model: dia_lightning.data.Nope given", "PromptData"]),
-        (["predict", "--model.reward=nowhere.Reward"], ["--model.reward: nowhere.Reward", "No module named 'nowhere'"]),
+        (
+            ["predict", "--allow=nowhere", "--model.reward=nowhere.Reward"],
+            ["--model.reward: nowhere.Reward", "No module named 'nowhere'"],
+        ),
         (["predict", "--model", "dia_lightning.data.HubText"], ["--model: dia_lightning.data.HubText", "LightningModule"]),
         (["fit"], ["--data", "--model", "required", "--config"]),
         (["fit", "--model=dia_lightning.critic.CriticModule", "--data=dia_lightning.data.ModelSamples"], ["reward: required"]),
@@ -378,7 +381,8 @@ def test_a_dropped_interrupt_ends_the_run_after_its_batch(tmp_path: Path) -> Non
         "        except BaseException:\n            pass\n        return torch.zeros(len(texts))\n",
         encoding="utf-8",
     )
-    arguments = ["--model.reward=deaf.Deaf", "--data.n_texts=6", "--data.batch_size=2", "--trainer.callbacks.folder=out"]
+    arguments = ["--allow=deaf", "--model.reward=deaf.Deaf", "--data.n_texts=6", "--data.batch_size=2"]
+    arguments += ["--trainer.callbacks.folder=out"]
     command = [sys.executable, "-m", "dia_lightning", "predict", "--config", "configs/zero_shot_tiny.yaml", *arguments]
     known = {**environment(tmp_path), "PYTHONPATH": os.pathsep.join([str(tmp_path), str(SHIPPED)])}
     done = subprocess.run(command, cwd=tmp_path, env=known, capture_output=True, text=True, timeout=100)

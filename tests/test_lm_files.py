@@ -154,7 +154,7 @@ def test_a_stopped_conversion_leaves_nothing_and_the_next_run_converts(
             folder_of(str(file))
     assert list(cache.iterdir()) == []
     # One that was killed could not clean up; its half is not taken for a whole.
-    half = cache / f"{lm_files._hash_of(file)}.half"
+    half = cache / f"{lm_files.hash_of(file)}.half"
     half.mkdir()
     shutil.copy(llama_folder / "config.json", half)
     folder = Path(folder_of(str(file)))

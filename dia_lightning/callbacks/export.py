@@ -12,7 +12,7 @@ import torch
 
 from dia_lightning.cost import Meter, difference, peak_memory_mib, reset_peak_memory
 from dia_lightning.lm_files import local
-from dia_lightning.resources import find_path
+from dia_lightning.resources import UserError, find_path, in_place
 from dia_lightning.rewards import CachedReward
 from dia_lightning.types import Cost
 
@@ -67,7 +67,8 @@ class Export(L.Callback):
                 "seconds": self.state_dict()["seconds"] + seconds,
                 "peak_memory_mib": peak_memory_mib(pl_module.device),
             }
-            (self.folder / "costs.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+            with in_place(self.folder / "costs.json") as partial:
+                partial.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
     def _of_all_processes(self, trainer: L.Trainer, costs: dict[str, Cost]) -> dict[str, Cost]:
         values = torch.tensor([list(cost) for cost in costs.values()], dtype=torch.float64).reshape(-1, len(Cost._fields))
@@ -80,4 +81,11 @@ def training_costs(paths: dict[str, str]) -> dict[str, Any]:
     """The `costs.json` beside each of the exports at `paths`, those that have one."""
     folders = {name: local(path, "config.json", f"--model.init_args.{name}") for name, path in paths.items()}
     found = {name: find_path(Path(folder) / "costs.json") for name, folder in folders.items()}
-    return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in found.items() if path is not None}
+    return {name: _read_json(path, f"--model.init_args.{name}") for name, path in found.items() if path is not None}
+
+
+def _read_json(path: Path, option: str) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{option}: cannot read {path} ({error})") from error

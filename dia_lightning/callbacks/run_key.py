@@ -17,8 +17,7 @@ from dia_lightning.data.prompts import PromptData
 from dia_lightning.data.samples import fingerprint
 from dia_lightning.resources import UserError
 from dia_lightning.sampling.base import SamplerModule
-
-SCHEMA = 1
+from dia_lightning.types import SCHEMA
 
 
 def run_key(trainer: L.Trainer, module: SamplerModule, data: PromptData) -> str:

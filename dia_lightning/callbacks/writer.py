@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import json
 import math
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from filelock import BaseFileLock, FileLock, Timeout
 from torch import Tensor
 
 from dia_lightning import __version__
 from dia_lightning.callbacks.export import training_costs
-from dia_lightning.callbacks.run_key import SCHEMA, run_key
+from dia_lightning.callbacks.run_key import run_key
 from dia_lightning.data.prompts import PromptData
 from dia_lightning.data.shared import Together, wait_for_files
 from dia_lightning.metrics import Evaluation, compute_metrics
 from dia_lightning.reports.run import write_run_report
 from dia_lightning.reports.tables import print_results, print_unfinished
-from dia_lightning.resources import INTERRUPTS, UserError
+from dia_lightning.resources import INTERRUPTS, UserError, in_place
 from dia_lightning.sampling.base import SamplerModule
-from dia_lightning.types import Cost, Generations, Record
+from dia_lightning.types import SCHEMA, Cost, Generations, Record
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write to a neighbour first, so that `path` is whole or absent whenever the process dies."""
-    partial = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    """Write to a neighbour first, so that `path` is whole or absent whenever the process dies; OSError names `path`."""
+    with in_place(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def records(batch: Generations) -> list[dict[str, Any]]:
@@ -103,6 +104,7 @@ class PredictionWriter(L.Callback):
         self._n_batches = self._n_resumed = self._n_written = 0
         self._config = Path()
         self._together: Together
+        self._lock: BaseFileLock | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._hash = ""
@@ -120,7 +122,10 @@ class PredictionWriter(L.Callback):
             self.evaluation.check(data.texts, self._records, has_base)
         # Here, where every process asks: a logger's folder is told to all of them.
         self._config = Path(trainer.log_dir or trainer.default_root_dir) / "config.yaml"
-        self._hash = run_key(trainer, pl_module, data)
+        key = run_key(trainer, pl_module, data)
+        if trainer.is_global_zero:
+            self._lock = self._locked()
+        self._hash = key
         self._training = training_costs(pl_module.trained_parts())
         try:
             self._parts.mkdir(parents=True, exist_ok=True)
@@ -131,6 +136,29 @@ class PredictionWriter(L.Callback):
         done = self._together.agree({int(path.stem) for path in self._parts.glob("*.json")})
         self._n_batches, self._n_resumed, self._n_written = data.n_batches, len(done), 0
         data.skip(done)
+
+    def _locked(self) -> BaseFileLock:
+        """The folder is this run's until it ends, in whatever way: the system takes the lock back."""
+        lock = FileLock(self.folder / "parts" / ".lock")
+        try:
+            (self.folder / "parts").mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UserError(
+                f"--trainer.callbacks.init_args.folder: another run is writing to {self.folder}; wait, or give another folder"
+            ) from error
+        except OSError as error:
+            raise UserError(f"--trainer.callbacks: cannot write to {self.folder} ({error.strerror})") from error
+        return lock
+
+    @contextmanager
+    def _unlocked(self) -> Iterator[None]:
+        """What is done in it is the last that this run does in its folder, whether it fails or not."""
+        try:
+            yield
+        finally:
+            if self._lock is not None:
+                self._lock.release()
 
     @property
     def _parts(self) -> Path:
@@ -152,25 +180,27 @@ class PredictionWriter(L.Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Merge on rank zero, when every process has finished."""
-        if self._hash:
-            assert isinstance(pl_module, SamplerModule)
-            pl_module.finish()  # before anything else that waits for the others
-            n = self._n_resumed + self._together.total(self._n_written)
-            if trainer.is_global_zero:
-                option = "--trainer.callbacks.init_args.folder"
-                wait_for_files(lambda: len(list(self._parts.glob("*.json"))) >= n, option, self.folder)
-            self._merge(trainer, self.evaluation)
+        with self._unlocked():
+            if self._hash:
+                assert isinstance(pl_module, SamplerModule)
+                pl_module.finish()  # before anything else that waits for the others
+                n = self._n_resumed + self._together.total(self._n_written)
+                if trainer.is_global_zero:
+                    option = "--trainer.callbacks.init_args.folder"
+                    wait_for_files(lambda: len(list(self._parts.glob("*.json"))) >= n, option, self.folder)
+                self._merge(trainer, self.evaluation)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Make the finished batches readable; without an evaluation, which may be what failed."""
-        if self._hash:
-            self._merge(trainer, None)
+        with self._unlocked():
+            if self._hash:
+                self._merge(trainer, None)
 
     def _merge(self, trainer: L.Trainer, evaluation: Evaluation | None) -> None:
         paths = sorted(self._parts.glob("*.json")) if trainer.is_global_zero else []
         if not paths:
             return
-        parts = [[_from_json(g) for g in json.loads(path.read_text(encoding="utf-8"))] for path in paths]
+        parts = [self._read(path) for path in paths]
         runs = [list(run) for run in zip(*parts, strict=True)]
         # An earlier run's may be there, which do not belong to these texts.
         for name in ("metrics.json", "base_predictions.jsonl", "hacking.jsonl", "report.html"):
@@ -207,6 +237,13 @@ class PredictionWriter(L.Callback):
         print_results(metrics, runs, self.folder, self.n_shown, self._n_resumed, self._n_batches, rows)
         if trainer.state.fn == "test":
             print(f"Wrote {write_run_report(self.folder, self._config)}")
+
+    def _read(self, path: Path) -> list[Generations]:
+        try:
+            return [_from_json(fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
+        except (ValueError, TypeError, KeyError) as error:
+            mend = "delete it, and the same command draws it again"
+            raise UserError(f"--trainer.callbacks.init_args.folder: {path} is damaged ({error}); {mend}") from error
 
     def _source(self, text: int) -> dict[str, str]:
         """What the text was made from, where its record has that."""

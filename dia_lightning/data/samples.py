@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from dia_lightning.data.prompts import has_blank, prompt_rows
 from dia_lightning.data.records import read_records
 from dia_lightning.data.shared import Together, wait_for_files
 from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.resources import UserError, in_place
 from dia_lightning.types import Cost
 
 
@@ -137,12 +136,11 @@ class ModelSamples(TokenData):
         meter.watch("base_lm", self.lm.multiplied())
         for shard in track(shards, description=f"Sampling from {self.base_lm}", disable=not shown):
             path = self.shard_path(folder, shard)
-            partial = path.with_suffix(f".tmp{os.getpid()}")
             before, begin = meter.read(), time.perf_counter()
             rows = self.draw(shard, self.device)
             spent = {name: tuple(cost) for name, cost in difference(meter.read(), before).items()}
-            save_file(rows, partial, {"costs": json.dumps(spent), "seconds": str(time.perf_counter() - begin)})
-            partial.replace(path)
+            with in_place(path) as partial:
+                save_file(rows, partial, {"costs": json.dumps(spent), "seconds": str(time.perf_counter() - begin)})
         self.lm.to(torch.device("cpu"))  # it draws no more
 
     def drawing_costs(self) -> tuple[dict[str, Cost], float]:
@@ -178,14 +176,12 @@ class ModelSamples(TokenData):
         Raises:
             UserError: if rows are longer than p_θ's, or the processes do not share the cache.
         """
-        from safetensors.torch import load_file
-
         if self.max_length > self.lm.max_length:
             allowed = f"{self.base_lm} allows at most {self.lm.max_length}"
             raise UserError(f"--data.init_args.max_length: {self.max_length} given, {allowed}")
         folder = self.folder
         self._draw_missing(folder)
-        shards = [load_file(self.shard_path(folder, i)) for i in range(self.n_shards)]
+        shards = [_read_shard(self.shard_path(folder, i), self.lm.vocab_size) for i in range(self.n_shards)]
         tokens = torch.cat([s["tokens"] for s in shards]).long()
         prompt_length = torch.cat([s["prompt_length"] for s in shards]).long()
         end = self.lm.end_id
@@ -195,6 +191,21 @@ class ModelSamples(TokenData):
 
     def state_dict(self) -> dict[str, Any]:
         return {"samples": self.folder.name}
+
+
+def _read_shard(path: Path, vocab_size: int) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        rows = load_file(path)
+        tokens, length = rows["tokens"], rows["prompt_length"]
+        if tokens.min() < 0 or tokens.max() >= vocab_size or length.min() < 0 or length.max() > tokens.shape[1]:
+            raise ValueError("it holds numbers that are no tokens")
+    except (SafetensorError, KeyError, ValueError) as error:
+        option = "--data.init_args.cache"
+        raise UserError(f"{option}: {path} is damaged ({error}); delete it, and the same command draws it again") from error
+    return rows
 
 
 def fingerprint(lm: BaseLM, others: Mapping[str, Tensor] | None = None) -> str:

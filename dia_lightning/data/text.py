@@ -107,7 +107,7 @@ class _Corpus(TokenData):
         except UserError as error:
             raise UserError(str(error).replace("--model.init_args.base_lm", option)) from error
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
             raise UserError(f"{option}: cannot load {self.tokenizer_path} ({reason})") from error

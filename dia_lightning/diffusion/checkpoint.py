@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor, nn
 
 from dia_lightning.diffusion.adapted import AdaptedTrunk
 from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.lm_files import local
-from dia_lightning.resources import UserError, require_path
+from dia_lightning.lm_files import hash_of, local
+from dia_lightning.resources import UserError, in_place, require_path
 
 _SCHEMA = 1
 
@@ -23,15 +26,15 @@ def save_network(network: nn.Module, settings: dict[str, Any], folder: Path) -> 
 
 
 def save_weights(weights: dict[str, Tensor], settings: dict[str, Any], folder: Path) -> None:
-    """Write weights and settings as `read_network` gives them, both files moved into place whole."""
+    """Write weights and settings as `read_network` gives them, both files moved into place whole; OSError names the file."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    file, config = folder / "model.safetensors", folder / "config.json"
-    save_file(weights, f"{file}.tmp")
-    Path(f"{file}.tmp").replace(file)
-    Path(f"{config}.tmp").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    Path(f"{config}.tmp").replace(config)
+    with in_place(folder / "model.safetensors") as partial:
+        save_file(weights, partial)
+        digest = hash_of(partial)
+    with in_place(folder / "config.json") as partial:
+        partial.write_text(json.dumps({**settings, "weights_hash": digest}, indent=2) + "\n", encoding="utf-8")
 
 
 def read_network(path: str, kind: str, option: str, embedding: TokenEmbedding) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -100,13 +103,40 @@ def load_weights(network: nn.Module, settings: dict[str, Any], weights: dict[str
 def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     from safetensors.torch import load_file
 
-    return json.loads((folder / "config.json").read_text(encoding="utf-8")), load_file(folder / "model.safetensors")
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    digest = settings.pop("weights_hash", None)  # exports of earlier versions have none
+    if digest not in (None, hash_of(folder / "model.safetensors")):
+        raise ValueError("model.safetensors is not the file that was written with config.json")
+    return settings, load_file(folder / "model.safetensors")
 
 
 def _read_ckpt(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    checkpoint = load_checkpoint(file)
     if "dia" not in checkpoint:
         raise UserError(f"{file} was not written by this package")
     prefix = "network."
     state = checkpoint["state_dict"].items()
     return checkpoint["dia"], {k.removeprefix(prefix): v for k, v in state if k.startswith(prefix)}
+
+
+def load_checkpoint(file: Path) -> dict[str, Any]:
+    """The content of a Lightning `.ckpt`: tensors and plain values, on the CPU, mapped from the file.
+
+    Raises:
+        ValueError: if it is none, is damaged, or is a pickle of anything more, of which nothing is run.
+    """
+    try:
+        with ZipFile(file) as archive:
+            damaged = archive.testzip()  # torch does not look at the checksums that it writes
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} is wrong")
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({named[1]})" if named else ""
+        raise ValueError(f"it is a pickle of more than weights and plain values{what}, which could run code") from error
+    except (BadZipFile, RuntimeError) as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise ValueError("it has no state_dict")
+    return content

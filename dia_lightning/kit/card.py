@@ -11,6 +11,7 @@ import yaml  # type: ignore[import-untyped]
 
 from dia_lightning.callbacks.writer import versions
 from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.explain import TRUSTED
 from dia_lightning.kit.files import OWN
 from dia_lightning.lm_files import is_hub_id
 from dia_lightning.parser import leaves
@@ -73,6 +74,12 @@ class Kit(NamedTuple):
         named = [str(value) for name, value in leaves("", self.content) if name.endswith(".class_path")]
         return [name for name in dict.fromkeys(named) if not name.startswith(OWN)]
 
+    @property
+    def allow(self) -> str:
+        """What the command line needs where the settings name such classes, after a space; "" where it needs nothing."""
+        modules = dict.fromkeys(name.rpartition(".")[0] for name in self.foreign if name.partition(".")[0] not in TRUSTED)
+        return "".join(f" --allow {module}" for module in modules)
+
 
 def card(kit: Kit, license: str | None = None) -> str:
     """Front matter and text in Markdown; `license` is what the kit's author states, if anything."""
@@ -116,8 +123,9 @@ def _use(kit: Kit) -> str:
     if kit.foreign:
         named = ", ".join(f"`{name}`" for name in kit.foreign)
         notes.append(
-            f"The settings name {named}, code that is not in this folder: Python has to find it (`PYTHONPATH=.`), and "
-            "the kit can be used as a folder only, not straight from the hub."
+            f"The settings name {named}, code that is not in this folder: Python has to find it (`PYTHONPATH=.`), "
+            f"{f'the command has to allow it (`{kit.allow.strip()}`), ' if kit.allow else ''}and the kit can be used as a "
+            "folder only, not straight from the hub."
         )
     if not kit.has_lm and find_path(kit.module.base_lm) is not None and not is_shipped(kit.module.base_lm):
         where = "is where the author had it; say where you do with `--model.base_lm` and `--data.base_lm`."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dia_lightning.resources import OptionParser
+from dia_lightning.resources import OptionParser, module_name
 
 _HELP = """Put denoiser and critic, the settings that use them and a model card into one folder of safetensors and YAML.
 The folder can be moved, copied and uploaded; `lightning predict --config DIR` samples from it wherever it lies, and
@@ -19,7 +19,7 @@ def run(arguments: Sequence[str]) -> None:
 
     kit = export(
         options.config, options.out, options.weights == "bf16", options.with_base_lm, options.run, options.license,
-        options.overwrite,
+        options.overwrite, options.allow,
     )  # fmt: skip
     size = sum(part.size for part in kit.parts) / 2**20
     print(
@@ -31,7 +31,7 @@ def run(arguments: Sequence[str]) -> None:
         print(f"Not in the kit: {name}, whose code has to be where the kit is used.")
     if not kit.has_lm:
         print(f"Not in the kit: the base model {kit.module.base_lm} (--with-base-lm puts it there).")
-    print(f"Use it:   lightning predict --config {options.out}")
+    print(f"Use it:   lightning predict --config {options.out}{kit.allow}")
     print(f"Share it: hf upload USER/{kit.name} {options.out}   and then   lightning predict --config hub:USER/{kit.name}")
 
 
@@ -51,5 +51,9 @@ def _parser() -> OptionParser:
     out.add_argument("--with-base-lm", action="store_true", help="copy the base model too; else the settings name it")
     out.add_argument("--run", type=Path, metavar="DIR", help="a finished run of these settings, for the card's figures")
     out.add_argument("--license", metavar="ID", help="licence of the kit, as the hub calls it, for example apache-2.0")
+    out.add_argument(
+        "--allow", action="append", default=[], type=module_name, metavar="MODULE",
+        help="let the settings name classes of a module of yours; may be given several times",
+    )  # fmt: skip
     out.add_argument("--overwrite", action="store_true", help="replace the kit in DIR")
     return parser

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -33,7 +33,7 @@ _LM_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 
 def export(
     config: str, out: Path, bf16: bool = False, with_base_lm: bool = False, run: Path | None = None,
-    license: str | None = None, overwrite: bool = False,
+    license: str | None = None, overwrite: bool = False, allow: Sequence[str] = (),
 ) -> Kit:  # fmt: skip
     """Write the kit of a sampler's settings to the folder `out`, which appears whole.
 
@@ -44,6 +44,7 @@ def export(
         with_base_lm: copy the base model too.
         run: a finished run of these settings, for the card's figures.
         license: of the card.
+        allow: as for `parser.run`.
 
     Raises:
         UserError: if the settings are no sampler's, name what is missing, damaged or does not fit, or name files that no kit
@@ -53,8 +54,8 @@ def export(
     file = settings_file(config, "--config")
     content = read_yaml(file, "--config")
     arguments = ["predict", "--config", str(file)]
-    figures, compared = (None, False) if run is None else _figures(run, arguments)
-    module = build_model(arguments)
+    figures, compared = (None, False) if run is None else _figures(run, arguments, allow)
+    module = build_model(arguments, allow)
     if not isinstance(module, SamplerModule):
         raise UserError(f"--config: {config} has the model {type(module).__name__}, a sampler is needed")
     paths = {name: path for name in NETWORKS if (path := getattr(module, name, None)) is not None}
@@ -103,14 +104,14 @@ def _in_place(out: Path) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _figures(run: Path, arguments: list[str]) -> tuple[dict[str, Any], bool]:
+def _figures(run: Path, arguments: list[str], allow: Sequence[str]) -> tuple[dict[str, Any], bool]:
     """`metrics.json` of a run, and whether its settings are known; the model must be that of `arguments` but for the seed
     and for how p_θ is kept.
     """
     figures = read_metrics(run, "--run")
     config = run / "parts" / str(figures["config_hash"]) / "config.yaml"
     if config.is_file():
-        own, other = (_options(args) for args in (arguments, ["predict", "--config", str(config)]))
+        own, other = (_options(args, allow) for args in (arguments, ["predict", "--config", str(config)]))
         for name in [*own, *other]:
             if own.get(name) != other.get(name) and not name.endswith((".seed", ".shard_base_lm")):
                 made, asked = (", ".join(map(str, found.get(name, ["none"]))) for found in (other, own))
@@ -118,9 +119,9 @@ def _figures(run: Path, arguments: list[str]) -> tuple[dict[str, Any], bool]:
     return figures, config.is_file()
 
 
-def _options(arguments: list[str]) -> dict[str, list[Any]]:
+def _options(arguments: list[str], allow: Sequence[str]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
-    for name, value in leaves("--model", options_of(arguments)["model"]):
+    for name, value in leaves("--model", options_of(arguments, allow)["model"]):
         found.setdefault(name, []).append(value)
     return found
 

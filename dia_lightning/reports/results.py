@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dia_lightning.resources import UserError
+from dia_lightning.types import SCHEMA
 
 # Derived: how much less likely a token of the texts is under p_θ than one of p_θ's own texts, in nats.
 NATS_ABOVE_BASE = "nats_above_base"
@@ -80,6 +81,8 @@ def read_metrics(folder: Path, option: str = "report") -> dict[str, Any]:
         raise UserError(f"{option}: cannot read {path} as JSON ({error})") from error
     if not isinstance(metrics, dict) or metrics.get("complete") is not True:
         raise UserError(f"{option}: {path} is of a run that was stopped; the same command again finishes it")
+    if metrics.get("schema") != SCHEMA:
+        raise UserError(f"{option}: {path} has schema {metrics.get('schema')}, this version reads {SCHEMA}")
     return metrics
 
 

@@ -6,12 +6,13 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from dia_lightning.resources import OptionParser, UserError, require_path
+from dia_lightning.resources import OptionParser, UserError, module_name, require_path
 from dia_lightning.study.grid import Cell, StudyGrid, read_study
-from dia_lightning.study.worker import Outcome, read_outcome
+from dia_lightning.study.worker import Outcome, read_outcome, run_cell
 
 # Of a cell that nothing is known of: 64 texts of the tiny kit's annealed population on one thread.
 _SECONDS = 15.0
@@ -41,7 +42,7 @@ def estimate(study: StudyGrid, cell: Cell, outcomes: dict[str, Outcome]) -> Esti
     return Estimate(_SECONDS, "default")
 
 
-def check_options(studies: Sequence[StudyGrid]) -> None:
+def check_options(studies: Sequence[StudyGrid], allow: Sequence[str] = ()) -> None:
     """That every option is one that the config's classes have, and of its type in the first cell that sets it.
 
     Raises:
@@ -56,7 +57,7 @@ def check_options(studies: Sequence[StudyGrid]) -> None:
             if run is not None and kind not in seen:
                 seen.add(kind)
                 try:
-                    parser.run(run.arguments(cell.folder, cell.seed), options_only=True)
+                    parser.run(run.arguments(cell.folder, cell.seed), options_only=True, allow=allow)
                 except UserError as error:
                     raise UserError(f"study {cell.name.rpartition('/')[0]}: {error}") from error
 
@@ -69,7 +70,7 @@ def run(arguments: Sequence[str]) -> None:
     names = [study.name for study in studies]
     if len(set(names)) < len(names):
         raise UserError(f"study: two files are named {max(names, key=names.count)}.yaml; their cells would share folders")
-    check_options(studies)
+    check_options(studies, options.allow)
     chosen = [cell for study in studies for cell in study.cells if _is_chosen(cell, options.only)]
     if not chosen:
         raise UserError(f"--only: no cell of {', '.join(names)} is named {' or '.join(options.only)}")
@@ -79,7 +80,7 @@ def run(arguments: Sequence[str]) -> None:
     if options.dry_run:
         _print_plan(studies, {cell.name for cell in chosen}, outcomes, jobs)
         return
-    failed = _run_all(waiting, len(chosen) - len(waiting), jobs, outcomes)
+    failed = _run_all(waiting, len(chosen) - len(waiting), jobs, outcomes, options.allow)
     print(f"Report: {_report(options.out, studies, outcomes)}")
     if failed:
         sys.exit(1)
@@ -101,14 +102,14 @@ def _default_jobs() -> int:
     return 1 if torch.cuda.is_available() else _cores()
 
 
-def _run_all(waiting: Sequence[Cell], n_finished: int, jobs: int, outcomes: dict[str, Outcome]) -> int:
+def _run_all(waiting: Sequence[Cell], n_finished: int, jobs: int, outcomes: dict[str, Outcome], allow: Sequence[str]) -> int:
     """Run what waits, note how it ended in `outcomes`, show progress; how many failed."""
     from dia_lightning.study.pool import run_cells
 
     if n_finished:
         print(f"{n_finished} cells are finished already.")
     failed = 0
-    ended = run_cells(waiting, min(jobs, max(len(waiting), 1)), max(1, _cores() // jobs))
+    ended = run_cells(waiting, min(jobs, max(len(waiting), 1)), max(1, _cores() // jobs), partial(run_cell, allow=allow))
     for cell, outcome in _shown(ended, len(waiting)):
         outcomes[cell.name] = outcome
         failed += bool(outcome.error)
@@ -210,6 +211,10 @@ def _parser() -> OptionParser:
     parser.add_argument("--dry-run", action="store_true", help="list the cells with the time they may take, run nothing")
     parser.add_argument("--jobs", type=_positive, help="processes at once (default: one a core; with CUDA one)")
     parser.add_argument("--seeds", type=_integers, metavar="K,K,…", help="in place of the files' seeds")
+    parser.add_argument(
+        "--allow", action="append", default=[], type=module_name, metavar="MODULE",
+        help="let options name classes of a module of yours; may be given several times",
+    )  # fmt: skip
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="only these: STUDY, SETTING or STUDY/SETTING, * for any"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import get_context
@@ -10,6 +9,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from time import monotonic
 
+from dia_lightning.processes import death
 from dia_lightning.study.grid import Cell
 from dia_lightning.study.worker import Outcome, run_cell, work, write_outcome
 
@@ -38,7 +38,7 @@ class _Worker:
             found: Outcome = self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
-            found = Outcome(f"its process {_death(self.process.exitcode or 0)}", round(monotonic() - self.since, 3))
+            found = Outcome(f"its process {death(self.process.exitcode or 0)}", round(monotonic() - self.since, 3))
             write_outcome(self.cell, found)
         return found
 
@@ -46,15 +46,6 @@ class _Worker:
         self.connection.close()
         self.process.kill()
         self.process.join()
-
-
-def _death(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    try:
-        return f"was ended by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was ended by signal {-code}"
 
 
 def run_cells(

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
@@ -86,8 +86,12 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def run_cell(cell: Cell) -> Outcome:
-    """Train, if the cell does, and sample, with all output in `log.txt`; what is there from a stopped try is kept."""
+def run_cell(cell: Cell, allow: Sequence[str] = ()) -> Outcome:
+    """Train, if the cell does, and sample, with all output in `log.txt`; what is there from a stopped try is kept.
+
+    Args:
+        allow: as for `parser.run`.
+    """
     (cell.folder / "cell.json").unlink(missing_ok=True)
     cell.folder.mkdir(parents=True, exist_ok=True)
     error = ""
@@ -97,8 +101,8 @@ def run_cell(cell: Cell) -> Outcome:
         start = time.monotonic()
         try:
             if cell.fit is not None:
-                _train(cell)
-            parser.run(cell.run.arguments(cell.folder, cell.seed))
+                _train(cell, allow)
+            parser.run(cell.run.arguments(cell.folder, cell.seed), allow=allow)
             if _read_json(cell.folder / "metrics.json").get("complete") is not True:
                 raise UserError("stopped before its last batch")
         except BaseException as raised:
@@ -110,7 +114,7 @@ def run_cell(cell: Cell) -> Outcome:
     return outcome
 
 
-def _train(cell: Cell) -> None:
+def _train(cell: Cell, allow: Sequence[str]) -> None:
     """The cell's `fit`, from its last checkpoint where it was stopped; nothing where it is finished."""
     from dia_lightning import parser
     from dia_lightning.callbacks.writer import write_atomically
@@ -126,7 +130,7 @@ def _train(cell: Cell) -> None:
         folder.mkdir(parents=True)
         write_atomically(mark, json.dumps({"key": key, "finished": False}))
     begin = [f"--ckpt_path={last}"] if is_zipfile(last) else []
-    parser.run([*cell.fit.arguments(cell.folder, cell.seed), *begin])
+    parser.run([*cell.fit.arguments(cell.folder, cell.seed), *begin], allow=allow)
     write_atomically(mark, json.dumps({"key": key, "finished": True}))
 
 

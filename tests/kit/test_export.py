@@ -204,7 +204,13 @@ def test_what_a_kit_does_not_hold_is_said(
     (tmp_path / "prompts.txt").write_text("The\n", encoding="utf-8")
     reward = {"class_path": "kit_test_reward.Sentiment"}
     config = settings({"base_lm": "my_lm", "reward": reward}, {"base_lm": "my_lm", "prompts": "prompts.txt"})
-    monkeypatch.setattr(sys, "argv", ["lightning", "kit", "export", "--config", config, "--out", "new/kit"])
+    command = ["lightning", "kit", "export", "--config", config, "--out", "new/kit"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert "--allow kit_test_reward" in capsys.readouterr().err
+    assert not Path("new").exists()
+    monkeypatch.setattr(sys, "argv", [*command, "--allow", "kit_test_reward"])
     cli.main()
     out, text = capsys.readouterr().out, Path("new/kit/README.md").read_text(encoding="utf-8")
     assert "Wrote new/kit: denoiser, critic (9.8 MiB)" in out
@@ -213,6 +219,8 @@ def test_what_a_kit_does_not_hold_is_said(
         "kit_test_reward.Sentiment, whose code has to be where the kit is used.",
         "the base model my_lm (--with-base-lm puts it there).",
     ]
+    assert "Use it:   lightning predict --config new/kit --allow kit_test_reward\n" in out
+    assert "the command has to allow it (`--allow kit_test_reward`)" in text
     for said in ("`--data.prompts` was `prompts.txt`", "`kit_test_reward.Sentiment`, code that is not", "`my_lm` is where the"):
         assert said in text
     content = yaml.safe_load(Path("new/kit/dia.yaml").read_text(encoding="utf-8"))

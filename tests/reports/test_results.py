@@ -74,5 +74,8 @@ def test_a_run_that_was_stopped_or_is_missing_is_a_users_error(tmp_path: Path) -
     (tmp_path / "metrics.json").write_text(json.dumps({"complete": False, "n": 3}))
     with pytest.raises(UserError, match="was stopped"):
         read_result(tmp_path, "s", {}, 0)
-    (tmp_path / "metrics.json").write_text(json.dumps({"complete": True, "n": 3}))
+    (tmp_path / "metrics.json").write_text(json.dumps({"complete": True, "n": 3, "schema": 2}))
+    with pytest.raises(UserError, match=r"metrics.json has schema 2, this version reads 1$"):
+        read_result(tmp_path, "s", {}, 0)
+    (tmp_path / "metrics.json").write_text(json.dumps({"complete": True, "n": 3, "schema": 1}))
     assert read_result(tmp_path, "s", {"λ": 1}, 7).metrics["n"] == 3

@@ -29,6 +29,7 @@ grid:
   temperature: {model.temperature: [0.5, 1.0]}
 baseline: {temperature: 1.0}
 """
+MINE = ["my_reward"]
 # A reward that ends its process, or raises, at the text's third batch while the file `armed` is there.
 REWARD = """import os, pathlib, signal, torch
 from dia_lightning.types import Reward
@@ -82,16 +83,16 @@ def test_a_failed_cell_goes_on_where_it_stopped(here: Path) -> None:
     text = STUDY.replace("set: {", f"set: {{model.reward: my_reward.Mine, model.reward.folder: '{here}', ")
     cell, whole = study_of(here, text).cells[0], study_of(here, text, "whole").cells[0]
     (here / "armed").touch()
-    failed = run_cell(cell)
+    failed = run_cell(cell, MINE)
     assert failed.error.startswith("reward 'mine' failed")
     assert failed.error.endswith("ValueError: first line")
     assert read_outcome(cell) == failed
     before = {path: path.stat().st_mtime_ns for path in cell.folder.glob("parts/*/*.json")}
     assert len(before) == 2
     (here / "armed").unlink()
-    assert run_cell(cell).error == ""
+    assert run_cell(cell, MINE).error == ""
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert run_cell(whole).error == ""
+    assert run_cell(whole, MINE).error == ""
     assert len(set(texts(cell))) > 1
     assert texts(cell) == texts(whole)
     found = read_outcome(cell)
@@ -132,23 +133,24 @@ grid:
 """
     )
     seen: list[list[str]] = []
-    monkeypatch.setattr(parser, "run", lambda arguments, run=parser.run: (seen.append(arguments), run(arguments)))
+    run = parser.run
+    monkeypatch.setattr(parser, "run", lambda arguments, allow: (seen.append(arguments), run(arguments, allow=allow)))
     cell, whole = study_of(here, text).cells[0], study_of(here, text, "whole").cells[0]
     (here / "armed").touch()
-    assert "ValueError: first line" in run_cell(cell).error
+    assert "ValueError: first line" in run_cell(cell, MINE).error
     (here / "armed").unlink()
-    assert run_cell(cell).error == ""
+    assert run_cell(cell, MINE).error == ""
     last = f"--ckpt_path={cell.folder}/fit/checkpoints/last.ckpt"
     assert [(arguments[0], last in arguments) for arguments in seen] == [("fit", False), ("fit", True), ("predict", False)]
     assert (cell.folder / "fit/export/model.safetensors").exists()
     assert json.loads((cell.folder / "metrics.json").read_text(encoding="utf-8"))["method"] == "ppo"
-    assert run_cell(cell).error == ""
+    assert run_cell(cell, MINE).error == ""
     assert [arguments[0] for arguments in seen[3:]] == ["predict"]
-    assert run_cell(whole).error == ""
+    assert run_cell(whole, MINE).error == ""
     assert texts(cell) == texts(whole)
     assert not (here / "runs").exists()
     other = study_of(here, text.replace("trainer.max_steps: 2", "trainer.max_steps: 1")).cells[0]
-    assert run_cell(other).error == ""
+    assert run_cell(other, MINE).error == ""
     assert [(a[0], last in a) for a in seen[-2:]] == [("fit", False), ("predict", False)]
 
 
@@ -173,6 +175,9 @@ def test_a_study_runs_reports_and_runs_nothing_twice(here: Path, capfd: pytest.C
     # Of the worker's calls: the first cell has three batches, the second one dies in its second.
     (here / "small.yaml").write_text(STUDY.replace("set: {", f"set: {{{reward}: 5, "), encoding="utf-8")
     arguments = ["small.yaml", "--out", "out", "--jobs", "1", "--only", "small/temperature=1.0"]
+    with pytest.raises(UserError, match=r"^study small/\S+: --model.reward: my_reward.Mine given, .* with --allow my_reward$"):
+        command.run(arguments)
+    arguments.append("--allow=my_reward")
     command.run([*arguments, "--dry-run"])
     said = capfd.readouterr().out
     assert "the study file" in said
