@@ -298,7 +298,7 @@ def test_debug_shows_the_traceback(lightning: Run) -> None:
 
 
 def test_a_bug_is_not_the_users_mistake(lightning: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("first line\nsecond line")
 
     monkeypatch.setattr(parser, "run", broken)
