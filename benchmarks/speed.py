@@ -66,12 +66,19 @@ def trainer(**options: Any) -> L.Trainer:
     )  # fmt: skip
 
 
+def prompts(**given: Any) -> PromptData:
+    """Data of these options, ready without a trainer."""
+    data = PromptData(**given)
+    data.trainer = None
+    data.setup("predict")
+    return data
+
+
 def predict() -> Found:
     """`predict` with its files and metrics against the drawing alone."""
     module = GuidedSamplerModule(VaderSentiment(), critic=None, lam=8.0, compare_base=False)
-    data = PromptData("checkpoints/tiny/lm", n_texts=256, batch_size=128, max_length=40)
-    data.trainer = None
-    data.setup("predict")
+    given: dict[str, Any] = {"base_lm": "checkpoints/tiny/lm", "n_texts": 256, "batch_size": 128, "max_length": 40}
+    data = prompts(**given)
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +89,6 @@ def predict() -> Found:
             for i in range(2):
                 module.draw(data.batch(i), torch.Generator().manual_seed(2 * i))
 
-    given: dict[str, Any] = {"base_lm": "checkpoints/tiny/lm", "n_texts": 256, "batch_size": 128, "max_length": 40}
     return {
         "`predict`, per text": [
             "the same sampler's steps alone, without Lightning, metrics, files",
@@ -236,11 +242,8 @@ def growth() -> Found:
         for size in sizes:
             options = {"steps": 32, "T": 32, "batch": 64} | {name: size}
             module.steps = options["steps"]
-            data = PromptData(
-                "checkpoints/tiny/lm", n_texts=options["batch"], batch_size=options["batch"], max_length=options["T"]
-            )
-            data.trainer = None
-            data.setup("predict")
+            n, length = options["batch"], options["T"]
+            data = prompts(base_lm="checkpoints/tiny/lm", n_texts=n, batch_size=n, max_length=length)
             run = lambda data=data: module.draw(data.batch(0), torch.Generator().manual_seed(0))  # noqa: E731
             run()
             took.append(min(seconds(run) for _ in range(3)))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dia_lightning.resources import UserError
+from dia_lightning.resources import UserError, in_place
 
 _N_NAMED = 8
 
@@ -22,12 +21,11 @@ class NotFinite(UserError):
         from safetensors.torch import save_file
 
         file = Path(folder) / f"not_finite_{place.replace(' ', '_')}.safetensors"
-        partial = file.with_name(f"{file.name}.tmp{os.getpid()}")
         kept, on_cpu = f"the batch is in {file}", {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            save_file(on_cpu, partial, {"error": str(self)})
-            partial.replace(file)
+            with in_place(file) as partial:
+                save_file(on_cpu, partial, {"error": str(self)})
         except OSError as error:
             kept = f"the batch could not be saved: {error}"
         self.args = (f"{self} ({place}; {kept}){hint}",)

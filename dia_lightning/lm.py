@@ -50,6 +50,7 @@ class BaseLM:
         self.max_length: int = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20) - 1
         self.has_body = self._check_head()
         self._head: dict[str, Tensor] = {}  # in float32, of a model that is not
+        self._n_weights = sum(weights for _, weights in self.multiplied())
 
     @classmethod
     def load(cls, base_lm: str) -> BaseLM:
@@ -151,7 +152,7 @@ class BaseLM:
     def _alike(self, prompt_mask: Tensor) -> Sequence[Tensor]:
         """Numbers of rows, the shortest prompts first, in as many parts as keep the device busy, at most 8."""
         n, lengths = len(prompt_mask), leading(prompt_mask).sum(1)
-        parts = min(8, int(n * sum(weights for _, weights in self.multiplied()) / _BUSY[self.device.type]))
+        parts = min(8, int(n * self._n_weights / _BUSY[self.device.type]))
         if parts < 2 or not self.has_body or int(lengths.max() - lengths.min()) < parts:
             return [torch.arange(n, device=lengths.device)]
         return lengths.argsort(stable=True).tensor_split(parts)

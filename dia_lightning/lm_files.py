@@ -176,18 +176,17 @@ def _fetched(repo_id: str, folder: str, file: str, option: str) -> Path:
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(_HUB_TIMEOUT_S))
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
 
-    repo, _, revision = repo_id.partition("@")
+    repo, _, version = repo_id.partition("@")
+    revision = version or None
     within = f"{folder}/" if folder else ""
     patterns = [f"{within}{pattern}" for pattern in _FETCHED]
     try:
         # One question first, asked once: hf_hub_download tries six times, the last five with 60 s each.
-        get_hf_file_metadata(hf_hub_url(repo, f"{within}{file}", revision=revision or None), timeout=_HUB_TIMEOUT_S)
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns), folder)
+        get_hf_file_metadata(hf_hub_url(repo, f"{within}{file}", revision=revision), timeout=_HUB_TIMEOUT_S)
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns), folder)
     except Exception as error:
         with suppress(Exception):  # fetched before, and no hub is needed
-            kept = Path(
-                snapshot_download(repo, revision=revision or None, allow_patterns=patterns, local_files_only=True), folder
-            )
+            kept = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True), folder)
             if (kept / file).is_file():
                 return kept
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

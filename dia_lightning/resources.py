@@ -29,6 +29,13 @@ class OptionParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog.partition(' ')[2]}: {message} (see `{self.prog} --help`)")
 
+    def add_allow(self) -> None:
+        """`--allow MODULE`, as for `parser.run`; a list."""
+        self.add_argument(
+            "--allow", action="append", default=[], type=module_name, metavar="MODULE",
+            help="let options name classes of a module of yours; may be given several times",
+        )  # fmt: skip
+
 
 def module_name(text: str) -> str:
     """`text`, if it can be the name of a module, as `--allow` wants it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dia_lightning.resources import OptionParser, module_name
+from dia_lightning.resources import OptionParser
 
 _HELP = """Put denoiser and critic, the settings that use them and a model card into one folder of safetensors and YAML.
 The folder can be moved, copied and uploaded; `lightning predict --config DIR` samples from it wherever it lies, and
@@ -51,9 +51,6 @@ def _parser() -> OptionParser:
     out.add_argument("--with-base-lm", action="store_true", help="copy the base model too; else the settings name it")
     out.add_argument("--run", type=Path, metavar="DIR", help="a finished run of these settings, for the card's figures")
     out.add_argument("--license", metavar="ID", help="licence of the kit, as the hub calls it, for example apache-2.0")
-    out.add_argument(
-        "--allow", action="append", default=[], type=module_name, metavar="MODULE",
-        help="let the settings name classes of a module of yours; may be given several times",
-    )  # fmt: skip
+    out.add_allow()
     out.add_argument("--overwrite", action="store_true", help="replace the kit in DIR")
     return parser

@@ -235,13 +235,13 @@ class GuidedSamplerModule(SamplerModule):
         return TargetDensity(self.lm, self._cached, self.lam, batch, with_base="denoise_accept" in REFINE[self._refine])
 
     def _anneal(self, batch: Prompts, generator: torch.Generator) -> Drawn:
-        many, n_groups, group = crowd_of(batch, self.particles * self.pool)
-        state = from_base(self._target(many), self.draw_base(many, generator).tokens, many.prompt_mask)
-        size, crowd = len(state.tokens) // n_groups // self.pool, crowd_of(batch, self.particles)[0]
-        log_z_pool = state.lam.new_zeros(n_groups)
+        crowd, n_groups, group = crowd_of(batch, self.particles * self.pool)
+        target = self._target(crowd)
+        state = from_base(target, self.draw_base(crowd, generator).tokens, crowd.prompt_mask)
+        size, log_z_pool = len(state.tokens) // n_groups // self.pool, state.lam.new_zeros(n_groups)
         if self.pool > 1:
             state, log_z_pool = thin(state, n_groups, size, self.lam, generator)
-        target = self._target(crowd)
+            target = self._target(crowd_of(batch, self.particles)[0])
         kernels = self._kernels(target)
         rounds = self.refine_steps if kernels else 0
         state, log_z, trace = anneal(target, kernels, state, n_groups, generator, self.ess, rounds)

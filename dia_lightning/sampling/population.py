@@ -55,13 +55,6 @@ def cycle(kernels: Sequence[Kernel], state: State, steps: int, generator: torch.
     return state, Followed(accepted / max(1, steps), log_base, reward)
 
 
-def resample(state: State, log_w: Tensor, generator: torch.Generator, n: int | None = None) -> State:
-    """Each population's particles (G · M rows), or n of them, drawn anew in proportion to exp(log_w), (G, M)."""
-    n_groups, size = log_w.shape
-    ancestors = systematic(log_w, generator, n) + size * torch.arange(n_groups, device=log_w.device)[:, None]
-    return take(state, ancestors.flatten())
-
-
 def from_base(target: TargetDensity, tokens: Tensor, prompt_mask: Tensor) -> State:
     """Samples of p_θ as particles at λ = 0, (G · M, T), the M of one population (one prompt) side by side."""
     return start(target, tokens, prompt_mask, torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device))
@@ -73,11 +66,19 @@ def thin(state: State, n_groups: int, size: int, lam_max: float, generator: torc
     Returns:
         `size` < M particles a population, equally weighted at that λ; (G,) estimates of log E_{p_θ}[exp(λ r)] at it.
     """
-    reward = state.reward.unflatten(0, (n_groups, -1))
-    none = reward.new_zeros(n_groups)
-    lam = next_temperature(reward, torch.zeros_like(reward), none, lam_max, size / reward.shape[1])
-    log_w = lam[:, None] * reward
-    return resample(state, log_w, generator, size)._replace(lam=lam.repeat_interleave(size)), log_mean_exp(log_w)
+    state, log_w = _hotter(state, n_groups, lam_max, size * n_groups / len(state.tokens), size, generator)
+    return state, log_mean_exp(log_w)
+
+
+def _hotter(
+    state: State, n_groups: int, lam_max: float, ess: float, n: int, generator: torch.Generator
+) -> tuple[State, Tensor]:
+    """n particles a population, resampled at the λ to which it can rise at an effective share of `ess`; log-weights (G, M)."""
+    reward, lam = (field.unflatten(0, (n_groups, -1)) for field in (state.reward, state.lam))
+    higher = next_temperature(reward, torch.zeros_like(reward), lam[:, 0], lam_max, ess)
+    log_w = (higher[:, None] - lam) * reward
+    ancestors = systematic(log_w, generator, n) + reward.shape[1] * torch.arange(n_groups, device=log_w.device)[:, None]
+    return take(state, ancestors.flatten())._replace(lam=higher.repeat_interleave(n)), log_w
 
 
 def anneal(
@@ -99,22 +100,17 @@ def anneal(
     """
     if not 0 < ess < 1:
         raise ValueError(f"ess must be between 0 and 1, got {ess}")
-    lam = state.lam.unflatten(0, (n_groups, -1))[:, 0]
+    n = len(state.tokens) // n_groups
+    lam = state.lam[::n]
     log_z = torch.zeros_like(lam)
     trace: list[tuple[Tensor, Tensor, Tensor]] = []
     heat = progress.bar("λ of the population", total=float(target.lam))
     while bool((lam < target.lam).any()):
-        reward = state.reward.unflatten(0, (n_groups, -1))
-        higher = next_temperature(reward, torch.zeros_like(reward), lam, target.lam, ess)
-        log_w = (higher - lam)[:, None] * reward
-        size = effective_size(log_w)
-        log_z = log_z + log_mean_exp(log_w)
-        lam = higher
+        state, log_w = _hotter(state, n_groups, target.lam, ess, n, generator)
+        lam, log_z = state.lam[::n], log_z + log_mean_exp(log_w)
         heat.update(0 if heat.disable else float(lam.min()) - heat.n)
-        state = resample(state, log_w, generator)
-        state = state._replace(lam=lam.repeat_interleave(reward.shape[1]))
         state, followed = cycle(kernels, state, moves, generator)
-        trace.append((lam, size, followed.accepted.mean(1)))
+        trace.append((lam, effective_size(log_w), followed.accepted.mean(1)))
     heat.close()
     empty = (lam.new_zeros(0, n_groups), lam.new_zeros(0, n_groups), lam.new_zeros(0, len(kernels)))
     return state, log_z, Trace(*(torch.stack(part) for part in zip(*trace, strict=True))) if trace else Trace(*empty)

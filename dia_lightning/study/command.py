@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from dia_lightning.resources import OptionParser, UserError, module_name, require_path
+from dia_lightning.resources import OptionParser, UserError, require_path
 from dia_lightning.study.grid import Cell, StudyGrid, read_study
 from dia_lightning.study.worker import Outcome, read_outcome, run_cell
 
@@ -211,10 +211,7 @@ def _parser() -> OptionParser:
     parser.add_argument("--dry-run", action="store_true", help="list the cells with the time they may take, run nothing")
     parser.add_argument("--jobs", type=_positive, help="processes at once (default: one a core; with CUDA one)")
     parser.add_argument("--seeds", type=_integers, metavar="K,K,…", help="in place of the files' seeds")
-    parser.add_argument(
-        "--allow", action="append", default=[], type=module_name, metavar="MODULE",
-        help="let options name classes of a module of yours; may be given several times",
-    )  # fmt: skip
+    parser.add_allow()
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="only these: STUDY, SETTING or STUDY/SETTING, * for any"
     )

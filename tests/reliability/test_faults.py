@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from dia_lightning import cli
+from tests.conftest import Run
+from tests.test_cli import assert_one_line
 
-Run = Callable[..., tuple[int, str]]
 FEW = ["--data.n_texts=4", "--data.batch_size=2", "--data.max_length=8", "--trainer.callbacks.folder=out"]
 PREDICT = ["predict", "--config", "configs/zero_shot_tiny.yaml", *FEW]
 FOLDER = "--trainer.callbacks.init_args.folder"
@@ -45,33 +46,6 @@ lock.acquire()
 print("held", flush=True)
 time.sleep(600)
 """
-
-
-@pytest.fixture
-def lightning(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs the program in this process, from an empty folder: exit code and stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["lightning", *arguments])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return code, capsys.readouterr().err
-
-    return run
-
-
-def assert_one_line(result: tuple[int, str], *parts: str) -> None:
-    code, err = result
-    assert code == 2, err
-    assert err.startswith("error: "), err
-    assert err.count("\n") == 1, err
-    for part in parts:
-        assert part in err, err
 
 
 @contextmanager
