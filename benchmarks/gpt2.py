@@ -30,7 +30,7 @@ from benchmarks.theory import fill, table
 from dia_lightning.cost import peak_memory_mib, reset_peak_memory
 from dia_lightning.critic import CriticModule
 from dia_lightning.data.text import train_tokenizer
-from dia_lightning.diffusion import DenoiserModule, denoiser, loss
+from dia_lightning.diffusion import DenoiserModule, loss, trunk
 from dia_lightning.rewards import Regex
 
 # Everything on a GPU but what grows with the rows; bytes.
@@ -42,7 +42,7 @@ WEIGHT = {
     "DDP's buckets": 4,
     "bf16 copies": 2,
 }
-LOGITS = 6 * 4 * (1 << 25)  # one chunk of `loss.cross_entropy`, forward and backward: about six tensors of float32
+LOGITS = 6 * 4 * (1 << 25)  # one chunk of `loss.summed`, forward and backward: about six tensors of float32
 # A tenth is left to the allocator and to CUDA itself.
 GPUS = {"24 GB": 0.9 * 24e9, "80 GB": 0.9 * 80e9}
 
@@ -104,17 +104,17 @@ def kept_bytes(module: Any, rows: int) -> int:
 
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
         if isinstance(module, DenoiserModule):
-            made = module.losses(tokens, noised, False)[0].sum()
+            made = module.network.hidden(noised.z, noised.t)[0]
         else:
-            made = module.network.standardised(noised.z, noised.t).sum()
+            made = module.network.standardised(noised.z, noised.t)
     assert made.requires_grad
-    return sum(kept.values())
+    # `loss.summed` keeps the states that it reads out, and their gradient.
+    return sum(kept.values()) + (2 * made.nbytes if isinstance(module, DenoiserModule) else 0)
 
 
 def computed(folder: Path) -> str:
-    """Rows of a step that fit. On a GPU attention keeps no matrix of weights, and logits come in chunks at every size."""
-    attend, chunk = denoiser.attend, loss._LOGITS_PER_CHUNK
-    denoiser.attend, loss._LOGITS_PER_CHUNK = torch.nn.functional.scaled_dot_product_attention, 1 << 18
+    """Rows of a step that fit. On a GPU attention keeps no matrix of weights."""
+    attend, trunk.attend = trunk.attend, torch.nn.functional.scaled_dot_product_attention
     rows = []
     try:
         for stem in ("ddpm_gpt2", "critic_gpt2"):
@@ -122,7 +122,9 @@ def computed(folder: Path) -> str:
             table_bytes = module.embedding.weight.nbytes
             fixed = sum(WEIGHT.values()) * trained_parameters(module.network) + 2 * table_bytes
             if stem == "ddpm_gpt2":
-                fixed += LOGITS + 4 * sum(p.numel() for p in module.lm.model.parameters())  # UnguidedSamples asks p_θ
+                # The head's gradient is there three times: of one chunk, of all of them, of the steps before.
+                fixed += LOGITS + 2 * module.network.head.weight.nbytes
+                fixed += 4 * sum(p.numel() for p in module.lm.model.parameters())  # UnguidedSamples asks p_θ
             kept = []
             for module.network.trunk.checkpointed in (False, True):
                 kept.append((kept_bytes(module, 4) - kept_bytes(module, 2)) / 2)
@@ -132,7 +134,7 @@ def computed(folder: Path) -> str:
                 fit = [str(int((limit - fixed) / row) // 8 * 8) for limit in GPUS.values()]
                 rows.append([f"`{stem}`{label}", f"{fixed / 1e9:.1f} GB", f"{row / 1e6:.0f} MB", *fit])
     finally:
-        denoiser.attend, loss._LOGITS_PER_CHUNK = attend, chunk
+        trunk.attend = attend
     return table(["computed, not measured", "without rows", "each row", *(f"rows in {gpu}" for gpu in GPUS)], rows)
 
 
@@ -154,7 +156,7 @@ def works() -> dict[str, list[str]]:
 def measure(folder: Path, command: str, stem: str, *options: str) -> dict[str, float]:
     """`seconds` and `gib`, see `Steps`."""
     arguments = [command, "--config", f"configs/{stem}_gpt2.yaml", *options]
-    arguments += ["--trainer.callbacks=benchmarks.gpt2.Steps", "--trainer.enable_progress_bar=false"]
+    arguments += ["--allow=benchmarks", "--trainer.callbacks=benchmarks.gpt2.Steps", "--trainer.enable_progress_bar=false"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     program = [sys.executable, "-m", "dia_lightning", *arguments]
     ended = subprocess.run(program, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)

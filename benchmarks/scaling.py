@@ -139,13 +139,13 @@ def trained_parameters(network: torch.nn.Module) -> int:
 
 
 def flops_of_step(network: DenoiserNetwork, rows: int, self_condition: int) -> float:
-    """2 for each multiply–add of a weight matrix: forward, backward for the inputs and for what is trained; logits are made
-    twice (see `loss.cross_entropy`), and every `self_condition`-th batch has a pass forward more.
+    """2 for each multiply–add of a weight matrix: forward, backward for the inputs and for what is trained; every
+    `self_condition`-th batch has a pass forward more.
     """
     trunk, head, embedding = weights_of(network.trunk), weights_of(network.head), network.embedding.weight.numel()
     learnt = sum(p.numel() for p in network.parameters() if p.requires_grad and p.ndim == 2)
-    forward, logits = trunk + head + embedding, head + embedding
-    return 2.0 * rows * network.size.max_length * (forward * (1 + 1 / self_condition) + logits + trunk + head + learnt)
+    forward = trunk + head + embedding
+    return 2.0 * rows * network.size.max_length * (forward * (1 + 1 / self_condition) + trunk + head + learnt)
 
 
 def ring_seconds(n: int, size: float, speed: float) -> float:

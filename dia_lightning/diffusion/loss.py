@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.diffusion.schedule import Schedule, staggered
@@ -18,6 +17,8 @@ from dia_lightning.embedding import TokenEmbedding
 # text, times rising to the right.
 _MIXTURE = (0.15, 0.1, 0.1, 0.3, 0.35)
 _LOGITS_PER_CHUNK = 1 << 25
+RowLoss = Callable[..., Tensor]
+"""network, hidden, query, targets, t → the loss of each row (N,)."""
 
 
 class Noised(NamedTuple):
@@ -76,31 +77,73 @@ def noise(
     return Noised(torch.where(noised[..., None], alpha * z0 + sigma * eps, z0), t, noised)
 
 
-def cross_entropy(network: DenoiserNetwork, hidden: Tensor, query: Tensor, targets: Tensor) -> Tensor:
-    """−log softmax(logits)[target] in nats, one value a row of `hidden` (N, width) and `query` (N, d).
+def summed(
+    loss: RowLoss, network: DenoiserNetwork, hidden: Tensor, query: Tensor, targets: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sum of one of `LOSSES` over rows, with its gradient, and its value in each row (N,), without.
 
-    Logits are made in chunks of at most 2²⁵ numbers (128 MiB of float32) and made again in the backward pass, so that
-    memory does not grow with N × V.
+    Logits are made in chunks of at most 2²⁵ numbers (128 MiB of float32). A chunk's gradient is taken while its logits
+    are there, so that memory does not grow with N × V and no logits are made twice.
+
+    Args:
+        hidden: (N, width). query: (N, d), see `DenoiserNetwork.hidden`. targets: (N,) int64. t: (N,).
     """
-    rows = max(1, _LOGITS_PER_CHUNK // network.embedding.vocab_size)
-    if len(targets) <= rows:
-        return F.cross_entropy(network.readout(hidden, query), targets, reduction="none")
+    if len(targets) <= _chunk_rows(network) or not torch.is_grad_enabled():
+        parts = _chunks(network, hidden, query, targets, t)
+        values = torch.cat([loss(network, *part) for part in parts])
+        return values.sum(), values.detach()
+    weights = [weight for weight in network.head.parameters() if weight.requires_grad]
+    total, values = _Summed.apply(loss, network, hidden, query, targets, t, *weights)  # type: ignore[no-untyped-call]
+    return total, values
 
-    def chunk(h: Tensor, q: Tensor, x: Tensor) -> Tensor:
-        return F.cross_entropy(network.readout(h, q), x, reduction="none")
 
-    parts = zip(hidden.split(rows), query.split(rows), targets.split(rows), strict=True)
-    return torch.cat([checkpoint(chunk, h, q, x, use_reentrant=False) for h, q, x in parts])
+class _Summed(torch.autograd.Function):
+    """`summed` in more than one chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, loss: RowLoss, network: DenoiserNetwork, hidden: Tensor, query: Tensor, targets: Tensor, t: Tensor,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        values, of_hidden, of_weights = [], torch.empty_like(hidden), [torch.zeros_like(weight) for weight in weights]
+        begin = 0
+        for h, *rest in _chunks(network, hidden, query, targets, t):
+            leaf = h.detach().requires_grad_()
+            with torch.enable_grad():
+                value = loss(network, leaf, *rest)
+                total = value.sum()
+            with torch.autocast(hidden.device.type, enabled=False):
+                first, *others = torch.autograd.grad(total, [leaf, *weights])
+            of_hidden[begin : begin + len(h)] = first
+            for gradient, more in zip(of_weights, others, strict=True):
+                gradient += more
+            begin += len(h)
+            values.append(value.detach())
+        ctx.save_for_backward(of_hidden, *of_weights)
+        every = torch.cat(values)
+        ctx.mark_non_differentiable(every)
+        return every.sum(), every
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        of_hidden, *of_weights = (gradient.mul_(upstream[0]) for gradient in ctx.saved_tensors)
+        return None, None, of_hidden, None, None, None, *of_weights
+
+
+def _chunk_rows(network: DenoiserNetwork) -> int:
+    return max(1, _LOGITS_PER_CHUNK // network.embedding.vocab_size)
+
+
+def _chunks(network: DenoiserNetwork, *rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(x.split(_chunk_rows(network)) for x in rows), strict=True)
 
 
 def expected_embedding(network: DenoiserNetwork, hidden: Tensor, query: Tensor) -> Tensor:
     """ẑ_0 (N, d) for rows of `hidden` and `query`, in the same chunks."""
-    rows = max(1, _LOGITS_PER_CHUNK // network.embedding.vocab_size)
-    parts = zip(hidden.split(rows), query.split(rows), strict=True)
-    return torch.cat([network.embedding.expected(network.readout(h, q)) for h, q in parts])
+    return torch.cat([network.embedding.expected(network.readout(*part)) for part in _chunks(network, hidden, query)])
 
 
-def _regression(weigh: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
+def _regression(weigh: Callable[[Tensor, Tensor], Tensor]) -> RowLoss:
     def loss(network: DenoiserNetwork, hidden: Tensor, query: Tensor, targets: Tensor, t: Tensor) -> Tensor:
         error = (expected_embedding(network, hidden, query) - network.embedding(targets)).square().mean(-1)
         return weigh(network.schedule.alpha(t), network.schedule.sigma(t)) * error
@@ -109,11 +152,11 @@ def _regression(weigh: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tens
 
 
 def _ce(network: DenoiserNetwork, hidden: Tensor, query: Tensor, targets: Tensor, t: Tensor) -> Tensor:
-    return cross_entropy(network, hidden, query, targets)
+    return F.cross_entropy(network.readout(hidden, query), targets, reduction="none")
 
 
 # ‖ε − ε_ψ‖² = (α/σ)² ‖z_0 − ẑ_0‖², as ε and ẑ_0 say the same; both are means over the d coordinates.
-LOSSES: dict[str, Callable[..., Tensor]] = {
+LOSSES: dict[str, RowLoss] = {
     "ce": _ce,
     "eps": _regression(lambda alpha, sigma: (alpha / sigma).square()),
     "x0": _regression(lambda alpha, sigma: alpha.new_ones(())),

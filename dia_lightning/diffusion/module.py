@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,12 +11,20 @@ from dia_lightning.diffusion.base import BANDS, N_BANDS, NoisedRowsModule
 from dia_lightning.diffusion.checkpoint import load_weights, read_network
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.diffusion.labels import Labeller
-from dia_lightning.diffusion.loss import LOSSES, Noised, expected_embedding, warp_knots
+from dia_lightning.diffusion.loss import LOSSES, Noised, expected_embedding, summed, warp_knots
 from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.resources import UserError
 from dia_lightning.types import Reward
 
 _BINS = 100  # of t, for the running loss
+
+
+class Losses(NamedTuple):
+    """Of N noised positions: their sum, with its gradient; `values` (N,), without; and their times `t` (N,)."""
+
+    total: Tensor
+    values: Tensor
+    t: Tensor
 
 
 class DenoiserModule(NoisedRowsModule):
@@ -112,8 +120,8 @@ class DenoiserModule(NoisedRowsModule):
             labels = self.labeller.dropped(labels, rows, n_rows, 2 * self.stream_seed(stream) + 1)
         return labels.to(self.device)
 
-    def losses(self, tokens: Tensor, noised: Noised, estimated: bool, label: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Loss at every noised position (N,) and its time (N,); the fixed shape (B·T) comes first, so nothing waits."""
+    def losses(self, tokens: Tensor, noised: Noised, estimated: bool, label: Tensor | None = None) -> Losses:
+        """Losses at the noised positions; the fixed shape (B·T) comes first, so nothing waits."""
         z0_prev = None
         if estimated:
             with torch.no_grad():
@@ -123,22 +131,22 @@ class DenoiserModule(NoisedRowsModule):
         hidden, query = self.network.hidden(noised.z, noised.t, z0_prev, label)
         keep = noised.noised
         t = noised.t[keep]
-        return LOSSES[self.loss_name](self.network, hidden[keep], query[keep], tokens[keep], t), t
+        return Losses(*summed(LOSSES[self.loss_name], self.network, hidden[keep], query[keep], tokens[keep], t), t)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         number = self.batch_number
         label = self.labels(batch, number)
         estimated = self.self_condition > 0 and number % self.self_condition == self.self_condition - 1
         given = (batch["tokens"], self.noised(batch, number), estimated, label)
-        self.compile_once(lambda: self.losses(*given)[0].mean())
-        values, t = self.losses(*given)
+        self.compile_once(lambda: self.losses(*given).values.mean())
+        total, values, t = self.losses(*given)
         # Mean over the positions of all processes, so that the gradient is that of one process with the whole batch.
         count = self.trainer.strategy.reduce(values.new_tensor(float(len(values))), reduce_op="mean")
         # A batch may have no noised position, a small one of short texts say: it teaches nothing.
-        loss = values.sum() / count.clamp_min(1 / self.trainer.world_size)
-        self._note_loss(values.detach(), t)
+        loss = total / count.clamp_min(1 / self.trainer.world_size)
+        self._note_loss(values, t)
         noised = given[1].noised
-        self.note_rows(batch, torch.zeros_like(noised).masked_scatter(noised, ~values.detach().isfinite()).any(1))
+        self.note_rows(batch, torch.zeros_like(noised).masked_scatter(noised, ~values.isfinite()).any(1))
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
@@ -163,7 +171,7 @@ class DenoiserModule(NoisedRowsModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         noised, estimated = self.noised(batch, -1 - batch_idx), self.self_condition > 0
-        values, t = self.losses(batch["tokens"], noised, estimated, self.labels(batch))
+        _, values, t = self.losses(batch["tokens"], noised, estimated, self.labels(batch))
         self._in_bands += torch.stack([self.band_sums(values, t), self.band_sums(torch.ones_like(values), t)])
 
     def on_validation_epoch_end(self) -> None:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from dia_lightning.diffusion.attention import attend
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
-from dia_lightning.diffusion.loss import LOSSES, cross_entropy, draw_times, noise
+from dia_lightning.diffusion.loss import LOSSES, draw_times, noise, summed
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.embedding import TokenEmbedding
@@ -101,26 +101,41 @@ def test_rows_of_one_norm_are_read_out_as_ever(embedding: TokenEmbedding) -> Non
     assert torch.equal(net.readout(hidden, query), net.head(hidden).float() + (query @ embedding.weight.T).float())
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_chunked_cross_entropy_equals_the_plain_one_with_gradients(
-    embedding: TokenEmbedding, monkeypatch: pytest.MonkeyPatch, normalise: bool
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("tied_head", [False, True])
+def test_a_loss_in_chunks_is_the_plain_one_with_its_gradients(
+    embedding: TokenEmbedding, monkeypatch: pytest.MonkeyPatch, name: str, autocast: bool, tied_head: bool
 ) -> None:
-    embedding = TokenEmbedding(embedding.weight * torch.linspace(0.5, 2, embedding.vocab_size)[:, None], normalise=normalise)
     net = network(embedding)
+    net = DenoiserNetwork(embedding, net.schedule, net.size, tied_head)
     generator = torch.Generator().manual_seed(0)
-    hidden, query = net.hidden(torch.randn(1, 8, 16, generator=generator), torch.rand(1, 8, generator=generator))
-    hidden, query = (x.repeat(1, 5, 1)[0, :37] for x in (hidden, query))
-    targets = torch.randint(0, embedding.vocab_size, (37,), generator=generator)
-    results = []
-    for limit in (1 << 25, 5 * embedding.vocab_size):
-        monkeypatch.setattr("dia_lightning.diffusion.loss._LOGITS_PER_CHUNK", limit)
-        leaf = hidden.detach().clone().requires_grad_()
-        loss = cross_entropy(net, leaf, query, targets)
-        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
-        results.append((loss, gradient))
-    torch.testing.assert_close(results[0], results[1])
+    hidden, query = (torch.randn(37, width, generator=generator) for width in (net.size.width, 16))
+    targets, t = torch.randint(0, embedding.vocab_size, (37,), generator=generator), torch.rand(37, generator=generator)
+    leaf = hidden.requires_grad_()
+    wanted = [leaf, *net.head.parameters()]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        plain = LOSSES[name](net, leaf, query, targets, t)
+        want = torch.autograd.grad(0.5 * plain.sum(), wanted)
+        monkeypatch.setattr("dia_lightning.diffusion.loss._LOGITS_PER_CHUNK", 5 * embedding.vocab_size)
+        total, values = summed(LOSSES[name], net, leaf, query, targets, t)
+        with torch.no_grad():
+            assert torch.equal(values, summed(LOSSES[name], net, leaf, query, targets, t)[1])
+    assert not values.requires_grad
+    torch.testing.assert_close(values, plain.detach())
+    torch.testing.assert_close(total, plain.sum(), rtol=1e-5, atol=1e-5)
+    for gradient, expected in zip(torch.autograd.grad(0.5 * total, wanted), want, strict=True):
+        # bfloat16 has 8 bits, and each chunk's share is rounded to them.
+        error = (gradient - expected).abs().max() / expected.abs().max()
+        assert error < (0.02 if autocast else 1e-5)
+
+
+def test_cross_entropy_is_minus_the_targets_log_probability(embedding: TokenEmbedding) -> None:
+    net = network(embedding)
+    hidden, query = torch.randn(37, net.size.width), torch.randn(37, 16)
+    targets = torch.randint(0, embedding.vocab_size, (37,))
     want = -(net.readout(hidden, query).log_softmax(-1)[torch.arange(37), targets])
-    torch.testing.assert_close(results[0][0], want)
+    torch.testing.assert_close(LOSSES["ce"](net, hidden, query, targets, torch.ones(37)), want)
 
 
 @pytest.mark.parametrize("normalise", [True, False])
