@@ -31,6 +31,7 @@ TOOLS = {
     "kit": "put networks, settings and a model card into one folder to share",
     "preference": "let people judge pairs of texts: export them blinded, import the choices",
     "study": "run a grid of runs from one file, and report it; goes on where it was stopped",
+    "completion": "print a script by which your shell completes commands and options",
 }
 
 HELP = f"""usage: lightning COMMAND [--config FILE] [--OPTION VALUE ...]
@@ -173,7 +174,7 @@ def _end(message: str, code: int) -> NoReturn:
 
 
 def _end_interrupted(command: str) -> NoReturn:
-    if command in ("preference", "kit"):
+    if command in ("preference", "kit", "completion"):
         _end("interrupted", 130)
     if command == "study":
         _end("interrupted; finished cells are kept, the same command goes on from there", 130)
@@ -206,6 +207,11 @@ def main() -> None:
             from dia_lightning.kit import command as kit
 
             kit.run(arguments[1:])
+            return
+        if arguments[:1] == ["completion"]:
+            from dia_lightning import completion
+
+            completion.run(arguments[1:], {**COMMANDS, **TOOLS})
             return
         rest, modules = split_allow(arguments)
         prepared = prepare_arguments(["--help" if a == "--help-all" else a for a in rest])

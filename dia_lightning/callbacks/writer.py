@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import lightning as L
@@ -23,6 +24,7 @@ from dia_lightning.data.shared import Together, wait_for_files
 from dia_lightning.metrics import Evaluation, compute_metrics
 from dia_lightning.reports.run import write_run_report
 from dia_lightning.reports.tables import print_results, print_unfinished
+from dia_lightning.reports.tensorboard import write_events
 from dia_lightning.resources import INTERRUPTS, UserError, in_place
 from dia_lightning.sampling.base import SamplerModule
 from dia_lightning.types import SCHEMA, Cost, Generations, Record
@@ -82,7 +84,7 @@ def _without_nan(value: Any) -> Any:
 
 
 class PredictionWriter(L.Callback):
-    """`predictions.jsonl`, `metrics.json` and the table at the end; with an evaluation its figures and `hacking.jsonl` too.
+    """`predictions.jsonl`, `metrics.json`, `tensorboard/` and the table at the end; with an evaluation `hacking.jsonl` too.
 
     Every batch goes to a file of its own under `parts/<hash of the settings>`; at the end rank zero merges them in order, and
     puts the settings beside them (`config.yaml`).
@@ -205,6 +207,7 @@ class PredictionWriter(L.Callback):
         # An earlier run's may be there, which do not belong to these texts.
         for name in ("metrics.json", "base_predictions.jsonl", "hacking.jsonl", "report.html"):
             (self.folder / name).unlink(missing_ok=True)
+        rmtree(self.folder / "tensorboard", ignore_errors=True)
         for name, run in zip(("predictions.jsonl", "base_predictions.jsonl"), runs, strict=False):
             self._write_lines(name, [line | self._source(line["id"]) for batch in run for line in records(batch)])
         complete = len(paths) == self._n_batches
@@ -231,6 +234,7 @@ class PredictionWriter(L.Callback):
             return
         if self._config.is_file():  # the next run may write its own there
             write_atomically(self._parts / "config.yaml", self._config.read_text(encoding="utf-8"))
+        write_events(self.folder / "tensorboard", runs, metrics)
         if trainer.logger:
             trainer.logger.log_metrics({k: v for k, v in metrics[0].items() if isinstance(v, float)})
         rows = [] if evaluation is None else evaluation.rows()

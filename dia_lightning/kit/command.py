@@ -14,7 +14,7 @@ The folder can be moved, copied and uploaded; `lightning predict --config DIR` s
 
 def run(arguments: Sequence[str]) -> None:
     """`lightning kit` with these arguments; UserError for a mistake."""
-    options = _parser().parse_args(arguments)
+    options = options_parser().parse_args(arguments)
     from dia_lightning.kit.export import export
 
     kit = export(
@@ -35,7 +35,8 @@ def run(arguments: Sequence[str]) -> None:
     print(f"Share it: hf upload USER/{kit.name} {options.out}   and then   lightning predict --config hub:USER/{kit.name}")
 
 
-def _parser() -> OptionParser:
+def options_parser() -> OptionParser:
+    """Of `lightning kit`."""
     parser = OptionParser(prog="dia kit", description="Share what samples: networks, settings and their card in one folder.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     out = commands.add_parser("export", help="write a kit from a sampler's settings", description=_HELP)

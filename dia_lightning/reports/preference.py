@@ -242,7 +242,8 @@ def print_preference(result: dict[str, Any]) -> None:
     )
 
 
-def _parser() -> OptionParser:
+def options_parser() -> OptionParser:
+    """Of `dia preference`."""
     parser = OptionParser(prog="dia preference", description="Let people judge pairs of texts, and read what they chose.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     out = commands.add_parser("export", help="blinded pairs of texts from two runs or more", description=_EXPORT_HELP)
@@ -262,7 +263,7 @@ def _parser() -> OptionParser:
 
 def run(arguments: Sequence[str]) -> None:
     """`dia preference` with these arguments; UserError for a mistake."""
-    options = _parser().parse_args(arguments)
+    options = options_parser().parse_args(arguments)
     if options.command == "export":
         export(options.predictions, options.out, options.n, options.seed)
     else:

@@ -46,7 +46,8 @@ def print_results(
             console.print(Text(f"  {reward:+.2f}  {f'[{prompt}] ' if prompt else ''}{text}"))
     if n_resumed:
         console.print(f"{n_resumed} of {n_batches} batches were there from an earlier run with the same settings.")
-    console.print(f"Wrote {folder / 'predictions.jsonl'} and {folder / 'metrics.json'}", soft_wrap=True)
+    files = f"{folder / 'predictions.jsonl'} and {folder / 'metrics.json'}"
+    console.print(f"Wrote {files}; curves: tensorboard --logdir {folder / 'tensorboard'}", soft_wrap=True)
 
 
 def print_unfinished(folder: Path, n_done: int, n_batches: int) -> None:

@@ -64,7 +64,7 @@ def check_options(studies: Sequence[StudyGrid], allow: Sequence[str] = ()) -> No
 
 def run(arguments: Sequence[str]) -> None:
     """`dia study` with these arguments; UserError for a mistake, SystemExit(1) if a cell failed."""
-    options = _parser().parse_args(arguments)
+    options = options_parser().parse_args(arguments)
     paths = [require_path(path, "study") for path in options.files]
     studies = [read_study(path, options.out, options.kit, options.seeds) for path in paths]
     names = [study.name for study in studies]
@@ -203,7 +203,8 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _parser() -> OptionParser:
+def options_parser() -> OptionParser:
+    """Of `dia study`."""
     parser = OptionParser(prog="dia study", description=_HELP)
     parser.add_argument("files", nargs="+", metavar="FILE", help="study files, for example configs/ablations/lam.yaml")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the cells and the report")

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -216,38 +215,6 @@ def test_mistakes_of_the_command(here: Path, arguments: list[str], parts: list[s
         command.run(arguments)
     for part in parts:
         assert part in str(raised.value)
-
-
-def _figures(out: Path) -> dict[str, Any]:
-    found = {}
-    for path in sorted(out.rglob("metrics.json")):
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        found[str(path.relative_to(out))] = {k: v for k, v in metrics.items() if k in ("complete", "reward", "log_p_per_token")}
-        found[str(path.parent.relative_to(out))] = (path.parent / "predictions.jsonl").read_text(encoding="utf-8")
-    return found
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_it_ends_the_same(here: Path) -> None:
-    (here / "small.yaml").write_text(STUDY.replace("n_texts: 6", "n_texts: 60"), encoding="utf-8")
-    program = [sys.executable, "-m", "dia_lightning", "study", "small.yaml", "--jobs", "2", "--out"]
-    known = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([*program, "whole"], env=known, check=True, timeout=300)
-    kills = 0
-    for seconds in (1.0, 9.0, 12.0, 14.0, 16.0, 18.0, 20.0):
-        running = subprocess.Popen([*program, "killed"], env=known)
-        try:
-            assert running.wait(seconds) == 0
-            break
-        except subprocess.TimeoutExpired:
-            running.send_signal(signal.SIGKILL)
-            running.wait()
-            kills += 1
-    assert kills > 1
-    done = subprocess.run([*program, "killed"], env=known, timeout=300, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(_figures(here / "whole")) == 8
-    assert _figures(here / "killed") == _figures(here / "whole")
 
 
 @pytest.mark.slow
