@@ -44,7 +44,7 @@ class Timers:
     """Time spent in calls of the wrapped functions, nested calls once."""
 
     def __init__(self) -> None:
-        self.seconds, self._depth = 0.0, 0
+        self.seconds, self._depth, self._wrapped = 0.0, 0, list[tuple[Any, str, Any]]()
 
     def wrap(self, owner: Any, name: str) -> None:
         call: Callable[..., Any] = getattr(owner, name)
@@ -58,7 +58,12 @@ class Timers:
                 if not self._depth:
                     self.seconds += time.process_time() - begin
 
+        self._wrapped.append((owner, name, call))
         setattr(owner, name, timed)
+
+    def restore(self) -> None:
+        for owner, name, call in self._wrapped:
+            setattr(owner, name, call)
 
 
 def main(steps: int = 5) -> None:

@@ -119,7 +119,14 @@ def predictions(folder: str) -> list[dict[str, Any]]:
 def test_predict_and_test_with_what_was_exported(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run("predict", *DIA, *PARTS)
     assert "reward, mean" in capsys.readouterr().out
-    assert contents("runs/dia_tiny") == {"predictions.jsonl", "base_predictions.jsonl", "metrics.json", "parts", "config.yaml"}
+    assert contents("runs/dia_tiny") == {
+        "predictions.jsonl",
+        "base_predictions.jsonl",
+        "metrics.json",
+        "parts",
+        "config.yaml",
+        "tensorboard",
+    }
     drawn = predictions("runs/dia_tiny")
     assert [row["id"] for row in drawn] == list(range(6))
     metrics = json.loads(Path("runs/dia_tiny/metrics.json").read_text(encoding="utf-8"))
