@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 KIT ?= tiny
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow fuzz lint format typecheck ablations doctor clean theory tasks bench scaling gpt2 results results-smollm2
+.PHONY: help demo test test-slow coverage fuzz lint format typecheck ablations doctor clean theory tasks bench scaling gpt2 results results-smollm2
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -23,6 +23,9 @@ test: $(VENV)/.installed  ## the test suite but what takes minutes
 
 test-slow: $(VENV)/.installed  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+coverage: $(VENV)/.installed  ## the test suite, and the lines that it does not run
+	$(BIN)/python -m pytest --cov=dia_lightning --cov-report=term-missing:skip-covered
 
 fuzz: $(VENV)/.installed  ## random options, files and texts, 100,000 cases
 	$(BIN)/python -m pytest tests/reliability/test_fuzz.py --hypothesis-profile=fuzz
