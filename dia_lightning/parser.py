@@ -9,10 +9,12 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from importlib import import_module
+from operator import or_
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
@@ -79,6 +81,19 @@ class DiaCLI(LightningCLI):
         parser = _Parser(**kwargs)
         parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file of the run; may be given several times.")
         return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Of an option that is an int or a float, try the int first.
+
+        `typing` hands out whichever order of a union was made first in the process. Where that is floats first, by what
+        other packages do, `limit_predict_batches: 1` would be read as 1.0, which is all of them.
+        """
+        action: Any
+        for action in parser._actions:
+            kinds = get_args(getattr(action, "_typehint", None))
+            if {int, float} <= set(kinds):
+                others = [kind for kind in kinds if kind not in (int, float)]
+                action._typehint = reduce(or_, [int, float, *others])
 
     def _parse_ckpt_path(self) -> None:
         """Weights come from `--ckpt_path`, settings do not: a checkpoint must not silently overrule what was asked for."""

@@ -18,6 +18,7 @@ import lightning as L
 import pytest
 import torch
 import yaml
+from lightning.pytorch.cli import LightningArgumentParser
 
 from dia_lightning import cli, parser
 from dia_lightning.callbacks import PredictionWriter
@@ -188,6 +189,8 @@ def test_a_checkpoint_never_brings_settings(lightning: Run, monkeypatch: pytest.
         (["predict", "--data.n_text=3"], ["--data.n_text: unknown option", "did you mean n_texts?"]),
         (["predict", "--trainer.max_stepz=3"], ["--trainer.max_stepz: unknown option", "--trainer.max_steps?"]),
         (["predict", "--modle.lam=3"], ["--modle.lam: unknown option"]),
+        (["predict", "--trainer.max=3"], ["--trainer.max: the beginning of several", "--trainer.max_steps"]),
+        (["predict", "--=3"], ["--: the beginning of several options, write one whole: --help, --config"]),
         (["predict", "--trainer.callbacks.foldr=x"], ["--trainer.callbacks.foldr: unknown option", "folder"]),
         (["predict", "prompts.txt"], ["prompts.txt", "an option was expected"]),
         (["predict", "--model.init_args.lam", "abc"], ["--model.init_args.lam: abc given", "float"]),
@@ -394,3 +397,14 @@ def test_a_dropped_interrupt_ends_the_run_after_its_batch(tmp_path: Path) -> Non
 def test_shipped_files_are_found_from_anywhere(lightning: Run) -> None:
     assert require_path("configs/dia_tiny.yaml", "--config") == SHIPPED / "configs/dia_tiny.yaml"
     assert lightning("predict", "--config", "configs/dia_tiny.yaml", "--print_config")[0] == 0
+
+
+def test_one_batch_is_no_float() -> None:
+    """Also where another package made `Optional[Union[float, int]]` first: `typing` then hands out that one."""
+    options = LightningArgumentParser()
+    for name in ("first", "second"):
+        options.add_argument(f"--{name}", type=float | int | None if name == "second" else float | None)
+    parser.DiaCLI.add_arguments_to_parser(None, options)  # type: ignore[arg-type]
+    given = options.parse_args(["--first=1", "--second=1"])
+    assert [type(given.first), type(given.second)] == [float, int]
+    assert type(options.parse_args(["--second=0.5"]).second) is float
