@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,9 +12,10 @@ from torch import Tensor
 from dia_lightning.optim import adamw_warmup_cosine, check_recipe
 from dia_lightning.resources import UserError
 from dia_lightning.types import text_mask
+from dia_lightning.watched import WatchedModule
 
 
-class LMModule(L.LightningModule):
+class LMModule(WatchedModule):
     """Trains a small GPT-2-architecture base model from scratch, the p_θ of the shipped kit.
 
     Args:
@@ -79,6 +79,7 @@ class LMModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         total, count = self.loss(batch)
+        self.note_rows(batch, (~total.detach().isfinite()).expand(len(batch["tokens"])))
         self.log("train/loss", total / count, prog_bar=True)
         return total / count
 

@@ -7,9 +7,9 @@ import dia_lightning
 
 ORDER = [
     "resources", "progress", "finite", "categorical", "optim", "types", "cost", "kv_cache", "lm_files", "writing", "lm",
-    "lm_module", "rewards", "target", "data", "embedding", "diffusion", "critic", "guidance", "sampling", "baselines",
-    "metrics", "reports", "callbacks", "doctor", "explain", "processes", "parser", "kit", "study", "completion", "cli",
-    "__main__",
+    "watched", "lm_module", "rewards", "target", "data", "embedding", "diffusion", "critic", "guidance", "sampling",
+    "baselines", "metrics", "reports", "callbacks", "doctor", "explain", "processes", "parser", "kit", "study", "completion",
+    "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(dia_lightning.__file__).parent
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from dia_lightning.rewards import CachedReward, call_reward
 from dia_lightning.sampling.crowd import crowd_of
 from dia_lightning.target import seen_texts
 from dia_lightning.types import Prompts, Reward, scored_mask
+from dia_lightning.watched import WatchedModule
 
 ESTIMATORS = ("ppo", "rloo")
 
@@ -47,7 +47,7 @@ class Rollout(NamedTuple):
     reward: Tensor
 
 
-class PPOModule(L.LightningModule):
+class PPOModule(WatchedModule):
     """Fine-tunes a copy of p_θ to maximise E[r(x)] − β KL(policy ‖ p_θ).
 
     The optimum is π*(x) ∝ p_θ(x) exp(r(x) / β), the target of DIA with λ = 1 / β. The policy starts from p_θ and has no
@@ -73,6 +73,8 @@ class PPOModule(L.LightningModule):
     """
 
     beta_now: Tensor
+
+    mend = "lower --model.init_args.lr or --model.init_args.gradient_clip"
 
     def __init__(
         self,
@@ -139,7 +141,12 @@ class PPOModule(L.LightningModule):
         rollout = self.roll_out(batch, generator)
         advantages, returns = self.advantages(rollout, batch)
         measured = self._measure(rollout, returns)
-        measured |= self._update(rollout, advantages, returns, generator)
+        updated = self._update(rollout, advantages, returns, generator)
+        fine = (rollout.log_p.isfinite() & rollout.log_ratio.isfinite()).all(1) & torch.stack(
+            [*updated.values()]
+        ).isfinite().all()
+        self.note_rows({"tokens": rollout.tokens, "mask": rollout.mask, "reward": rollout.reward}, ~fine)
+        measured |= updated
         if self.target_kl is not None:
             self.beta_now.copy_(adapted_beta(self.beta_now, measured["kl"], self.target_kl))
         shown = {"reward", "kl"}

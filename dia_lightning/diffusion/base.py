@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor
 
@@ -16,11 +15,11 @@ from dia_lightning.diffusion.checkpoint import read_network, save_network
 from dia_lightning.diffusion.loss import Noised, draw_times, noise
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.finite import NotFinite, named_rows
 from dia_lightning.lm import BaseLM
 from dia_lightning.optim import adamw_warmup_cosine, check_recipe
 from dia_lightning.resources import UserError
 from dia_lightning.types import text_mask
+from dia_lightning.watched import WatchedModule
 
 N_BANDS = 5
 BANDS = [f"u_{band / N_BANDS:.1f}_{(band + 1) / N_BANDS:.1f}" for band in range(N_BANDS)]
@@ -28,7 +27,7 @@ BANDS = [f"u_{band / N_BANDS:.1f}_{(band + 1) / N_BANDS:.1f}" for band in range(
 _COMPILED = {False: 1e-4, True: 1e-2}
 
 
-class NoisedRowsModule(L.LightningModule):
+class NoisedRowsModule(WatchedModule):
     """What denoiser and critic share: p_θ's embedding, the noise of a step, optimiser and export.
 
     The noise times of batch k are drawn for the rows of all processes from (seed, k), each row's noise from (seed, k, its
@@ -56,7 +55,6 @@ class NoisedRowsModule(L.LightningModule):
             self.schedule_name, self.schedule = settings["schedule"], make_schedule(settings["schedule"])
             self.schedule.set_warp(weights["schedule.knots"])
         self.network: Any
-        self._noted: list[tuple[int, dict[str, Tensor], Tensor]] = []
 
     def setup(self, stage: str) -> None:
         """Check that the data is of this base model, and move that where its blocks are adapted.
@@ -131,38 +129,6 @@ class NoisedRowsModule(L.LightningModule):
             row.normal_(generator=generator.manual_seed((self.stream_seed(stream) * 0x9E3779B97F4A7C15 + number) % (1 << 63)))
         return eps
 
-    def note_rows(self, batch: dict[str, Tensor], wrong: Tensor) -> None:
-        """Remember a step's batch and the rows (B,) whose loss is not finite, without waiting for the device."""
-        self._noted.append((self.batch_number, batch, wrong))
-
-    def check_noted(self) -> None:
-        """Look at the steps since the last look; the device is waited for once.
-
-        Raises:
-            NotFinite: for the first of them with a loss that is not finite; the batch is saved.
-        """
-        noted, self._noted = self._noted, []
-        found = torch.stack([wrong.any() for _, _, wrong in noted]).tolist() if noted else []
-        for (number, batch, wrong), bad in zip(noted, found, strict=True):
-            if bad:
-                rows = named_rows(wrong.nonzero()[:, 0].tolist(), len(wrong))
-                error = NotFinite(f"train/loss is NaN or infinite in {rows}")
-                hint = "; no later weights are kept: lower --model.init_args.lr, or clip with --trainer.gradient_clip_val"
-                rank = f" of process {self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
-                error.complete(f"batch {number}{rank}", self.trainer.default_root_dir, {**batch, "wrong": wrong}, hint)
-                raise error
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Check where the loggers read the loss."""
-        if len(self._noted) >= self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            self.check_noted()
-
-    def on_validation_start(self) -> None:
-        self.check_noted()
-
-    def on_train_end(self) -> None:
-        self.check_noted()
-
     def stream_seed(self, stream: int) -> int:
         return self.seed * 1_000_003 + stream
 
@@ -170,11 +136,6 @@ class NoisedRowsModule(L.LightningModule):
         """The numbers (n,) of this process's rows among those of all processes, and how many there are."""
         world, rank = self.trainer.world_size, self.trainer.global_rank
         return torch.arange(rank, n * world, world, device=device), n * world
-
-    @property
-    def batch_number(self) -> int:
-        """Batches of the whole run before this one: of several that make one step, each has noise of its own."""
-        return self.trainer.fit_loop.total_batch_idx
 
     def band_sums(self, values: Tensor, t: Tensor) -> Tensor:
         """(N_BANDS,) sums of `values` (N,) at times t (N,) in bands of the warped time u."""
@@ -198,7 +159,7 @@ class NoisedRowsModule(L.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.check_noted()  # a checkpoint of weights that are lost would take the place of a good one
+        super().on_save_checkpoint(checkpoint)
         checkpoint["dia"] = self.settings()
 
     def export(self, folder: Path) -> None:

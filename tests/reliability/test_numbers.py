@@ -18,6 +18,7 @@ from dia_lightning.sampling.denoise_accept import Info, State, accept
 from dia_lightning.sampling.population import cycle
 from dia_lightning.sampling.resampling import effective_size, next_temperature
 from dia_lightning.target import Terms
+from tests.conftest import CORPUS
 from tests.diffusion.test_module import TINY, at, rows
 from tests.reliability.test_edges import DIFFUSED, FIT, PLAIN
 from tests.test_cli import assert_one_line
@@ -46,6 +47,27 @@ def test_a_loss_that_is_lost_ends_the_training(lightning: Run, kind: str) -> Non
     assert not list(folder.rglob("*.tmp*"))
     assert not list(folder.rglob("*.ckpt"))
     assert not (folder / kind).exists()
+
+
+def test_a_base_model_from_nothing(lightning: Run) -> None:
+    Path("texts.txt").write_text("".join(f"{line}\n" for line in CORPUS), encoding="utf-8")
+    data = ["--data.path=texts.txt", "--data.val_path=texts.txt", "--data.train_vocab_size=280", "--data.max_length=16"]
+    size = ["--model.vocab_size=280", "--model.width=16", "--model.layers=1", "--model.heads=2", "--data.batch_size=4"]
+    lost = ["--model.lr=1e30", "--model.warmup_steps=0", "--trainer.max_steps=6", "--trainer.val_check_interval=null"]
+    result = lightning("fit", "--config", "configs/lm_tiny.yaml", *data, *size, *lost)
+    assert_one_line(result, "train/loss is NaN or infinite in all 4 rows", "batch 1", "--trainer.gradient_clip_val")
+    assert not list(Path().rglob("*.ckpt"))
+    assert not Path("runs/lm_tiny/lm").exists()
+
+
+def test_a_policy_in_training(lightning: Run, lm_folder: Path) -> None:
+    size = [f"--model.base_lm={lm_folder}", f"--data.base_lm={lm_folder}", "--data.batch_size=4", "--data.max_length=8"]
+    lost = ["--model.lr=1e30", "--model.warmup_steps=0", "--trainer.max_steps=200", "--model.minibatches=1"]
+    result = lightning("fit", "--config", "configs/baselines/ppo_tiny.yaml", *size, *lost, "--data.n_texts=4")
+    assert_one_line(result, "train/loss is NaN or infinite in ", "batch ", "--model.init_args.gradient_clip")
+    assert not Path("runs/ppo_tiny/lm").exists()
+    [saved] = Path().rglob("not_finite_batch_*.safetensors")
+    assert load_file(saved)["tokens"].shape[0] == 4
 
 
 def test_the_rows_that_lost_it_are_named(lm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
