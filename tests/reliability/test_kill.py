@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dia_lightning import cli
+from tests.study.test_run import STUDY
 
 pytestmark = pytest.mark.slow
 ROOT, N_KILLS = Path(cli.__file__).parents[1], 20
@@ -188,20 +189,8 @@ def losses(folder: str) -> list[dict[str, dict[int, float]]]:
     return found
 
 
-STUDY = """title: Killed
-question: Does it go on?
-config: configs/zero_shot_tiny.yaml
-set: {data.n_texts: 60, data.batch_size: 2, data.max_length: 8}
-seeds: [0, 1]
-seconds: 2
-grid:
-  temperature: {model.temperature: [0.5, 1.0]}
-baseline: {temperature: 1.0}
-"""
-
-
 def test_ablations(here: Path) -> None:
-    (here / "small.yaml").write_text(STUDY, encoding="utf-8")
+    (here / "small.yaml").write_text(STUDY.replace("n_texts: 6", "n_texts: 60"), encoding="utf-8")
 
     def check() -> None:
         cells = sorted(path.parent.relative_to("whole") for path in Path("whole").rglob("predictions.jsonl"))
