@@ -3,9 +3,11 @@
 import time
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from dia_lightning import lm as lm_module
 from dia_lightning.categorical import draw_categorical
@@ -130,6 +132,19 @@ def test_generate_draws_from_p(lm: BaseLM) -> None:
     )
     df = int(common.sum())
     assert chi2 < df * (1 - 2 / (9 * df) + 3.09 * (2 / (9 * df)) ** 0.5) ** 3
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(0.7, 0, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.6), (1.3, 40, 0.9)])
+def test_the_next_token_is_drawn_as_transformers_would(temperature: float, top_k: int, top_p: float) -> None:
+    logits = 3 * torch.randn(64, 280, generator=torch.Generator().manual_seed(0))
+    warpers: list[Any] = [TemperatureLogitsWarper(temperature)]
+    warpers += [TopKLogitsWarper(top_k)] if top_k else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
+    want = logits
+    for warp in warpers:
+        want = warp(torch.zeros(64, 1, dtype=torch.int64), want)
+    found = lm_module._next_log_probs(logits, temperature, top_k, top_p)
+    torch.testing.assert_close(found.softmax(1), want.softmax(1))
 
 
 def test_generate_keeps_prompts_and_ends_rows(lm: BaseLM) -> None:

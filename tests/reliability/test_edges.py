@@ -44,6 +44,13 @@ def test_texts_of_one_token(lightning: Run, start: list[str]) -> None:
     assert_one_line(lightning(*start, "--data.max_length=1", "--data.prompts=one.txt"), "'The' has 1 tokens", "max_length is 1")
 
 
+def test_a_pool_is_thinned(lightning: Run) -> None:
+    """Sixteen times the texts; log Ẑ is an estimate of the same number."""
+    few, many = (written(lightning(*PLAIN, "--model.lam=2", f"--model.pool={pool}"), 2)[0] for pool in (1, 16))
+    assert many["tokens"]["base_lm"] > 3 * few["tokens"]["base_lm"]
+    assert many["log_z"] == pytest.approx(few["log_z"], abs=2)
+
+
 def test_one_of_everything(lightning: Run) -> None:
     ones = ["--data.n_texts=1", "--data.batch_size=1", "--model.particles=1", "--model.lam=1"]
     metrics, _ = written(lightning(*PLAIN, *ones), 1)
@@ -134,6 +141,14 @@ def test_training_on_rows_one_by_one(lightning: Run) -> None:
         (["--model.steps=0"], ["--model.init_args.steps: 0 given", "1 or more"]),
         (["--model.seed=-1"], ["--model.init_args.seed: -1 given", "0 to"]),
         (["--model.seed=99999999999999999999"], ["--model.init_args.seed: 99999999999999999999 given", "0 to"]),
+        (["--model.pool=0"], ["--model.init_args.pool: 0 given", "1 or more"]),
+        (["--model.moves.positions=middle"], ["moves.positions: 'middle' given", "span, shuffled_span"]),
+        (["--model.moves.levels=[0.5, 2]"], ["levels: [0.5, 2.0] given", "up to 1"]),
+        (["--model.moves.size=0"], ["size 0", "at least 1"]),
+        (["--model.moves.tilt=-1"], ["tilt: -1.0 given", "0 or more"]),
+        (["--model.moves.tilt_level=7"], ["tilt_level: 7.0 given", "from 0 to 1"]),
+        (["--model.moves.adapt=2", "--model.moves.positions=random"], ["adapt: 2 given", "shuffled_span"]),
+        (["--model.sampler=dia", "--model.denoiser=null"], ["--model.init_args.denoiser: none given"]),
         (["--data.prompts=[]"], ["--data.init_args.prompts", "empty list"]),
         (["--data.max_length=1000000"], ["--data.init_args.max_length: 1000000 given", "at most"]),
     ],
