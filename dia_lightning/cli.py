@@ -172,6 +172,12 @@ def _help_text(arguments: list[str]) -> str | None:
     return None
 
 
+def _no_memory(error: Exception) -> bool:
+    """Python's own error, CUDA's, or what torch says on a CPU."""
+    said = "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError"
+    return said or isinstance(error, MemoryError)
+
+
 def _end(message: str, code: int) -> NoReturn:
     print(" ".join(message.split()), file=sys.stderr)
     sys.exit(code)
@@ -251,5 +257,7 @@ def main() -> None:
         user_error = root_user_error(error)
         if user_error is not None:
             _end(f"error: {user_error}", 2)
+        if _no_memory(error):
+            _end("error: not enough memory; lower what is done at once: --data.batch_size, --model.particles, --model.pool", 2)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         _end(f"internal error: {type(error).__name__}: {reason} (run again with --debug for the traceback)", 1)

@@ -190,6 +190,7 @@ def test_a_checkpoint_never_brings_settings(lightning: Run, monkeypatch: pytest.
         (["predict", "--trainer.max_stepz=3"], ["--trainer.max_stepz: unknown option", "--trainer.max_steps?"]),
         (["predict", "--modle.lam=3"], ["--modle.lam: unknown option"]),
         (["predict", "--trainer.max=3"], ["--trainer.max: the beginning of several", "--trainer.max_steps"]),
+        (["predict", "--=[a, b]"], ["--: the beginning of several options"]),
         (["predict", "--=3"], ["--: the beginning of several options, write one whole: --help, --config"]),
         (["predict", "--trainer.callbacks.foldr=x"], ["--trainer.callbacks.foldr: unknown option", "folder"]),
         (["predict", "prompts.txt"], ["prompts.txt", "an option was expected"]),

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from dia_lightning.lm import BaseLM
 from tests.test_cli import assert_one_line
 
 Run = Callable[..., tuple[int, str, str]]
@@ -156,3 +158,19 @@ def test_training_on_rows_one_by_one(lightning: Run) -> None:
 )  # fmt: skip
 def test_values_that_cannot_be(lightning: Run, options: list[str], parts: list[str]) -> None:
     assert_one_line(lightning(*PLAIN, *options), *parts)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: 5"),
+    ],
+)
+def test_more_than_the_memory_holds(lightning: Run, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def generate(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(BaseLM, "generate", generate)
+    assert_one_line(lightning(*PLAIN), "not enough memory", "--data.batch_size", "--model.particles")
