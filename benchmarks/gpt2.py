@@ -181,8 +181,8 @@ def main() -> None:
         for stem, export in (("ddpm_gpt2", "denoiser"), ("critic_gpt2", "critic")):
             made(stem, folder).export(folder / "runs" / stem / export)
         for marker, part in (("gpt2-memory", computed), ("gpt2-measured", measured)):
-            made_now = part(folder)
-            DOC.write_text(fill(DOC.read_text(encoding="utf-8"), marker, made_now), encoding="utf-8")
+            body = part(folder)  # minutes, in which the document may change
+            DOC.write_text(fill(DOC.read_text(encoding="utf-8"), marker, body), encoding="utf-8")
 
 
 if __name__ == "__main__":

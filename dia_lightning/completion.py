@@ -14,7 +14,6 @@ _HELP = """Print a script by which SHELL completes commands, options and what so
     eval "$(lightning completion bash)"
 For all of them, keep what it prints where your shell looks: ~/.local/share/bash-completion/completions/lightning, or a file
 _lightning in a folder of zsh's $fpath. Needs the package shtab (pip install 'dia-lightning[completion]')."""
-_SHELLS = ("bash", "zsh", "tcsh")
 
 
 def run(arguments: Sequence[str], commands: Mapping[str, str]) -> None:
@@ -23,14 +22,19 @@ def run(arguments: Sequence[str], commands: Mapping[str, str]) -> None:
     Args:
         commands: every command of `lightning` with a line about it.
     """
-    parser = OptionParser(prog="dia completion", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("shell", choices=_SHELLS)
-    shell = parser.parse_args(arguments).shell
+    shell = options_parser().parse_args(arguments).shell
     if find_spec("shtab") is None:
         raise UserError("completion: the package shtab is missing: pip install 'dia-lightning[completion]'")
     import shtab
 
     print(shtab.complete(every_command(commands), shell))
+
+
+def options_parser() -> OptionParser:
+    """Of `lightning completion`."""
+    parser = OptionParser(prog="dia completion", description=_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    return parser
 
 
 def every_command(commands: Mapping[str, str]) -> argparse.ArgumentParser:
@@ -45,22 +49,19 @@ def every_command(commands: Mapping[str, str]) -> argparse.ArgumentParser:
     from dia_lightning.sampling import GuidedSamplerModule
     from dia_lightning.study import command as study
 
-    parser = argparse.ArgumentParser(prog="lightning")
+    parser = OptionParser(prog="lightning")
     parser.add_argument("--version", action="store_true")
     parsers = parser.add_subparsers(metavar="COMMAND")
-    tools: dict[str, argparse.ArgumentParser] = {
-        "kit": kit.options_parser(), "study": study.options_parser(), "preference": preference.options_parser(),
-    }  # fmt: skip
+    tools = {"kit": kit, "study": study, "preference": preference}
+    known = {name: tool.options_parser() for name, tool in tools.items()} | {"completion": options_parser()}
     for name, title in commands.items():
         command = parsers.add_parser(name, help=title)
-        if name in tools:
-            parsers.choices[name] = tools[name]
-        elif name == "completion":
-            command.add_argument("shell", choices=_SHELLS)
+        if name in known:
+            parsers.choices[name] = known[name]
         else:
             samples = name in ("test", "predict")
             _add_file(command, "-c", "--config", help="settings")
-            command.add_argument("--allow", metavar="MODULE", help="let options name classes of a module of yours")
+            command.add_allow()
             command.add_argument("--print_config", action="store_true", help="every setting, as a YAML file")
             _add_file(command, "--ckpt_path", help="weights to go on from")
             _add_file(command, "--trainer.callbacks.folder", help="where files go")

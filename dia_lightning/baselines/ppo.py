@@ -142,9 +142,7 @@ class PPOModule(WatchedModule):
         advantages, returns = self.advantages(rollout, batch)
         measured = self._measure(rollout, returns)
         updated = self._update(rollout, advantages, returns, generator)
-        fine = (rollout.log_p.isfinite() & rollout.log_ratio.isfinite()).all(1) & torch.stack(
-            [*updated.values()]
-        ).isfinite().all()
+        fine = torch.stack([*updated.values()]).isfinite().all() & (rollout.log_p + rollout.log_ratio).isfinite().all(1)
         self.note_rows({"tokens": rollout.tokens, "mask": rollout.mask, "reward": rollout.reward}, ~fine)
         measured |= updated
         if self.target_kl is not None:

@@ -119,7 +119,7 @@ def test_the_gradient_is_unbiased(base: str, estimator: str) -> None:
         found.append(directions @ flat(torch.autograd.grad(-loss, weights)))
     drawn = torch.stack(found).double()
     error = drawn.std(0) / len(drawn) ** 0.5
-    assert float(exact.norm()) > 15 * float(error[0])
+    assert float(exact.norm()) > 20 * float(error[0])
     assert ((drawn.mean(0) - directions @ exact).abs() < 5 * error).all()
 
 

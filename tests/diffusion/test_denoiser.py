@@ -104,13 +104,15 @@ def test_rows_of_one_norm_are_read_out_as_ever(embedding: TokenEmbedding) -> Non
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("tied_head", [False, True])
+@pytest.mark.parametrize("normalise", [True, False])
 def test_a_loss_in_chunks_is_the_plain_one_with_its_gradients(
-    embedding: TokenEmbedding, monkeypatch: pytest.MonkeyPatch, name: str, autocast: bool, tied_head: bool
+    embedding: TokenEmbedding, monkeypatch: pytest.MonkeyPatch, name: str, autocast: bool, tied_head: bool, normalise: bool
 ) -> None:
+    embedding = TokenEmbedding(embedding.weight * torch.linspace(0.5, 2, embedding.vocab_size)[:, None], normalise=normalise)
     net = network(embedding)
     net = DenoiserNetwork(embedding, net.schedule, net.size, tied_head)
     generator = torch.Generator().manual_seed(0)
-    hidden, query = (torch.randn(37, width, generator=generator) for width in (net.size.width, 16))
+    hidden, query = (torch.randn(37, width, generator=generator) for width in (net.size.width, 16 if normalise else 17))
     targets, t = torch.randint(0, embedding.vocab_size, (37,), generator=generator), torch.rand(37, generator=generator)
     leaf = hidden.requires_grad_()
     wanted = [leaf, *net.head.parameters()]
@@ -130,9 +132,11 @@ def test_a_loss_in_chunks_is_the_plain_one_with_its_gradients(
         assert error < (0.02 if autocast else 1e-5)
 
 
-def test_cross_entropy_is_minus_the_targets_log_probability(embedding: TokenEmbedding) -> None:
+@pytest.mark.parametrize("normalise", [True, False])
+def test_cross_entropy_is_minus_the_targets_log_probability(embedding: TokenEmbedding, normalise: bool) -> None:
+    embedding = TokenEmbedding(embedding.weight * torch.linspace(0.5, 2, embedding.vocab_size)[:, None], normalise=normalise)
     net = network(embedding)
-    hidden, query = torch.randn(37, net.size.width), torch.randn(37, 16)
+    hidden, query = torch.randn(37, net.size.width), torch.randn(37, 16 if normalise else 17)
     targets = torch.randint(0, embedding.vocab_size, (37,))
     want = -(net.readout(hidden, query).log_softmax(-1)[torch.arange(37), targets])
     torch.testing.assert_close(LOSSES["ce"](net, hidden, query, targets, torch.ones(37)), want)
