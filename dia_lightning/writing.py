@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dia_lightning.types import fill_after_end, leading, must_go_on
@@ -12,6 +13,8 @@ from dia_lightning.types import fill_after_end, leading, must_go_on
 
 class Writing:
     """Rows that p_θ, a `BaseLM`, writes from left to right: what stands there so far, and the states of p_θ that have read it.
+
+    A model without a usable key–value cache (`BaseLM.has_cache`) reads each row again for every token.
 
     Attributes:
         tokens: (B, T) int64, the prompt and what is written, end tokens elsewhere. place: the position that comes next.
@@ -26,7 +29,7 @@ class Writing:
         self.rows = torch.arange(len(tokens), device=tokens.device)
         self.ended = torch.zeros_like(self.rows, dtype=torch.bool)
         self._inputs = torch.full_like(tokens[:, :1], lm.bos_id)
-        self._cache = allocated_cache(lm.model.config, tokens.shape[1])
+        self._cache = allocated_cache(lm.model.config, tokens.shape[1]) if lm.has_cache else None
         self._forced, self._given, self._barred = prompt_mask, tokens, must_go_on(prompt_mask)
 
     @torch.no_grad()
@@ -35,8 +38,9 @@ class Writing:
         given = int(leading(self.prompt_mask).sum(1).min())
         if self.place or given < 2 or not self.lm.has_body:
             return 0
-        inputs = torch.cat([self._inputs, self._given[:, : given - 1]], 1)
-        self.lm.model.base_model(inputs, past_key_values=self._cache, use_cache=True)
+        if self._cache is not None:
+            inputs = torch.cat([self._inputs, self._given[:, : given - 1]], 1)
+            self.lm.model.base_model(inputs, past_key_values=self._cache, use_cache=True)
         self.tokens[:, :given] = self._given[:, :given]
         self._inputs, self.place = self._given[:, given - 1 : given], given
         return given
@@ -44,7 +48,12 @@ class Writing:
     @torch.no_grad()
     def next_logits(self) -> Tensor:
         """(N, V) logits of p_θ at `place`, without the end token where the text must go on; asked once a place."""
-        logits: Tensor = self.lm.model(self._inputs, past_key_values=self._cache, use_cache=True).logits[:, -1]
+        if self._cache is None:
+            seen = F.pad(self.tokens[self.rows, : self.place], (1, 0), value=self.lm.bos_id)
+            logits = self.lm.next_logits(seen)
+        else:
+            out = self.lm.model(self._inputs, past_key_values=self._cache, use_cache=True)
+            logits = self.lm.with_one_end(out.logits[:, -1])
         logits[:, self.lm.end_id].masked_fill_(self._barred[:, self.place], -torch.inf)
         return logits
 
@@ -75,6 +84,9 @@ class Writing:
         return fill_after_end(self.tokens, self.prompt_mask, self.lm.end_id)
 
     def _select(self, index: Tensor) -> None:
-        self._cache.batch_select_indices(index)
+        from dia_lightning.kv_cache import select_rows
+
+        if self._cache is not None:
+            select_rows(self._cache, index)
         self._inputs, self.ended = self._inputs[index], self.ended[index]
         self._forced, self._given, self._barred = self._forced[index], self._given[index], self._barred[index]

@@ -183,7 +183,7 @@ class PPOModule(WatchedModule):
     def _forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, T, V) and last hidden states (B, T, H)."""
         out = self.policy(inputs, use_cache=False, output_hidden_states=True)
-        return out.logits, out.hidden_states[-1]
+        return self.lm.with_one_end(out.logits), out.hidden_states[-1]
 
     def advantages(self, rollout: Rollout, batch: Prompts) -> tuple[Tensor, Tensor]:
         """What an update learns from: advantages (B, T) and returns (B, T) for ppo; for rloo advantages (B,), no returns."""

@@ -51,6 +51,7 @@ def records(batch: Generations) -> list[dict[str, Any]]:
             "method": batch.method,
             "seed": batch.seed,
             **({} if batch.accept_rate is None else {"accept_rate": batch.accept_rate[i].item()}),
+            **({} if batch.canonical is None else {"canonical": bool(batch.canonical[i])}),
         }
         for i in range(len(batch.texts))
     ]
@@ -67,7 +68,7 @@ def _to_json(batch: Generations) -> dict[str, Any]:
 
 
 def _from_json(fields: dict[str, Any]) -> Generations:
-    for name in ("tokens", "log_p", "n_tokens", "reward", "accept_rate"):
+    for name in ("tokens", "log_p", "n_tokens", "reward", "accept_rate", "canonical"):
         if fields[name] is not None:
             fields[name] = torch.tensor(fields[name], dtype=torch.float64 if name == "log_p" else None)
     for group in ("rewards", "diagnostics"):

@@ -71,14 +71,15 @@ def prompt_rows(lm: BaseLM, prompts: list[str], max_length: int) -> tuple[torch.
 def _ids(lm: BaseLM, prompts: list[str]) -> list[list[int]]:
     """The tokens of each prompt, −1 for one that is free."""
     pieces = [_BLANK.split(prompt) for prompt in prompts]
-    # The space before a blank belongs to the word that fills it, as byte-level tokenizers have it.
-    texts = [part.rstrip() if i < len(parts) - 1 else part for parts in pieces for i, part in enumerate(parts[::2])]
-    known = iter(lm.tokenizer(["", *texts], add_special_tokens=False)["input_ids"][1:])
+    # The space before a blank belongs to the word that fills it, as most tokenizers have it.
+    texts = [[part.removesuffix(" ") if i < len(parts) // 2 else part for i, part in enumerate(parts[::2])] for parts in pieces]
+    first = iter(lm.token_ids([parts[0] for parts in texts]))
+    later = iter(lm.continued_ids([part for parts in texts for part in parts[1:]]))
     rows = []
     for parts in pieces:
-        row = list(next(known))
+        row = next(first)
         for count in parts[1::2]:
-            row += [-1] * int(count) + next(known)
+            row += [-1] * int(count) + next(later)
         rows.append(row)
     return rows
 
@@ -121,6 +122,7 @@ class PromptData(L.LightningDataModule):
         length: tokens after the prompt, end token not counted, exactly; or a file of texts whose lengths are drawn. By
             default texts end where p_θ ends them. For solvers and denoise_accept, which can hold an end token in its place.
         reward_sees_prompt: rewards read prompt and text as one; otherwise the text alone.
+        end_tokens: tokens that end a text besides the model's own, for example a line feed.
         base_lm: hub id or folder of p_θ, for its tokenizer; the model's by default.
     """
 
@@ -137,6 +139,7 @@ class PromptData(L.LightningDataModule):
         max_length: int = 40,
         length: int | str | None = None,
         reward_sees_prompt: bool = True,
+        end_tokens: list[str] | None = None,
     ) -> None:
         super().__init__()
         for option, value in (("n_texts", n_texts), ("batch_size", batch_size), ("max_length", max_length), ("limit", limit)):
@@ -145,7 +148,7 @@ class PromptData(L.LightningDataModule):
         self.base_lm, self.prompts, self.n_texts = base_lm, prompts, n_texts
         self.fields, self.split, self.limit, self.template = fields, split, limit, template
         self.batch_size, self.max_length, self.length = batch_size, max_length, length
-        self.reward_sees_prompt = reward_sees_prompt
+        self.reward_sees_prompt, self.end_tokens = reward_sees_prompt, end_tokens
         # A process may have no batch: fewer may be left than there are processes.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.lm: BaseLM
@@ -161,6 +164,7 @@ class PromptData(L.LightningDataModule):
             raise UserError(
                 f"--data.init_args.max_length: {self.max_length} given, {self.lm.name} allows at most {self.lm.max_length}"
             )
+        self.lm.add_ends(self._end_ids())
         records = self._read()
         prompts = [self._prompt(record) for record in records]
         self.texts = [prompt for prompt in prompts for _ in range(self.n_texts)]
@@ -171,6 +175,17 @@ class PromptData(L.LightningDataModule):
             self.batch(index)
         prompt_rows(self.lm, prompts, self.max_length)
         self.skip(set())
+
+    def _end_ids(self) -> list[int]:
+        texts = self.end_tokens or []
+        ids = self.lm.continued_ids(texts)
+        for text, found in zip(texts, ids, strict=True):
+            if len(found) != 1:
+                raise UserError(
+                    f"--data.init_args.end_tokens: {text!r} given, allowed: what is one token of {self.lm.name}, "
+                    f"it is {len(found)}"
+                )
+        return [found[0] for found in ids]
 
     def _read(self) -> list[Record]:
         if self.prompts is None:

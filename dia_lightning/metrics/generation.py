@@ -126,7 +126,7 @@ class GenerationMetrics(nn.Module):
 def compute_metrics(batches: Iterable[Generations]) -> dict[str, Any]:
     """All figures of a run whose batches lie in this process, with the keys of `metrics.json`.
 
-    Those of `GenerationMetrics`, and the means over texts of `accept_rate` and of each of the diagnostics, if any.
+    Those of `GenerationMetrics`, and the means over texts of `accept_rate`, `canonical` and each of the diagnostics, if any.
 
     Raises:
         ValueError: no batches.
@@ -148,7 +148,8 @@ def _by_name(batches: Sequence[Generations]) -> dict[str, list[torch.Tensor]]:
     """The acceptance rates and diagnostics that the batches have, batch by batch."""
     found: dict[str, list[torch.Tensor]] = {}
     for batch in batches:
-        rates = {} if batch.accept_rate is None else {"accept_rate": batch.accept_rate}
+        shares = {"accept_rate": batch.accept_rate, "canonical": batch.canonical}
+        rates = {name: values for name, values in shares.items() if values is not None}
         for name, values in {**rates, **batch.diagnostics}.items():
             found.setdefault(name, []).append(values)
     return found

@@ -43,5 +43,12 @@ def _write_batch(writer: Any, batch: Generations) -> None:
         writer.add_histogram(f"texts/{name}", known, batch.index)
         if name in followed:
             writer.add_scalar(f"sampler/{name}", known.double().mean(), batch.index)
-    lines = [f"{prompt}**{text.strip()}**" for prompt, text in zip(batch.prompts, batch.texts, strict=True)]
+    lines = [f"{prompt}{_bold(text)}" for prompt, text in zip(batch.prompts, batch.texts, strict=True)]
     writer.add_text("texts/samples", "\n\n".join(lines[:_SHOWN]), batch.index)
+
+
+def _bold(text: str) -> str:
+    """`text` in Markdown's bold, which may begin and end with no space."""
+    bare = text.strip()
+    before, _, after = text.partition(bare) if bare else (text, "", "")
+    return f"{before}**{bare}**{after}" if bare else text

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dia_lightning import progress
-from dia_lightning.lm_files import folder_of
+from dia_lightning.lm_files import folder_of, load_whole, positions_of
 from dia_lightning.resources import UserError
 from dia_lightning.rewards.base import RewardError
 from dia_lightning.rewards.options import OPTION, require, require_sign
@@ -189,15 +189,10 @@ def load_classifier(model: str) -> tuple[Any, Any]:
         ) from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        network, loading = AutoModelForSequenceClassification.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, trust_remote_code=False,
-            output_loading_info=True,
-        )  # fmt: skip
+        network = load_whole(AutoModelForSequenceClassification, folder, use_safetensors=True, dtype=torch.float32)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{option}: cannot load {model} ({reason})") from error
-    if missing := sorted(loading["missing_keys"]):
-        raise UserError(f"{option}: {model} given, allowed: a trained sequence classifier (it has no weights {missing[0]!r})")
+        raise UserError(f"{option}: cannot load {model} ({reason}); allowed: a trained sequence classifier") from error
     config = network.config.get_text_config()
     ids = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     config.pad_token_id = next(token for token in ids if token is not None)
@@ -206,14 +201,7 @@ def load_classifier(model: str) -> tuple[Any, Any]:
 
 def window_of(network: Any, tokenizer: Any) -> int:
     """The most tokens that the network reads at a time, special tokens included."""
-    window = int(getattr(network.config.get_text_config(), "max_position_embeddings", 0) or 1 << 20)
-    for module in network.modules():
-        # RoBERTa counts positions from the padding token's number on.
-        positions = isinstance(module, torch.nn.Embedding) and module is not network.get_input_embeddings()
-        if positions and module.num_embeddings == window and module.padding_idx is not None:
-            window -= module.padding_idx + 1
-            break
-    return min(window, tokenizer.model_max_length)
+    return min(positions_of(network), tokenizer.model_max_length)
 
 
 def tokenize(network: Any, tokenizer: Any, texts: list[str], pairs: list[str] | None = None, max_length: int = 0) -> list[Row]:

@@ -20,7 +20,7 @@ from dia_lightning.resources import UserError
 from dia_lightning.rewards import CachedReward, call_reward
 from dia_lightning.sampling.resampling import LAM_MAX
 from dia_lightning.sampling.sharded import ShardedBaseLM
-from dia_lightning.target import own_texts, seen_texts
+from dia_lightning.target import own_texts, whole_texts
 from dia_lightning.types import Cost, Generations, Prompts, Reward, scored_mask
 
 
@@ -142,7 +142,8 @@ class SamplerModule(L.LightningModule):
         tokens = drawn.tokens
         keep = scored_mask(tokens, batch.prompt_mask, self.lm.end_id)
         texts = own_texts(self.lm, tokens, batch)
-        seen = seen_texts(self.lm, tokens, batch) if any(batch.prompts) else texts
+        whole = whole_texts(self.lm, texts, batch)
+        seen = whole if batch.whole else texts
         reward = call_reward(self._cached, seen, batch.records)
         parts: Any = getattr(self.reward, "parts", None)
         # In p_θ's own precision, whatever the trainer's: these numbers are compared between runs.
@@ -157,6 +158,7 @@ class SamplerModule(L.LightningModule):
             rewards=parts(seen, batch.records) if parts else {self.reward.name: reward}, reward=reward,
             method=method, seed=self.seed, latency_s=latency_s, warm=warm, costs=costs,
             peak_memory_mib=peak_memory, seen=[] if seen == texts else seen,
+            canonical=self.lm.is_canonical(tokens, batch.prompt_mask, whole),
             accept_rate=None if drawn.accept_rate is None else drawn.accept_rate.cpu(),
             diagnostics={name: values.cpu() for name, values in (drawn.diagnostics or {}).items()},
         )  # fmt: skip

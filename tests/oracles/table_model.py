@@ -20,7 +20,8 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 class TableModel(torch.nn.Module):
     """Next-token logits of `NEXT`, called as a transformers model is; the cached keys are the tokens read."""
 
-    config = GPT2Config(n_layer=1, n_positions=16)
+    config = GPT2Config(n_layer=1, n_positions=T + 1)
+    dtype = torch.float32
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +55,13 @@ class Letters:
     def __len__(self) -> int:
         return V
 
-    def batch_decode(self, rows: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
+    def get_vocab(self) -> dict[str, int]:
+        return dict(zip("ab", range(END), strict=True)) | {"": END}
+
+    def __call__(self, texts: Sequence[str], **options: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [["ab".index(letter) for letter in text] for text in texts]}
+
+    def batch_decode(self, rows: Sequence[Sequence[int]], skip_special_tokens: bool = True, **options: Any) -> list[str]:
         return ["".join("ab"[i] for i in row if i != END) for row in rows]
 
 
