@@ -16,7 +16,16 @@ from typing import NoReturn
 
 from dia_lightning import __version__
 from dia_lightning.kit.files import settings_file
-from dia_lightning.resources import INTERRUPTS, UserError, module_name, read_yaml, require_path, root_user_error
+from dia_lightning.resources import (
+    INTERRUPTS,
+    UserError,
+    module_name,
+    no_memory,
+    read_yaml,
+    require_path,
+    root_user_error,
+)
+from dia_lightning.terminal import visible
 
 _DEFAULT_PREDICT = "configs/dia_tiny.yaml"
 _CONFIG_OPTIONS = ("--config", "-c")
@@ -172,14 +181,8 @@ def _help_text(arguments: list[str]) -> str | None:
     return None
 
 
-def _no_memory(error: Exception) -> bool:
-    """Python's own error, CUDA's, or what torch says on a CPU."""
-    said = "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError"
-    return said or isinstance(error, MemoryError)
-
-
 def _end(message: str, code: int) -> NoReturn:
-    print(" ".join(message.split()), file=sys.stderr)
+    print(visible(" ".join(message.split())), file=sys.stderr)
     sys.exit(code)
 
 
@@ -253,11 +256,11 @@ def main() -> None:
         raise
     except Exception as error:
         if "--debug" in sys.argv[1:]:
-            traceback.print_exc()
+            print(visible(traceback.format_exc()), file=sys.stderr, end="")
         user_error = root_user_error(error)
         if user_error is not None:
             _end(f"error: {user_error}", 2)
-        if _no_memory(error):
+        if no_memory(error):
             _end("error: not enough memory; lower what is done at once: --data.batch_size, --model.particles, --model.pool", 2)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         _end(f"internal error: {type(error).__name__}: {reason} (run again with --debug for the traceback)", 1)

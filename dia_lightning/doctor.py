@@ -6,6 +6,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 
+from dia_lightning.terminal import visible
+
 _OURS = "dia-lightning"
 _SHOWN = ("torch", "lightning", "transformers", "torchmetrics", "jsonargparse", "omegaconf")
 
@@ -38,7 +40,7 @@ def main() -> int:
     for package in (_OURS, *_SHOWN):
         print(f"{package:16} {_version(package)}")
     owners = script_owners("lightning")
-    print(f"script lightning claimed by: {', '.join(owners) or 'nobody'}")
+    print(visible(f"script lightning claimed by: {', '.join(owners) or 'nobody'}"))
     script = Path(sys.executable).parent / "lightning"
     state = script_state(script)
     print(f"script {script}: {state}")

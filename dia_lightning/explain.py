@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from itertools import pairwise
 
+from dia_lightning.resources import NEGATIVE
+
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)'")
 _UNKNOWN = re.compile(r"(?:Option|Subcommand '\w+' does not accept option|Group '\w+' does not accept option) '([^']+)'")
@@ -38,7 +40,7 @@ def explain(message: str, error: BaseException | None, arguments: Sequence[str],
         if path[-1:] == ["init_args"]:
             path.pop()
         # Without a path it is the value of an option as --model.help.
-        option = _typed(path, arguments)[0] if path else texts[0].partition(":")[0]
+        option = typed_option(path, arguments)[0] if path else texts[0].partition(":")[0]
         return _denied(option, found[1])
     if found := _AMBIGUOUS.search(leaf):
         shown = [name for name in found[2].split(", ") if name != "--print_shtab"]  # jsonargparse has it no more
@@ -47,15 +49,15 @@ def explain(message: str, error: BaseException | None, arguments: Sequence[str],
         name = found[1].partition("=")[0]
         return f"{name}: unknown option{_near(name, options)}" if name.startswith("-") else f"{name}: an option was expected"
     if found := _NO_VALUE.search(leaf):
-        return f"{_option_without_value(found[1], arguments)}: no value given"
+        return _without_value(found[1], arguments)
     if found := _UNKNOWN.search(leaf):
-        option = _typed([*path, *found[1].split(".")], arguments)[0]
+        option = typed_option([*path, *found[1].split(".")], arguments)[0]
         return f"{option}: unknown option{_near(found[1], _parameters(class_path), class_path)}"
     if found := _REQUIRED.search(leaf):
         return _required(path, found[1])
     if path[-1:] == ["init_args"]:  # the class itself, none of its options
         path.pop()
-    option, given = _typed(path, arguments)
+    option, given = typed_option(path, arguments)
     if _NOT_IMPORTED.search(leaf):
         reason = f"{_flat(leaf)}{_classes_beside(class_path)}"
         return f"{option}: {class_path or given} given, allowed is the path of a class ({reason})"
@@ -103,7 +105,7 @@ def _bare(name: str) -> str:
     return name.lstrip("-").rstrip("+").replace(".init_args", "")
 
 
-def _typed(path: list[str], arguments: Sequence[str]) -> tuple[str, str]:
+def typed_option(path: list[str], arguments: Sequence[str]) -> tuple[str, str]:
     """The option as it stands on the command line, with its value, or its full name if it is in a file."""
     full = "--" + ".".join(path)
     for i in reversed(range(len(arguments))):
@@ -114,12 +116,15 @@ def _typed(path: list[str], arguments: Sequence[str]) -> tuple[str, str]:
     return f"{full} (in {', '.join(files)})" if files else full, ""
 
 
-def _option_without_value(option: str, arguments: Sequence[str]) -> str:
-    """The argument that `option` stands for and that no value follows; argparse names the head of a dotted option only."""
+def _without_value(option: str, arguments: Sequence[str]) -> str:
+    """Of the argument that `option` stands for and that no value follows; argparse names the head of a dotted option only."""
     for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
-        if argument.startswith(option) and following.startswith("--") and "=" not in argument:
-            return argument
-    return option
+        no_value = following.startswith("-") and following != "-" and NEGATIVE.match(following) is None
+        if (argument == option or argument.startswith(f"{option}.")) and no_value and "=" not in argument:
+            meant = not re.match(r"--($|[a-z_]+(\.|=|$))|-[ch]$", following)
+            mend = f"; if {following} is its value, write {argument}={following}" if meant else ""
+            return f"{argument}: no value given{mend}"
+    return f"{option}: no value given"
 
 
 def _required(path: list[str], names: str) -> str:

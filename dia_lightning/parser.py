@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
-from importlib import import_module
 from operator import or_
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,13 +19,14 @@ import lightning as L
 from jsonargparse import Namespace, set_parsing_settings
 from jsonargparse._actions import ActionConfigFile
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
+from dia_lightning.building import BuildingCLI, class_of, leaves
 from dia_lightning.diffusion.checkpoint import load_checkpoint
-from dia_lightning.explain import TRUSTED, explain
-from dia_lightning.processes import one_for_all
-from dia_lightning.resources import UserError, placed, root_user_error
+from dia_lightning.explain import TRUSTED, explain, typed_option
+from dia_lightning.processes import one_for_all, refuse_lone
+from dia_lightning.resources import NEGATIVE, UserError, placed
 
 _IGNORED_WARNINGS = (
     "num_workers", r"isinstance\(treespec", "litlogger", "logging interval", "args parameter is intended",
@@ -40,6 +40,7 @@ _CHATTER = re.compile(
 )
 # A disk or a quota that is full, or a limit on a file's size.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_TEXT = "a text that has ${ in it belongs into a file, as in --data.prompts FILE"
 # Modules of the user's that an earlier call in this process allowed: jsonargparse's settings can only be added to.
 _named_before: set[str] = set()
 # What each command needs of the module (one of these) and of the data, and a file that has it.
@@ -62,6 +63,10 @@ class _ParsingError(Exception):
 class _Parser(LightningArgumentParser):
     """Raises instead of printing usage text; parsers of a single class still raise what jsonargparse expects of them."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = NEGATIVE
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
         if not self.exit_on_error:
             super().error(message, ex)
@@ -70,10 +75,12 @@ class _Parser(LightningArgumentParser):
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """`{here}` in a file is the file's own folder."""
         found: Namespace = placed(super().parse_path(path, *args, **kwargs), Path(path).absolute().parent)
+        for option, value in leaves("", found):
+            _refuse_escape(f"{option} (in {path})", value)
         return found
 
 
-class DiaCLI(LightningCLI):
+class DiaCLI(BuildingCLI):
     """LightningCLI whose settings come from files and the command line only, never from a checkpoint."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -103,8 +110,8 @@ class DiaCLI(LightningCLI):
         config = self.config[self.subcommand]
         steps, loader, example = _NEEDS[str(self.subcommand)]
         for option, base, names in (("model", L.LightningModule, steps), ("data", L.LightningDataModule, (loader,))):
-            cls = _class_of(config[option])
-            if cls is not None and not any(_overrides(cls, base, name) for name in names):
+            cls = class_of(config[option])
+            if inspect.isclass(cls) and not any(_overrides(cls, base, name) for name in names):
                 raise UserError(
                     f"--{option}: {cls.__name__} given, {self.subcommand} needs a class with {' or '.join(names)}; "
                     f"see for example --config {example}"
@@ -113,16 +120,39 @@ class DiaCLI(LightningCLI):
         if config.get("weights_only") is False:
             raise UserError("--weights_only: false given, allowed: true; a pickle of more than weights could run code")
         config["weights_only"] = True
+        self._check_seed(config)
+
+    def _check_seed(self, config: Namespace) -> None:
+        """Samplers have a seed of their own, so that `seed_everything` alone would change no text."""
+        seed, own = config.get("seed_everything"), (config["model"].get("init_args") or {}).get("seed")
+        option, given = typed_option(["seed_everything"], self._arguments)
+        samples = self.subcommand in ("test", "predict") and type(own) is int
+        # 0 in a file is what every shipped one says.
+        if samples and seed is not False and seed != own and (given or seed != 0):
+            shown = seed if type(seed) is int else "N"
+            raise UserError(
+                f"{option}: {given or seed} given, which the texts of `{self.subcommand}` do not depend on; "
+                f"use --model.seed {shown} (it is {own} now)"
+            )
+
+    def instantiate_classes(self) -> None:
+        with self.building():
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         with self._mistakes_of_the_trainer():
             try:
-                return super().instantiate_trainer(**kwargs)
-            except ValueError as error:
-                raise UserError(f"--trainer: {error}") from error
+                trainer = super().instantiate_trainer(**kwargs)
+            except (MisconfigurationException, OSError):
+                raise
+            except Exception as error:
+                twice = "more than one stateful callback" in str(error)
+                raise UserError(f"--trainer{'.callbacks' * twice}: {error}") from error
+        refuse_lone(trainer)
+        return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with self._mistakes_of_the_trainer(), one_for_all(self.trainer):
+        with self._mistakes_of_the_trainer(), one_for_all(self.trainer), self.building():
             super()._run_subcommand(subcommand)
 
     @contextmanager
@@ -164,7 +194,8 @@ class _ModelOnly(_OptionsOnly):
     """Builds the module, and no trainer: the options may ask for devices that are elsewhere."""
 
     def instantiate_classes(self) -> None:
-        self.model = self._get(self.parser.instantiate_classes(self.config), "model")
+        with self.building():
+            self.model = self._get(self.parser.instantiate_classes(self.config), "model")
 
 
 def _check_checkpoint(path: str) -> None:
@@ -180,18 +211,6 @@ def _check_checkpoint(path: str) -> None:
         raise UserError(f"--ckpt_path: {path} is no checkpoint, or it is damaged ({error})") from error
 
 
-def leaves(name: str, setting: Any) -> Iterator[tuple[str, Any]]:
-    """Every option under `setting` with its value; elements of a list have the list's name."""
-    if isinstance(setting, Namespace | dict):
-        for key, value in (setting if isinstance(setting, dict) else vars(setting)).items():
-            yield from leaves(f"{name}.{key}" if name else f"--{key}", value)
-    elif isinstance(setting, list):
-        for value in setting:
-            yield from leaves(name, value)
-    else:
-        yield name, setting
-
-
 def _is_above(value: Any, error: OSError) -> bool:
     """Whether `value` is the path that `error` is about, or a folder above it."""
     if not isinstance(value, str) or not value or not isinstance(error.filename, str):
@@ -200,11 +219,10 @@ def _is_above(value: Any, error: OSError) -> bool:
     return Path(value).absolute() in (path, *path.parents)
 
 
-def _class_of(setting: Any) -> type | None:
-    """The class that a `class_path` names; None where it names something else."""
-    module, _, name = str(setting.get("class_path", "")).rpartition(".")
-    found = getattr(import_module(module), name, None) if module else None
-    return found if inspect.isclass(found) else None
+def _refuse_escape(option: str, value: Any) -> None:
+    """jsonargparse rewrites what is between the braces also where a backslash says that it stands for itself."""
+    if isinstance(value, str) and "\\${" in value:
+        raise UserError(f"{option}: \\${{ given, which cannot be read; {_NO_TEXT}")
 
 
 def _overrides(cls: type, base: type, name: str) -> bool:
@@ -238,13 +256,7 @@ def run(arguments: list[str], options_only: bool = False, allow: Sequence[str] =
 
 def build_model(arguments: list[str], allow: Sequence[str] = ()) -> L.LightningModule:
     """The module that a command with these arguments would run; `allow` and UserError as for `run`."""
-    try:
-        return _called(_ModelOnly, arguments, allow).model
-    except ValueError as error:  # as jsonargparse wraps what a class says of its options
-        found = root_user_error(error)
-        if found is None:
-            raise
-        raise UserError(str(found)) from error
+    return _called(_ModelOnly, arguments, allow).model
 
 
 def options_of(arguments: list[str], allow: Sequence[str] = ()) -> Namespace:
@@ -260,6 +272,8 @@ def _called(cli: type[DiaCLI], arguments: list[str], allow: Sequence[str]) -> Di
     # `${}` is resolved after the command line, and from the top of the file although the settings stand under the command.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     mode = {"parser_mode": "omegaconf+"}
+    for i, argument in enumerate(arguments):
+        _refuse_escape(argument.partition("=")[0] if argument.startswith("--") else arguments[i - 1], argument)
     try:
         return cli(
             L.LightningModule,
@@ -275,7 +289,10 @@ def _called(cli: type[DiaCLI], arguments: list[str], allow: Sequence[str]) -> Di
     except _ParsingError as failed:
         raise UserError(explain(str(failed), failed.error, arguments, _option_names(failed.parser, arguments))) from failed
     except OmegaConfBaseException as error:
-        raise UserError(f"--config: {error}") from error
+        path = re.sub(r"\[\d+\]", "", str(error.full_key or "")).split(".")[1:]
+        option = typed_option(path, arguments)[0] if path else "--config"
+        reason = re.sub(r"(?<=key .)\.+| \(resolved to .*", "", str(error.msg or error).splitlines()[0])
+        raise UserError(f"{option}: {reason}; ${{…}} stands for another setting, {_NO_TEXT}") from error
 
 
 def _allow_only(modules: list[str]) -> None:

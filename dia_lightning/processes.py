@@ -12,7 +12,7 @@ from subprocess import Popen
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dia_lightning.resources import INTERRUPTS
+from dia_lightning.resources import INTERRUPTS, UserError
 
 if TYPE_CHECKING:
     import lightning as L
@@ -29,6 +29,26 @@ def death(code: int) -> str:
         return f"was ended by {signal.Signals(-code).name}"
     except ValueError:
         return f"was ended by signal {-code}"
+
+
+def refuse_lone(trainer: L.Trainer) -> None:
+    """Refuse a launcher's processes that do not know of each other, since each would do the whole work.
+
+    Raises:
+        UserError: in the first process; the others end without a word, with the same exit code.
+    """
+    rank, n = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    if trainer.world_size > 1 or not (rank.isdecimal() and n.isdecimal()) or int(n) < 2:
+        return
+    if int(rank):
+        time.sleep(_GRACE_S)  # torchrun kills the others when one ends
+        raise SystemExit(2)
+    here = os.environ.get("LOCAL_WORLD_SIZE", n)
+    nodes = f" --trainer.num_nodes {int(n) // int(here)}" if here != n else ""
+    raise UserError(
+        f"--trainer.devices: {n} processes were started (by torchrun, say) and the trainer knows of one; "
+        f"add --trainer.devices {here}{nodes} --trainer.strategy ddp"
+    )
 
 
 @contextmanager

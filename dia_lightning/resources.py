@@ -19,12 +19,20 @@ _SHIPPED = ("configs", "checkpoints")
 HERE = "{here}"
 
 
+# An argument that is a value although it begins with "-"; argparse before Python 3.14 knows no exponent.
+NEGATIVE = re.compile(r"-(\.?\d|\.?inf\b|\.?nan\b)", re.IGNORECASE)
+
+
 class UserError(Exception):
     """A mistake that the user can mend; the command prints it as one line and ends with exit code 2."""
 
 
 class OptionParser(argparse.ArgumentParser):
     """Raises `UserError` where a command is called wrongly."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = NEGATIVE
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{self.prog.partition(' ')[2]}: {message} (see `{self.prog} --help`)")
@@ -101,6 +109,12 @@ def in_place(path: Path) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def no_memory(error: BaseException) -> bool:
+    """Python's own error, CUDA's, or what torch says on a CPU."""
+    said = "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError"
+    return said or isinstance(error, MemoryError)
 
 
 def root_user_error(error: BaseException | None) -> UserError | None:

@@ -235,7 +235,7 @@ def test_wrong_options(lightning: Run, arguments: list[str], parts: list[str]) -
             b"model:\n  class_path: dia_lightning.sampling.GuidedSamplerModule\n  init_args: {lam: abc}\n",
             ["init_args.lam", "abc"],
         ),
-        (b"trainer:\n  default_root_dir: ${nowhere}\n", ["--config", "nowhere"]),
+        (b"trainer:\n  default_root_dir: ${nowhere}\n", ["--trainer.default_root_dir (in bad.yaml)", "'nowhere'"]),
     ],
 )
 def test_wrong_config_files(lightning: Run, tmp_path: Path, content: bytes, parts: list[str]) -> None:

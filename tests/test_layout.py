@@ -6,11 +6,11 @@ from pathlib import Path
 import dia_lightning
 
 ORDER = [
-    "resources", "progress", "finite", "categorical", "optim", "types", "cost", "kv_cache", "lm_files", "writing", "contract",
-    "token_text", "lm",
-    "watched", "lm_module", "rewards", "target", "data", "embedding", "diffusion", "critic", "guidance", "sampling",
-    "baselines", "metrics", "reports", "callbacks", "doctor", "explain", "processes", "parser", "kit", "study", "completion",
-    "cli", "__main__",
+    "resources", "terminal", "progress", "finite", "categorical", "optim", "types", "cost",
+    "kv_cache", "lm_files", "writing", "contract", "token_text", "lm", "watched", "lm_module",
+    "rewards", "target", "data", "embedding", "diffusion", "critic", "guidance", "sampling",
+    "baselines", "metrics", "reports", "callbacks", "doctor", "explain", "processes", "building",
+    "parser", "kit", "study", "completion", "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(dia_lightning.__file__).parent
 

@@ -26,7 +26,9 @@ from dia_lightning.reports.run import write_run_report
 from dia_lightning.reports.tables import print_results, print_unfinished
 from dia_lightning.reports.tensorboard import write_events
 from dia_lightning.resources import INTERRUPTS, UserError, in_place
+from dia_lightning.rewards.base import reported_names
 from dia_lightning.sampling.base import SamplerModule
+from dia_lightning.terminal import visible
 from dia_lightning.types import SCHEMA, Cost, Generations, Record
 
 
@@ -119,10 +121,12 @@ class PredictionWriter(L.Callback):
                 f"--model: {type(pl_module).__name__} does not sample; give a sampler (for example --config "
                 "configs/dia_tiny.yaml), with --data PromptData"
             )
+        if sum(isinstance(callback, PredictionWriter) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise UserError("--trainer.callbacks: PredictionWriter given twice, allowed: once; a run has one folder")
         self._records = data.records
         if self.evaluation is not None:
             has_base = pl_module.compare_base or pl_module.method == "zero_shot"
-            self.evaluation.check(data.texts, self._records, has_base)
+            self.evaluation.check(data.texts, self._records, has_base, reported_names(pl_module.reward))
         # Here, where every process asks: a logger's folder is told to all of them.
         self._config = Path(trainer.log_dir or trainer.default_root_dir) / "config.yaml"
         key = run_key(trainer, pl_module, data)
@@ -241,7 +245,7 @@ class PredictionWriter(L.Callback):
         rows = [] if evaluation is None else evaluation.rows()
         print_results(metrics, runs, self.folder, self.n_shown, self._n_resumed, self._n_batches, rows)
         if trainer.state.fn == "test":
-            print(f"Wrote {write_run_report(self.folder, self._config)}")
+            print(visible(f"Wrote {write_run_report(self.folder, self._config)}"))
 
     def _read(self, path: Path) -> list[Generations]:
         try:

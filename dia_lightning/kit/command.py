@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dia_lightning.resources import OptionParser
+from dia_lightning.terminal import visible
 
 _HELP = """Put denoiser and critic, the settings that use them and a model card into one folder of safetensors and YAML.
 The folder can be moved, copied and uploaded; `lightning predict --config DIR` samples from it wherever it lies, and
@@ -22,17 +23,17 @@ def run(arguments: Sequence[str]) -> None:
         options.overwrite, options.allow,
     )  # fmt: skip
     size = sum(part.size for part in kit.parts) / 2**20
-    print(
-        f"Wrote {options.out}: {', '.join(part.name for part in kit.parts)} ({size:.1f} MiB), dia.yaml and README.md, its card."
-    )
-    for option, value in kit.left.items():
-        print(f"Not in the kit: {option}, which was {value}.")
-    for name in kit.foreign:
-        print(f"Not in the kit: {name}, whose code has to be where the kit is used.")
+    parts = ", ".join(part.name for part in kit.parts)
+    lines = [f"Wrote {options.out}: {parts} ({size:.1f} MiB), dia.yaml and README.md, its card."]
+    lines += [f"Not in the kit: {option}, which was {value}." for option, value in kit.left.items()]
+    lines += [f"Not in the kit: {name}, whose code has to be where the kit is used." for name in kit.foreign]
     if not kit.has_lm:
-        print(f"Not in the kit: the base model {kit.module.base_lm} (--with-base-lm puts it there).")
-    print(f"Use it:   lightning predict --config {options.out}{kit.allow}")
-    print(f"Share it: hf upload USER/{kit.name} {options.out}   and then   lightning predict --config hub:USER/{kit.name}")
+        lines.append(f"Not in the kit: the base model {kit.module.base_lm} (--with-base-lm puts it there).")
+    lines.append(f"Use it:   lightning predict --config {options.out}{kit.allow}")
+    lines.append(
+        f"Share it: hf upload USER/{kit.name} {options.out}   and then   lightning predict --config hub:USER/{kit.name}"
+    )
+    print(visible("\n".join(lines)))
 
 
 def options_parser() -> OptionParser:

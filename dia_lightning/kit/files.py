@@ -33,7 +33,7 @@ def settings_file(name: str, option: str) -> Path:
 
 def _check_stranger(content: dict[str, Any], name: str, option: str) -> None:
     """Classes of other packages could run anything, `ckpt_path` a pickle, `${oc.env:…}` could read out keys."""
-    from dia_lightning.parser import leaves
+    from dia_lightning.building import leaves
 
     faults = [f"sets {key}" for key in content if key not in SECTIONS]
     for path, value in leaves("", content):

@@ -10,12 +10,14 @@ from dia_lightning.metrics.hacking import Hacking, flagged_texts, hacking_figure
 from dia_lightning.metrics.judge import OPTION, Judge, Row, RunTexts, prompt_groups, run_texts
 from dia_lightning.metrics.reference import ReferenceBLEU, ReferenceROUGE
 from dia_lightning.resources import UserError
+from dia_lightning.terminal import one_line
 from dia_lightning.types import Generations, Record
 
 _RESERVED = {
     "schema", "complete", "method", "config_hash", "versions", "base", "n", "reward", "reward_std", "perplexity", "nfe",
     "log_p_per_token", "self_bleu", "latency_s_per_100_tokens", "accept_rate", "distinct_1", "distinct_2", "distinct_3",
-    "distinct_4",
+    "distinct_4", "seconds_per_text", "flops_per_text", "peak_memory_mib", "tokens", "flops", "training",
+    "bleu_signature", "hacking_reasons", "log_z", "log_z_upper", "ess", "roots", "resampled", "temperatures",
 }  # fmt: skip
 _REFERENCE_ROWS = [("bleu", "BLEU (0 – 100)", "{:.2f}")] + [(f"rouge_{x}", f"ROUGE-{x.upper()}", "{:.3f}") for x in "12l"]
 
@@ -64,7 +66,11 @@ class Evaluation:
     ) -> None:  # fmt: skip
         self.judges, self.references, self.hacking = judges or [], references, hacking
         keys = [key for key, _, _ in self.rows()]
-        taken = sorted({key for key, n in Counter(keys).items() if n > 1} | (_RESERVED & set(keys)))
+        for judge in self.judges:
+            if not judge.name.strip() or one_line(judge.name) != judge.name:
+                raise UserError(f"{OPTION}.judges: the name {judge.name!r} given, allowed: visible characters in one line")
+        # "nfe/base_lm" is how reports call what `nfe` has of "base_lm".
+        taken = sorted({key for key, n in Counter(keys).items() if n > 1 or key.partition("/")[0] in _RESERVED})
         if taken:
             raise UserError(f"{OPTION}.judges: two figures named {taken[0]!r}; give one judge another init_args.name")
 
@@ -74,17 +80,22 @@ class Evaluation:
         rows += [] if self.references is None else _REFERENCE_ROWS
         return rows + ([] if self.hacking is None else self.hacking.rows())
 
-    def check(self, prompts: Sequence[str], records: Sequence[Record], has_base: bool) -> None:
+    def check(
+        self, prompts: Sequence[str], records: Sequence[Record], has_base: bool, rewards: Sequence[str] = ()
+    ) -> None:  # fmt: skip
         """Find what would fail only after hours of sampling.
 
         Args:
             prompts: of every text of the run.
             records: of every text of the run.
             has_base: whether texts of the base model will be there.
+            rewards: names under which the run reports its reward.
 
         Raises:
             UserError: naming the option.
         """
+        for key in {key for key, _, _ in self.rows()} & {f"reward_{name}" for name in rewards}:
+            raise UserError(f"{OPTION}.judges: {key!r} is a figure of the reward too; give the judge another init_args.name")
         fewest = min(Counter(prompt_groups(prompts, records)).values())
         for judge in self.judges:
             judge.check(records, fewest)

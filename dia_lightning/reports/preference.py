@@ -14,6 +14,7 @@ from typing import Any
 
 from dia_lightning.reports.annotations import read_votes
 from dia_lightning.resources import OptionParser, UserError
+from dia_lightning.terminal import console, visible
 
 # Label Studio's template "Human Preference collection for RLHF", with a box for ties, which its Pairwise tag cannot express.
 LABELLING_CONFIG = """<View>
@@ -134,12 +135,13 @@ def export(paths: Sequence[Path], out: Path, n: int, seed: int) -> None:
     except OSError as error:
         raise UserError(f"--out: cannot write to {out} ({error.strerror})") from error
     for count in counts:
-        a, b = count["methods"]
-        print(f"{a} and {b}: {count['n']} pairs of {count['matched']} that match; {count['identical']} identical ones left out")
+        both = visible(" and ".join(count["methods"]))
+        print(f"{both}: {count['n']} pairs of {count['matched']} that match; {count['identical']} identical ones left out")
     print(
-        f"Wrote {len(pairs)} pairs to {out / 'annotators'}: tasks.json with labelling_config.xml for Label Studio, or pairs.csv"
+        f"Wrote {len(pairs)} pairs to {visible(str(out / 'annotators'))}: tasks.json with labelling_config.xml for Label "
+        "Studio, or pairs.csv"
     )
-    print(f"(choice: 1, 2 or tie). Keep {out / 'key.json'} from the annotators: it says which text is whose.")
+    print(visible(f"(choice: 1, 2 or tie). Keep {out / 'key.json'} from the annotators: it says which text is whose."))
 
 
 def _write(out: Path, pairs: list[dict[str, str]], key: dict[str, Any]) -> None:
@@ -211,31 +213,29 @@ def import_choices(folder: Path, files: Sequence[Path]) -> None:
     result = summarise(key, votes)
     (folder / "preference.json").write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     print_preference(result)
-    print(f"Wrote {folder / 'preference.json'}")
+    print(visible(f"Wrote {folder / 'preference.json'}"))
 
 
 def print_preference(result: dict[str, Any]) -> None:
     """Win rates, strengths and agreement as a person reads them on a screen."""
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    console = Console()
+    screen = console()
     rates = Table("", "against", "wins", "95 % interval", "ties", "pairs")
     for r in result["win_rates"]:
         low, high = r["interval"]
         cells = (f"{r['win_rate']:.3f}", f"{low:.3f} – {high:.3f}", str(r["ties"]), str(r["n"]))
-        rates.add_row(Text(r["method"]), Text(r["other"]), *cells)
+        rates.add_row(r["method"], r["other"], *cells)
     strengths = Table("Bradley–Terry", "log-strength", "95 % interval")
     methods = result["bradley_terry"]["methods"]
     for name in sorted(methods, key=lambda name: -methods[name]["log_strength"]):
         low, high = methods[name]["interval"]
-        strengths.add_row(Text(name), f"{methods[name]['log_strength']:+.3f}", f"{low:+.3f} – {high:+.3f}")
-    console.print(rates, strengths)
+        strengths.add_row(name, f"{methods[name]['log_strength']:+.3f}", f"{low:+.3f} – {high:+.3f}")
+    screen.print(rates, strengths)
     if result["bradley_terry"]["regularised"]:
-        console.print("Some method never won or never lost: half a win a side is added for every two methods.")
+        screen.print("Some method never won or never lost: half a win a side is added for every two methods.")
     pairs, alpha = result["pairs"], result["krippendorff_alpha"]
-    console.print(
+    screen.print(
         f"{len(result['annotators'])} annotators; {pairs['judged']} of {pairs['n']} pairs judged, {pairs['judged_by_several']} "
         f"by several; Krippendorff's alpha {'–' if alpha is None else f'{alpha:.3f}'}",
         soft_wrap=True,

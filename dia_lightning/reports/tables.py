@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dia_lightning.terminal import console, one_line
 from dia_lightning.types import Generations
 
 _ROWS = [
@@ -28,33 +29,32 @@ def print_results(
 
     `rows` are those of the task, below the reward's: key, label and format of each.
     """
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    console = Console()
+    screen = console()
     order = sorted(range(len(metrics)), key=lambda i: metrics[i]["method"] != "zero_shot")
     table = Table("", *(_title(metrics[i]["method"]) for i in order))
     for key, label, form in [*_ROWS[:2], *rows, *_ROWS[2:]]:
-        # As it is: a judge's name is no markup.
-        table.add_row(Text(label), *("–" if metrics[i][key] is None else form.format(metrics[i][key]) for i in order))
-    console.print(table)
+        table.add_row(label, *("–" if metrics[i][key] is None else form.format(metrics[i][key]) for i in order))
+    screen.print(table)
     for i in order:
-        console.print(Text(f"{_title(metrics[i]['method'])}:", style="bold"))
+        screen.print(f"{_title(metrics[i]['method'])}:", style="bold", highlight=False)
         first = runs[i][0]
         for prompt, text, reward in list(zip(first.prompts, first.texts, first.reward.tolist(), strict=True))[:n_shown]:
-            console.print(Text(f"  {reward:+.2f}  {f'[{prompt}] ' if prompt else ''}{text}"))
+            line = one_line(f"{reward:+.2f}  {f'[{prompt}] ' if prompt else ''}{text}")
+            for part in screen.render_str(line, highlight=False).wrap(screen, max(screen.width - 2, 10)):
+                part.rstrip()
+                part.pad_left(2)
+                screen.print(part)
     if n_resumed:
-        console.print(f"{n_resumed} of {n_batches} batches were there from an earlier run with the same settings.")
+        screen.print(f"{n_resumed} of {n_batches} batches were there from an earlier run with the same settings.")
     files = f"{folder / 'predictions.jsonl'} and {folder / 'metrics.json'}"
-    console.print(f"Wrote {files}; curves: tensorboard --logdir {folder / 'tensorboard'}", soft_wrap=True)
+    screen.print(f"Wrote {files}; curves: tensorboard --logdir {folder / 'tensorboard'}", soft_wrap=True)
 
 
 def print_unfinished(folder: Path, n_done: int, n_batches: int) -> None:
     """How much of a run is there, where, and how to get the rest."""
-    from rich.console import Console
-
-    Console().print(
+    console().print(
         f"{n_done} of {n_batches} batches are finished, {n_batches - n_done} are missing; their texts are in "
         f"{folder / 'predictions.jsonl'}, figures come with the last batch. The same command again, without a limit on "
         "batches, draws what is missing.",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dia_lightning.finite import NotFinite
 from dia_lightning.resources import UserError
+from dia_lightning.terminal import one_line
 from dia_lightning.types import Record, Reward
 
 
@@ -22,6 +23,34 @@ class RewardError(UserError):
 
 class RewardNotFinite(RewardError, NotFinite):
     """The broken law is 'finite'."""
+
+
+def name_fault(reward: Reward) -> str:
+    """What is wrong with the reward's name; "" where nothing is."""
+    name = getattr(reward, "name", None)
+    if not isinstance(name, str):
+        return "sets no `name`, a text that labels its values in every output"
+    if not name.strip() or one_line(name) != name:
+        return f"is named {name!r}, allowed: visible characters in one line"
+    return ""
+
+
+def reported_names(reward: Reward) -> list[str]:
+    """The names under which a run reports the reward: those of its parts, if it has any.
+
+    Raises:
+        UserError: if one is no name, two are equal, or one would stand where another figure does.
+    """
+    part_names: Any = getattr(reward, "part_names", None)
+    names = [reward.name] if part_names is None else list(part_names())
+    if fault := name_fault(reward):
+        raise UserError(f"--model.reward: {type(reward).__name__} {fault}")
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--model.reward: two parts are reported as {name!r}; give one another name")
+        if name == "std":
+            raise UserError(f"--model.reward: the name {name!r} is given, and reward_{name} is another figure; rename it")
+    return names
 
 
 def call_reward(reward: Reward, texts: Sequence[str], records: Sequence[Record] | None = None) -> Tensor:

@@ -34,6 +34,14 @@ class Composed(Reward):
     def __call__(self, texts: Sequence[str], records: Sequence[Record] | None = None) -> Tensor:
         return self.combine(torch.stack([call_reward(reward, texts, records) for reward in self.rewards]), texts)
 
+    def part_names(self) -> list[str]:
+        """The names of what `parts` returns."""
+        names: list[str] = []
+        for reward in self.rewards:
+            own: Any = getattr(reward, "part_names", list)
+            names += [reward.name, *(f"{reward.name}/{name}" for name in own())]
+        return names
+
     def parts(self, texts: Sequence[str], records: Sequence[Record] | None = None) -> dict[str, Tensor]:
         """The values of every part, (B,) each and as the part returns them; a part's own parts are named "part/own"."""
         values: dict[str, Tensor] = {}

@@ -18,6 +18,7 @@ from dia_lightning.finite import NotFinite, named_rows
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import CachedReward, call_reward
+from dia_lightning.rewards.base import reported_names
 from dia_lightning.sampling.resampling import LAM_MAX
 from dia_lightning.sampling.sharded import ShardedBaseLM
 from dia_lightning.target import own_texts, whole_texts
@@ -69,6 +70,7 @@ class SamplerModule(L.LightningModule):
     def __init__(self, base_lm: str, reward: Reward, compare_base: bool, seed: int, shard_base_lm: bool = False) -> None:
         super().__init__()
         check("seed", seed, 0 <= seed < 1 << 32, "0 to 4294967295")
+        reported_names(reward)
         self.base_lm, self.reward, self.compare_base, self.seed = base_lm, reward, compare_base, seed
         self.shard_base_lm = shard_base_lm
         self._sharded: ShardedBaseLM | None = None

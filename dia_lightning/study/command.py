@@ -13,6 +13,7 @@ from typing import NamedTuple
 from dia_lightning.resources import OptionParser, UserError, require_path
 from dia_lightning.study.grid import Cell, StudyGrid, read_study
 from dia_lightning.study.worker import Outcome, read_outcome, run_cell
+from dia_lightning.terminal import console, visible
 
 # Of a cell that nothing is known of: 64 texts of the tiny kit's annealed population on one thread.
 _SECONDS = 15.0
@@ -81,7 +82,7 @@ def run(arguments: Sequence[str]) -> None:
         _print_plan(studies, {cell.name for cell in chosen}, outcomes, jobs)
         return
     failed = _run_all(waiting, len(chosen) - len(waiting), jobs, outcomes, options.allow)
-    print(f"Report: {_report(options.out, studies, outcomes)}")
+    print(visible(f"Report: {_report(options.out, studies, outcomes)}"))
     if failed:
         sys.exit(1)
 
@@ -120,11 +121,9 @@ def _run_all(waiting: Sequence[Cell], n_finished: int, jobs: int, outcomes: dict
 
 def _shown(ended: Iterator[tuple[Cell, Outcome]], n: int) -> Iterator[tuple[Cell, Outcome]]:
     """The same, with a bar on a terminal, else a line a cell."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.text import Text
 
-    console = Console()
+    screen = console()
     rate = TextColumn("{task.fields[rate]}")
     columns = (
         MofNCompleteColumn(),
@@ -134,23 +133,21 @@ def _shown(ended: Iterator[tuple[Cell, Outcome]], n: int) -> Iterator[tuple[Cell
         "left",
         TimeRemainingColumn(elapsed_when_finished=True),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=screen, disable=not screen.is_terminal) as progress:
         task = progress.add_task("", total=n, rate="")
         for i, (cell, outcome) in enumerate(ended, 1):
-            if not console.is_terminal or outcome.error:
+            if not screen.is_terminal or outcome.error:
                 end = f"failed: {outcome.error}" if outcome.error else f"{outcome.seconds:.1f} s"
-                progress.console.print(Text(f"[{i}/{n}] {cell.name}  {end}"), soft_wrap=True)
+                progress.console.print(f"[{i}/{n}] {cell.name}  {end}", soft_wrap=True, highlight=False)
             spent = progress.tasks[0].elapsed or 0.0
             progress.update(task, advance=1, rate=f"{60 * i / spent:.1f} cells/min" if spent else "")
             yield cell, outcome
 
 
 def _print_plan(studies: Sequence[StudyGrid], chosen: set[str], outcomes: dict[str, Outcome], jobs: int) -> None:
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    console = Console()
+    screen = console()
     table = Table("study", "setting", "seeds", "to run", "s a cell", "based on")
     total, left = 0.0, 0
     for study in studies:
@@ -163,12 +160,12 @@ def _print_plan(studies: Sequence[StudyGrid], chosen: set[str], outcomes: dict[s
             waiting = [c for c in cells if c.name not in outcomes or outcomes[c.name].error]
             n_failed = sum(c.name in outcomes for c in waiting)
             total, left = total + len(waiting) * guess.seconds, left + len(waiting)
-            seeds = Text(",".join(str(c.seed) for c in cells))
+            seeds = ",".join(str(c.seed) for c in cells)
             rest = f"{len(waiting)} ({n_failed} failed)" if n_failed else f"{len(waiting)}"
-            table.add_row(Text(study.name), Text(name), seeds, rest, f"{guess.seconds:.1f}", guess.basis)
-    console.print(table)
+            table.add_row(study.name, name, seeds, rest, f"{guess.seconds:.1f}", guess.basis)
+    screen.print(table)
     minutes = (total / jobs + (_START_SECONDS if left else 0)) / 60
-    console.print(
+    screen.print(
         f"{left} of {len(chosen)} cells to run: {total:.0f} s of work, about {minutes:.1f} min with --jobs {jobs}. "
         "Nothing was run.",
         soft_wrap=True,

@@ -1,0 +1,156 @@
+"""Builds the classes that the settings name; what a constructor raises becomes one line with the option."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import lightning as L
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
+
+from dia_lightning.explain import typed_option
+from dia_lightning.resources import UserError, no_memory, root_user_error
+from dia_lightning.rewards.base import name_fault
+from dia_lightning.types import Reward
+
+
+class _NotBuilt(BaseException):
+    """Carries `error` through jsonargparse, which swallows an `Exception` to try the other types of a union."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+class BuildingCLI(LightningCLI):
+    """LightningCLI that says which option names the class that cannot be built, and why it cannot."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self._arguments: list[str] = args
+        super().parse_arguments(parser, args)
+
+    def _add_instantiators(self) -> None:
+        self.parser.add_instantiator(self._build, object)
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Raises what `_build` found wrong, and what the functions raise that options may name in place of classes."""
+        try:
+            yield
+        except _NotBuilt as failed:
+            error = failed.error
+        except Exception as raised:
+            found = [(path, made) for path, setting, made in self._named() if not inspect.isclass(made)]
+            if not found or root_user_error(raised) is not None:
+                raise
+            path, function = found[0]
+            error = self._mistake(path, function, _innermost(raised))
+        else:
+            return
+        raise error
+
+    def _build(self, cls: type, *args: Any, applied_instantiation_links: dict[str, Any], **kwargs: Any) -> Any:
+        key = next(
+            (k for k, base in (("model", L.LightningModule), ("data", L.LightningDataModule)) if issubclass(cls, base)), ""
+        )
+        path = self._path(cls, kwargs)
+        try:
+            self._refuse_null(path, cls, kwargs)
+            # Lightning's own puts the settings into checkpoints.
+            links = {"applied_instantiation_links": applied_instantiation_links}
+            made = _InstantiatorFn(self, key)(cls, *args, **links, **kwargs) if key else cls(*args, **kwargs)
+            if isinstance(made, Reward) and (fault := name_fault(made)):
+                raise UserError(f"{self._option(path)}: {_path_of(cls)} {fault}")
+        except Exception as error:
+            kept = isinstance(error, UserError) or no_memory(error)
+            raise _NotBuilt(error if kept else self._mistake(path, cls, error)) from None
+        return made
+
+    def _mistake(self, path: list[str], made: Any, error: BaseException) -> UserError:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300].removesuffix(": ")
+        mistake = UserError(f"{self._option(path)}: {_path_of(made)} cannot be built ({reason})")
+        mistake.__cause__ = error
+        return mistake
+
+    def _option(self, path: list[str]) -> str:
+        return typed_option(path, self._arguments)[0]
+
+    def _named(self) -> Iterator[tuple[list[str], Any, Any]]:
+        """Of every class or function that the settings name: its option's path, its settings and itself."""
+        yield from _named([], self.config[self.subcommand])
+
+    def _path(self, cls: type, kwargs: dict[str, Any]) -> list[str]:
+        """The option that names `cls`; of several the one whose plain settings are `kwargs`."""
+        plain = {name: value for name, value in kwargs.items() if value is None or isinstance(value, str | int | float)}
+        found = [(path, setting.get("init_args") or Namespace()) for path, setting, made in self._named() if made is cls]
+        same = [path for path, given in found if all(given.get(name) == value for name, value in plain.items())]
+        return next(iter(same or [path for path, _ in found]), [cls.__name__])
+
+    def _refuse_null(self, path: list[str], cls: type, given: dict[str, Any]) -> None:
+        """`null` passes jsonargparse for every type."""
+        try:
+            hints = get_type_hints(cls.__init__)  # type: ignore[misc]
+            parameters = inspect.signature(cls).parameters
+        except Exception:  # a name that only type checkers import, or no signature
+            return
+        for name, hint in hints.items():
+            null = name in parameters and given.get(name, "") is None and parameters[name].default is not None
+            if null and not _takes_null(hint):
+                option = self._option([*path, "init_args", name])
+                raise UserError(f"{option}: null given, allowed: {getattr(hint, '__name__', hint)}")
+
+
+def _named(path: list[str], setting: Any) -> Iterator[tuple[list[str], Any, Any]]:
+    if isinstance(setting, list):
+        for item in setting:
+            yield from _named(path, item)
+    elif isinstance(setting, Namespace | dict):
+        if (made := class_of(setting)) is not None:
+            yield path, setting, made
+        for key, value in (setting if isinstance(setting, dict) else vars(setting)).items():
+            yield from _named([*path, key], value)
+
+
+def leaves(name: str, setting: Any) -> Iterator[tuple[str, Any]]:
+    """Every option under `setting` with its value; elements of a list have the list's name."""
+    if isinstance(setting, Namespace | dict):
+        for key, value in (setting if isinstance(setting, dict) else vars(setting)).items():
+            yield from leaves(f"{name}.{key}" if name else f"--{key}", value)
+    elif isinstance(setting, list):
+        for value in setting:
+            yield from leaves(name, value)
+    else:
+        yield name, setting
+
+
+def class_of(setting: Any) -> Any:
+    """What a `class_path` names; None where there is none."""
+    module, _, name = str(setting.get("class_path", "")).rpartition(".")
+    try:
+        return getattr(import_module(module), name, None) if module else None
+    except ImportError:
+        return None
+
+
+def _path_of(made: Any) -> str:
+    return f"{made.__module__}.{made.__qualname__}"
+
+
+def _takes_null(hint: Any) -> bool:
+    if hint in (Any, object, None, NoneType):
+        return True
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType, Annotated):
+        return any(map(_takes_null, inner))
+    return None in inner if origin is Literal else not inspect.isclass(origin or hint)
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return error
