@@ -64,7 +64,10 @@ LOSSES: dict[str, list[str]] = {
         "configs/lm_tiny.yaml", *ONE, "--data.path=texts.txt", "--data.val_path=texts.txt", "--data.column=null",
         "--data.tokenizer=tokenizer", "--data.train_vocab_size=300", "--data.batch_size=8", "--model.vocab_size=300",
     ],
-    "ppo": ["configs/baselines/ppo_tiny.yaml", "--trainer.max_steps=4", "--trainer.log_every_n_steps=1", "--data.batch_size=8", "--data.max_length=20"],
+    "ppo": [
+        "configs/baselines/ppo_tiny.yaml", "--trainer.max_steps=4", "--trainer.log_every_n_steps=1", "--data.batch_size=8",
+        "--data.max_length=20",
+    ],
 }  # fmt: skip
 
 
