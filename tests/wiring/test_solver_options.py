@@ -1,0 +1,157 @@
+"""Every option of guided diffusion reaches the solver: the module's texts are those of the same sampling in plain loops.
+
+Each case also shows that its option changes the texts, so that a module which ignored it would fail.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dia_lightning.lm import BaseLM
+from dia_lightning.sampling import GuidedSamplerModule
+from dia_lightning.sampling.decode import draw_texts, source_rows
+from dia_lightning.sampling.langevin import Polynomial
+from dia_lightning.types import Prompts
+from tests.wiring.kit import (
+    STEPS,
+    Vowels,
+    agree,
+    ancestral_by_hand,
+    guided_by_hand,
+    prompted,
+    seed_of,
+)
+
+LAM, SEED = 1.5, 7
+FIXED = {
+    "lam": LAM,
+    "steps": STEPS,
+    "stagger": 2.0,
+    "refine": "none",
+    "compare_base": False,
+    "seed": SEED,
+}
+GUIDANCE = {
+    "guidance_scale": "scale",
+    "guidance_decay": "decay",
+    "guidance_cap": "cap",
+    "guidance_window": "window",
+}
+
+
+def module(lm_folder: Path, parts: Path, **options: Any) -> GuidedSamplerModule:
+    files = {
+        "base_lm": str(lm_folder),
+        "denoiser": str(parts / "denoiser"),
+        "critic": str(parts / "critic"),
+    }
+    return GuidedSamplerModule(Vowels(), **(files | FIXED | options))
+
+
+def batch(lm: BaseLM) -> Prompts:
+    return prompted(lm, ["the good", "the", "a", "the bad food"] * 4)
+
+
+def predictor(made: GuidedSamplerModule, options: dict[str, Any]) -> Any:
+    lam, value, network = options.get("lam", LAM), made.value, made.denoiser_network
+    given = {GUIDANCE[name]: x for name, x in options.items() if name in GUIDANCE}
+    log_value = None if value is None or not lam else lambda z, t: lam * value(z, t)
+    return guided_by_hand(network, made.embedding, log_value, temperature=options.get("temperature", 1.0), **given)
+
+
+def ancestral(made: GuidedSamplerModule, given: Prompts, options: dict[str, Any]) -> Tensor:
+    kept = {name: x for name, x in options.items() if name in ("steps", "stagger", "final")}
+    return ancestral_by_hand(
+        predictor(made, options),
+        made.denoiser_network,
+        made.embedding,
+        given,
+        made.lm.end_id,
+        seed_of(SEED, given.index),
+        **kept,
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance_scale": 4.0}, {"guidance_scale": 0.2}, {"guidance_decay": 2.0}, {"guidance_decay": 0.7},
+        {"guidance_cap": 0.5}, {"guidance_window": (0.0, 0.4)}, {"guidance_window": (0.8, 1.0)},
+        {"temperature": 0.4}, {"temperature": 2.0}, {"final": "argmax"},
+        {"steps": 9}, {"stagger": 0.0}, {"lam": 0.0}, {"lam": 5.0},
+        {"guidance_scale": 2.0, "guidance_decay": 1.0, "temperature": 0.7, "final": "argmax", "guidance_window": (0.1, 0.8)},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_guidance_of_the_ancestral_solver(lm_folder: Path, parts: Path, lm: BaseLM, options: dict[str, Any]) -> None:
+    given, made = batch(lm), module(lm_folder, parts, sampler="ancestral", **options)
+    (generations,) = made.predict_step(given)
+    plain = ancestral(module(lm_folder, parts, sampler="ancestral"), given, {})
+    assert agree(generations.tokens, ancestral(made, given, options), given) > 0.95
+    assert agree(generations.tokens, plain, given) < 0.8
+
+
+def drawn(made: GuidedSamplerModule, given: Prompts, solver: str, options: dict[str, Any]) -> Tensor:
+    """The solver as a function, with the estimate of the plain loop."""
+    network = made.denoiser_network
+    assert network is not None
+    kept = {name: x for name, x in options.items() if name in ("eta", "corrector_steps", "corrector", "reading")}
+    if "eta_decay" in options:
+        kept["eta"] = Polynomial(kept.get("eta", 0.1), gamma=options["eta_decay"])
+    if solver == "ddim":
+        kept.setdefault("eta", 0.1)
+    if "strength" in options:
+        kept |= {"begin": source_rows(made.lm, given), "strength": options["strength"]}
+    return draw_texts(
+        predictor(made, options), given, made.embedding, network.schedule, made.lm.end_id, seed_of(SEED, given.index),
+        solver, STEPS, 2.0, **kept,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("solver", "options"),
+    [
+        ("ancestral", {"strength": 0.6}), ("ddim", {"eta": 0.9}), ("ddim", {"eta": 0.0}), ("dpmpp_2m", {"guidance_scale": 4.0}),
+        ("dia", {"eta": 0.5}), ("dia", {"eta_decay": 0.9}), ("dia", {"corrector_steps": 3}), ("dia", {"corrector": "mala"}),
+        ("dia", {"eta": 0.8, "corrector": "mala", "corrector_steps": 2, "guidance_decay": 1.0}),
+        ("dia_literal", {"eta": 0.5}), ("dia_literal", {"reading": "per_step"}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_options_of_the_other_solvers(lm_folder: Path, parts: Path, lm: BaseLM, solver: str, options: dict[str, Any]) -> None:
+    given, made = batch(lm), module(lm_folder, parts, sampler=solver, **options)
+    (generations,) = made.predict_step(given)
+    assert agree(generations.tokens, drawn(made, given, solver, options), given) > 0.95
+    assert agree(generations.tokens, drawn(made, given, solver, {}), given) < 0.8
+
+
+@pytest.mark.parametrize("gradient", ["true", "straight_through"])
+def test_the_reward_itself_guides(lm_folder: Path, parts: Path, lm: BaseLM, gradient: str) -> None:
+    """λ r of the denoiser's tokens, soft or the likeliest with the gradient of the soft ones, in the critic's place."""
+    given, made = (
+        batch(lm),
+        module(lm_folder, parts, sampler="ancestral", gradient=gradient, critic=None),
+    )
+    network, embedding = made.denoiser_network, made.embedding
+
+    def log_value(straight: bool) -> Any:
+        def value(z: Tensor, t: Tensor) -> Tensor:
+            assert network is not None
+            soft = network(z, t).masked_fill(~embedding.decodable, -torch.inf).softmax(-1)
+            if straight:
+                soft = torch.eye(soft.shape[-1])[soft.argmax(-1)] + soft - soft.detach()
+            settled = torch.eye(soft.shape[-1])[embedding.decode(z)]
+            return LAM * Vowels().soft(torch.where((t > 0)[..., None], soft, settled))
+
+        return value
+
+    def by_hand(straight: bool) -> Tensor:
+        predict = guided_by_hand(network, embedding, log_value(straight))
+        return ancestral_by_hand(predict, network, embedding, given, made.lm.end_id, seed_of(SEED, given.index))
+
+    (generations,) = made.predict_step(given)
+    assert agree(generations.tokens, by_hand(gradient == "straight_through"), given) > 0.95
+    assert agree(generations.tokens, by_hand(gradient != "straight_through"), given) < 0.8
