@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 KIT ?= tiny
+# A test has one thread, so a process a core; a process takes up to 2 GB.
+PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow coverage fuzz lint format typecheck ablations doctor clean theory tasks bench scaling gpt2 results results-smollm2
 
@@ -19,16 +21,16 @@ demo: $(VENV)/.installed  ## aligned text from the shipped kit, beside the base 
 	$(BIN)/python -m dia_lightning predict
 
 test: $(VENV)/.installed  ## the test suite but what takes minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: $(VENV)/.installed  ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 coverage: $(VENV)/.installed  ## the test suite, and the lines that it does not run
-	$(BIN)/python -m pytest --cov=dia_lightning --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest $(PARALLEL) --cov=dia_lightning --cov-report=term-missing:skip-covered
 
 fuzz: $(VENV)/.installed  ## random options, files and texts, 100,000 cases
-	$(BIN)/python -m pytest tests/reliability/test_fuzz.py --hypothesis-profile=fuzz
+	$(BIN)/python -m pytest $(PARALLEL) tests/reliability/test_fuzz.py --hypothesis-profile=fuzz
 
 bench: $(VENV)/.installed  ## ratios of docs/performance.md, and seconds and network calls of the exact kernels
 	$(BIN)/python benchmarks/speed.py

@@ -1,10 +1,14 @@
 """The program run in this process, and a base model small enough for tests, in transformers' format."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read by torch as it is imported, and by the programs that tests start
+
 import torch
 from hypothesis import settings
 

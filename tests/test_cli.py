@@ -347,7 +347,8 @@ def test_predict_says_only_what_matters(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, lightning: Run) -> None:
-    arguments = ["predict", "--data.n_texts=40", "--data.batch_size=2", "--trainer.callbacks.folder=out"]
+    few = ["--data.max_length=16", "--model.particles=2"]  # cheaper batches, still twenty
+    arguments = ["predict", "--data.n_texts=40", "--data.batch_size=2", "--trainer.callbacks.folder=out", *few]
     command = [sys.executable, "-m", "dia_lightning", *arguments]
     running = subprocess.Popen(
         command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
