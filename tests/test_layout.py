@@ -6,8 +6,8 @@ from pathlib import Path
 import dia_lightning
 
 ORDER = [
-    "resources", "progress", "finite", "categorical", "optim", "types", "cost", "kv_cache", "lm_files", "writing", "lm",
-    "watched", "lm_module", "rewards", "target", "data", "embedding", "diffusion", "critic", "guidance", "sampling",
+    "resources", "files", "progress", "finite", "categorical", "optim", "types", "cost", "kv_cache", "lm_files", "writing",
+    "lm", "watched", "lm_module", "rewards", "target", "data", "embedding", "diffusion", "critic", "guidance", "sampling",
     "baselines", "metrics", "reports", "callbacks", "doctor", "explain", "processes", "parser", "kit", "study", "completion",
     "cli", "__main__",
 ]  # fmt: skip
