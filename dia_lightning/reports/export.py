@@ -23,7 +23,9 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
     names = list(dict.fromkeys(name for found in figures for name in found))
     with path.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["study", *(f"setting/{axis}" for axis in varied), "seed", "error", "seconds", "folder", *names])
+        settings = [f"setting/{axis}" for axis in varied]
+        header = ["study", *settings, "seed", "error", "seconds", "folder", *names]
+        rows.writerow(map(no_formula, header))
         for result, found in zip(results, figures, strict=True):
             setting = [result.setting.get(axis, "") for axis in varied]
             rest = [result.seed, result.error, f"{result.seconds:.1f}", result.folder.as_posix()]

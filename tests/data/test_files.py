@@ -81,6 +81,13 @@ def test_json_lines_end_at_line_feeds_alone(tmp_path: Path, separator: str) -> N
         assert separator in text
 
 
+def test_a_carriage_return_does_not_end_a_json_line(tmp_path: Path) -> None:
+    rows = ['{"prompt":\r"a"}', '{"prompt": "b"}\r']
+    assert prompts_of(written(tmp_path, "a.jsonl", "\n".join(rows))) == ["a", "b"]
+    for content in ('{"prompt": "a"}\r{"prompt": "b"}\r', '{"prompt": "a"}\u2028{"prompt": "b"}'):
+        assert "line 1 is no JSON object: Extra data" in refusal(written(tmp_path, "a.jsonl", content))
+
+
 # Tables
 
 
