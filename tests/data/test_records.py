@@ -114,6 +114,13 @@ def test_gyafc_pairs_each_sentence_with_its_own_rewrites(tmp_path: Path, style: 
     assert train == [{"prompt": f"F train {style} {i}", "references": [f"F train {other} {i}"]} for i in range(2)]
 
 
+def test_a_stray_carriage_return_keeps_parallel_lines_together(tmp_path: Path) -> None:
+    written(tmp_path, "train/informal", "one\rtwo\r\nthree\n")
+    written(tmp_path, "train/formal", "ONE TWO\nTHREE\n")
+    records = read_records(f"gyafc:{tmp_path}:informal_to_formal")
+    assert [record["references"] for record in records] == [["ONE TWO"], ["THREE"]]
+
+
 def test_gyafc_is_refused_where_it_is_not_as_it_comes(tmp_path: Path) -> None:
     folder = gyafc(tmp_path)
     assert "allowed is gyafc:FOLDER:informal_to_formal or" in refusal(f"gyafc:{folder}:up")
