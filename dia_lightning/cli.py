@@ -75,7 +75,8 @@ _SAMPLER_OPTIONS = """
   --model.reward CLASS          for example dia_lightning.rewards.VaderSentiment
   --model.steps N               noise levels
   --model.seed N                of all randomness
-  --data.prompts FILE           .txt (one a line), .jsonl, .csv, .tsv or hub:NAME (field "prompt"); none = from nothing
+  --data.prompts FILE           .txt (one a line), or with a field "prompt": .jsonl, .json (a list),
+                                .csv, .tsv, .parquet or hub:NAME; none = from nothing
   --data.template TEXT          makes the prompt of a record's fields: "{source} TL;DR:"
   --data.n_texts N              texts for each prompt
   --data.batch_size N           texts sampled together

@@ -11,8 +11,8 @@ import lightning as L
 import torch
 
 from dia_lightning.data.records import fill_template, read_records, template_fields
-from dia_lightning.data.sources import is_text
 from dia_lightning.data.text import read_texts
+from dia_lightning.files import is_text
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.types import Prompts, Record
@@ -208,7 +208,7 @@ class PromptData(L.LightningDataModule):
             if self.length < 1:
                 raise UserError(f"--data.init_args.length: {self.length} given, at least 1 allowed")
             return [self.length] * n
-        column = "ref" if self.length.endswith(".csv") else "text"
+        column = "ref" if self.length.lower().endswith(".csv") else "text"
         seen = self.lm.tokenizer(read_texts(self.length, column, "--data.init_args.length"), add_special_tokens=False)[
             "input_ids"
         ]

@@ -10,7 +10,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from dia_lightning.data.sources import is_text, read_rows
+from dia_lightning.data.sources import read_rows
+from dia_lightning.files import is_text
 from dia_lightning.resources import UserError
 from dia_lightning.types import Record
 
@@ -32,7 +33,9 @@ def read_records(
     without empty texts.
 
     Args:
-        source: a file, `.txt` (one prompt a line), `.jsonl`, `.csv` or `.tsv` with a header, `.json` in BOLD's nesting;
+        source: a file: `.txt` (one prompt a line); `.csv` or `.tsv` with a header
+            (`quoted:FILE.tsv`, if its cells are quoted as in CSV); `.jsonl`, `.parquet`, `.json`
+            (a list of objects or prompts, or BOLD's nesting);
             `hub:NAME` or `hub:NAME:CONFIG`, a `datasets` data set, streamed; `gyafc:FOLDER:informal_to_formal` or
             `gyafc:FOLDER:formal_to_informal`, the corpus as it comes or one domain of it.
         fields: for each field of a record the column that holds it, or several columns whose texts make a list;
@@ -45,8 +48,9 @@ def read_records(
         option: that messages name.
 
     Raises:
-        UserError: naming the file, the line and the fault; if the source is missing, of another kind, cannot be read as
-            UTF-8 text, lacks a column, holds a value that is no text, or holds nothing.
+        UserError: naming the file, the line and the fault; if the source is missing, of another
+            kind, cannot be read as text, lacks a column, holds a value that is no text, or holds
+            nothing.
     """
     if limit is not None and limit < 1:
         raise UserError(f"--data.init_args.limit: {limit} given, at least 1 allowed")

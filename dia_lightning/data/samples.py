@@ -40,7 +40,8 @@ class ModelSamples(TokenData):
         n_texts: training rows; `n_val` more are held out.
         max_length: longest row in tokens, prompt and end token included; a text that has not ended by then is cut.
         batch_size: rows a step and process.
-        prompts: file with prompts (`.txt`, `.jsonl`), drawn at random for each row; nothing = no prompts.
+        prompts: file or data set that `records.read_records` reads, with the field `prompt`;
+            drawn at random for each row; nothing = no prompts.
         temperature: of p_θ's next-token distribution; 1 = p_θ.
         cache: folder of the caches, the same for all nodes of a run.
         shard_size: rows a shard, which is also the batch in which they are drawn.

@@ -3,117 +3,157 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from dia_lightning.files import json_lines, lines, parse_json
 from dia_lightning.resources import UserError, require_path
 
 # Where a row stands, for messages, and its columns.
 Row = tuple[str, Mapping[str, Any]]
+# The same; a text alone where the file names no columns.
+_Found = tuple[str, Mapping[str, Any] | str]
+_Cells = Iterator[tuple[str, list[str]]]
 _DOMAINS = ("Entertainment_Music", "Family_Relationships")
 _DIRECTIONS = {"informal_to_formal": ("informal", "formal"), "formal_to_informal": ("formal", "informal")}
+_HUB_AND_GYAFC = ", hub:NAME and gyafc:FOLDER:DIRECTION"
 
 
 def read_rows(source: str, split: str, option: str) -> Iterator[Row]:
-    """The rows of a file by its ending, of `hub:NAME`, `hub:NAME:CONFIG` or `gyafc:FOLDER:DIRECTION`."""
+    """The rows of a file, of `hub:NAME`, `hub:NAME:CONFIG` or `gyafc:FOLDER:DIRECTION`."""
     kind, _, name = source.partition(":")
     if kind == "hub":
-        return hub_rows(name, split, option)
+        dataset, _, config = name.partition(":")
+        return hub_rows(dataset, config or None, split, option)
     if kind == "gyafc":
         folder, _, direction = name.rpartition(":")
         return gyafc_rows(folder, direction, split, option)
-    file = require_path(source, option)
-    if file.suffix not in _READERS:
+    return file_rows(source, option, "prompt", _HUB_AND_GYAFC)
+
+
+def file_rows(source: str, option: str, column: str, others: str = "") -> Iterator[Row]:
+    """The rows of a file by its ending; `quoted:FILE.tsv` has the quotation marks of CSV.
+
+    column: the name for texts of files without columns.
+    others: what is allowed besides files, for the message.
+    """
+    name = source.removeprefix("quoted:")
+    file = require_path(name, option)
+    ending = file.suffix.lower()
+    if ending not in _READERS or (name != source and ending != ".tsv"):
         *kinds, last = _READERS
-        files = f"files ending in {', '.join(kinds)} or {last}"
-        raise UserError(f"{option}: {source} given, allowed are {files}, hub:NAME and gyafc:FOLDER:DIRECTION")
-    return _READERS[file.suffix](file, option)
+        files = f"files ending in {', '.join(kinds)} or {last}, quoted:FILE.tsv{others}"
+        raise UserError(f"{option}: {source} given, allowed are {files}")
+    rows = quoted_tsv_rows(file, option) if name != source else _READERS[ending](file, option)
+    return ((where, {column: row} if isinstance(row, str) else row) for where, row in rows)
 
 
-def is_text(value: str) -> bool:
-    """Whether UTF-8 can hold it: JSON and YAML can write one half of a surrogate pair."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def lines(file: Path, option: str) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file with their numbers, ends included, without a byte order mark."""
-    number = 0
-    try:
-        with file.open("rb") as content:
-            # Cut at line feeds alone: other separators (U+2028, form feed) may stand inside a JSON string.
-            for number, line in enumerate(content, 1):
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if "\0" in text:
-                    raise UserError(f"{option}: {file}, line {number} holds a null byte, so it is no text")
-                yield number, text
-    except UnicodeDecodeError as error:
-        raise UserError(f"{option}: cannot read {file}, line {number} as UTF-8 text ({error.reason})") from error
-    except OSError as error:
-        raise UserError(f"{option}: cannot read {file} ({error.strerror})") from error
-
-
-def txt_rows(file: Path, option: str) -> Iterator[Row]:
-    """`prompt`: each line that is not empty, without the space around it."""
+def txt_rows(file: Path, option: str) -> Iterator[_Found]:
+    """Each line that is not empty, without the space around it."""
     for number, line in lines(file, option):
-        if prompt := line.strip():
-            yield f"{file}, line {number}", {"prompt": prompt}
+        if text := line.strip():
+            yield f"{file}, line {number}", text
 
 
-def jsonl_rows(file: Path, option: str) -> Iterator[Row]:
-    """Each line's object as it is; empty lines are left out."""
-    for number, line in lines(file, option):
-        if line.strip():
-            where = f"{file}, line {number}"
-            row = _json(line, where, option)
-            if not isinstance(row, dict):
-                raise UserError(f"{option}: {where} is no JSON object but {line.strip()!r:.60}")
-            yield where, row
+def csv_rows(file: Path, option: str) -> Iterator[Row]:
+    """The rows of a file by RFC 4180."""
+    return _under_header(_csv_cells(file, option, ","), option)
 
 
-def table_rows(file: Path, option: str) -> Iterator[Row]:
-    """Rows under a header, cells without the space around them; None where a cell is empty or lacking."""
-    delimiter = "\t" if file.suffix == ".tsv" else ","
+def quoted_tsv_rows(file: Path, option: str) -> Iterator[Row]:
+    """Those of one that has tabs in the place of commas."""
+    return _under_header(_csv_cells(file, option, "\t"), option)
+
+
+def tsv_rows(file: Path, option: str) -> Iterator[Row]:
+    """The rows of a file in which a row is a line and a quotation mark a plain character."""
+    cells = ((f"{file}, line {n}", line.rstrip("\n").split("\t")) for n, line in lines(file, option))
+    return _under_header(cells, option, plain=True)
+
+
+def _csv_cells(file: Path, option: str, delimiter: str) -> _Cells:
     # The standard limit is 128 KiB a cell; for the whole process, since the module has no other.
     csv.field_size_limit(max(csv.field_size_limit(), 1 << 28))
-    reader = csv.reader((line for _, line in lines(file, option)), delimiter=delimiter, strict=True)
-    header: list[str] = []
+    texts = (line for _, line in lines(file, option, ""))
+    reader = csv.reader(texts, delimiter=delimiter, strict=True)
     start = 1
     try:
         for cells in reader:
-            where, start = f"{file}, line {start}", reader.line_num + 1
-            if not any(map(str.strip, cells)):
-                continue
-            if not header:
-                header = _header(cells, where, option)
-                continue
-            if any(cell.strip() for cell in cells[len(header) :]):
-                raise UserError(f"{option}: {where} has {len(cells)} cells, the header names {len(header)} columns")
-            texts = [cell.strip() or None for cell in cells]
-            yield where, {name: text for name, text in zip_longest(header, texts[: len(header)]) if name}
+            yield f"{file}, line {start}", cells
+            start = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{option}: cannot read {file}, line {start} ({error})") from error
 
 
+def _under_header(rows: _Cells, option: str, plain: bool = False) -> Iterator[Row]:
+    """Cells without the space around them, by the names in the first row; None for an empty one."""
+    header: list[str] = []
+    for where, cells in rows:
+        if not any(map(str.strip, cells)):
+            continue
+        if not header:
+            header = _header(cells, where, option)
+            if plain and all(name[:1] == name[-1:] == '"' for name in header):
+                quoted = "the header is in quotation marks"
+                raise UserError(f"{option}: {where}: {quoted}; quoted:FILE.tsv reads such a file")
+            continue
+        if any(cell.strip() for cell in cells[len(header) :]):
+            raise UserError(f"{option}: {where} has {len(cells)} cells, the header names {len(header)} columns")
+        texts = [cell.strip() or None for cell in cells]
+        yield where, {name: text for name, text in zip_longest(header, texts[: len(header)]) if name}
+
+
 def _header(cells: list[str], where: str, option: str) -> list[str]:
     header = [cell.strip() for cell in cells]
-    for name in header:
-        if name and header.count(name) > 1:
-            raise UserError(f"{option}: {where}: the header names the column {name!r} twice")
+    _no_name_twice(header, where, option)
     return header
 
 
-def bold_rows(file: Path, option: str) -> Iterator[Row]:
+def _no_name_twice(names: list[str], where: str, option: str) -> None:
+    for name in filter(None, names):
+        if names.count(name) > 1:
+            raise UserError(f"{option}: {where}: the header names the column {name!r} twice")
+
+
+def parquet_rows(file: Path, option: str) -> Iterator[Row]:
+    """The rows as plain Python values: lists and structs are lists and dictionaries."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(file) as content:
+            _no_name_twice(content.schema_arrow.names, str(file), option)
+            rows = (row for batch in content.iter_batches() for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield f"{file}, row {number}", row
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+        raise UserError(f"{option}: cannot read {file} as parquet ({reason})") from error
+
+
+def json_rows(file: Path, option: str) -> Iterator[_Found]:
+    """The elements of a list, objects or texts, as they are; or the prompts of BOLD's object."""
+    text = "".join(line for _, line in lines(file, option, ""))
+    kind = "JSON document (JSON lines belong in a .jsonl file)"
+    content = parse_json(text, str(file), option, kind)
+    if not isinstance(content, list):
+        yield from bold_rows(content, file, option)
+        return
+    for number, element in enumerate(content, 1):
+        where = f"{file}, element {number}"
+        if not isinstance(element, dict | str):
+            kind = type(element).__name__
+            raise UserError(f"{option}: {where} is no JSON object or string but of type {kind}")
+        yield where, element
+
+
+def bold_rows(content: Any, file: Path, option: str) -> Iterator[Row]:
     """`prompt`, `category` and `name` of BOLD's objects: category → name → list of prompts (arXiv:2101.11718)."""
-    content = _json("".join(line for _, line in lines(file, option)), str(file), option)
     if not isinstance(content, dict) or not all(isinstance(names, dict) for names in content.values()):
-        raise UserError(f"{option}: {file} is no JSON object of categories that hold names (BOLD)")
+        bold = "no JSON object of categories that hold names (BOLD)"
+        raise UserError(f"{option}: {file} is no JSON list of objects or strings, and {bold}")
     for category, names in content.items():
         for name, prompts in names.items():
             where = f"{file}, {category}/{name}"
@@ -125,17 +165,17 @@ def bold_rows(file: Path, option: str) -> Iterator[Row]:
                     yield where, {"prompt": text, "category": category, "name": name}
 
 
-def hub_rows(name: str, split: str, option: str) -> Iterator[Row]:
-    """Rows of the `datasets` data set `NAME` or `NAME:CONFIG`, streamed."""
+def hub_rows(dataset: str, config: str | None, split: str, option: str) -> Iterator[Row]:
+    """Rows of a data set that the library `datasets` finds under this name, streamed."""
     import datasets
 
-    dataset, _, config = name.partition(":")
     try:
-        for number, row in enumerate(datasets.load_dataset(dataset, config or None, split=split, streaming=True), 1):
-            yield f"{name}, row {number}", row
+        rows = datasets.load_dataset(dataset, config, split=split, streaming=True)
+        for number, row in enumerate(rows, 1):
+            yield f"{dataset}, row {number}", row
     except Exception as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise UserError(f"{option}: cannot stream {name!r} ({reason})") from error
+        raise UserError(f"{option}: cannot stream {dataset!r} ({reason})") from error
 
 
 def gyafc_rows(folder: str, direction: str, split: str, option: str) -> Iterator[Row]:
@@ -154,7 +194,7 @@ def gyafc_rows(folder: str, direction: str, split: str, option: str) -> Iterator
     for domain, part in zip(domains, parts, strict=True):
         names = [target] if split == "train" else [f"{target}.ref{i}" for i in range(4)]
         files = [require_path(part / name, option) for name in (source, *names)]
-        columns = [[line.strip() for _, line in lines(file, option)] for file in files]
+        columns = [[line.strip() for _, line in lines(file, option, "\n")] for file in files]
         if len({len(column) for column in columns}) > 1:
             counts = ", ".join(f"{file.name} {len(column)}" for file, column in zip(files, columns, strict=True))
             raise UserError(f"{option}: files of {part} differ in their number of lines: {counts}")
@@ -162,14 +202,7 @@ def gyafc_rows(folder: str, direction: str, split: str, option: str) -> Iterator
             yield f"{files[0]}, line {number}", {"source": text, "references": references, "domain": domain.name}
 
 
-_READERS: dict[str, Callable[[Path, str], Iterator[Row]]] = {
-    ".txt": txt_rows, ".jsonl": jsonl_rows, ".csv": table_rows, ".tsv": table_rows, ".json": bold_rows,
+_READERS: dict[str, Callable[[Path, str], Iterator[_Found]]] = {
+    ".txt": txt_rows, ".jsonl": json_lines, ".csv": csv_rows, ".tsv": tsv_rows,
+    ".json": json_rows, ".parquet": parquet_rows,
 }  # fmt: skip
-
-
-def _json(text: str, where: str, option: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{option}: {where} is no JSON object ({reason:.100})") from error

@@ -10,38 +10,43 @@ from typing import Any
 import torch
 
 from dia_lightning.data.base import TokenData, TokenRows
-from dia_lightning.data.sources import is_text, read_rows
+from dia_lightning.data.sources import file_rows, hub_rows
+from dia_lightning.files import is_text
 from dia_lightning.lm_files import folder_of
-from dia_lightning.resources import UserError, find_path, require_path
+from dia_lightning.resources import UserError, find_path
 
 END_OF_TEXT = "<|endoftext|>"
-_KINDS = (".txt", ".jsonl", ".csv")
 
 
 def read_texts(path: str | Path, column: str, option: str = "--data.init_args.path") -> list[str]:
-    """Texts of a `.txt` (one a line), `.jsonl` or `.csv` file; `column` names the field of the last two.
+    """Texts of a file of any kind that holds prompts, without the space around them.
+
+    `column` names the field that holds them; a `.txt` file (one a line) and a `.json` list of
+    strings have none.
 
     Raises:
         UserError: if the file is missing, of another kind or damaged, has no such column or holds no text.
     """
-    file = require_path(path, option)
-    if file.suffix not in _KINDS:
-        raise UserError(f"{option}: {path} given, allowed are files ending in {', '.join(_KINDS)}")
-    field = "prompt" if file.suffix == ".txt" else column
     texts, columns = [], dict[str, None]()
-    for where, row in read_rows(str(file.absolute()), "", option):
+    for where, row in file_rows(str(path), option, column):
         columns |= dict.fromkeys(row)
-        if row.get(field) is None:
-            continue
-        text = str(row[field]).strip()
-        if not is_text(text):
-            raise UserError(f"{option}: {where}: the field {field!r} is no text that UTF-8 can hold")
-        texts.append(text)
-    if columns and field not in columns:
-        raise UserError(f"{option}: {path} has no column {field!r}, it has {', '.join(map(str, columns))}")
+        texts.append(_text(row.get(column), column, where, option))
+    if columns and column not in columns:
+        raise UserError(f"{option}: {path} has no column {column!r}, it has {', '.join(map(str, columns))}")
     if not any(texts):
         raise UserError(f"{option}: {path} holds no text")
     return list(filter(None, texts))
+
+
+def _text(value: Any, column: str, where: str, option: str) -> str:
+    """A text without the space around it, "" where there is none."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"{option}: {where}: the field {column!r} is no string but {value!r:.60}")
+    if not is_text(value):
+        raise UserError(f"{option}: {where}: the field {column!r} is no text that UTF-8 can hold")
+    return value.strip()
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool = False) -> Any:
@@ -119,11 +124,11 @@ class _Corpus(TokenData):
 
 
 class TextFiles(_Corpus):
-    """Texts of a file: `.txt` (one a line), `.jsonl` or `.csv`.
+    """Texts of a file: `.txt` (one a line), `.jsonl`, `.csv`, `.tsv`, `.json` or `.parquet`.
 
     Args:
         path: the file with the training texts.
-        column: field of a `.jsonl` or `.csv` file that holds the text.
+        column: the field that holds the text, where the file has fields.
         val_path: a file with held-out texts; without one, `val_fraction` of `path` is held out.
         tokenizer: folder of a tokenizer in transformers' format, or hub id.
         train_vocab_size: where that folder does not exist, train a byte-level BPE of this size there; 0 = never.
@@ -191,12 +196,10 @@ class HubText(_Corpus):
         return self.split(list(islice(self._stream(), self.n_texts)))
 
     def _stream(self) -> Iterator[str]:
-        import datasets
-
-        try:
-            for row in datasets.load_dataset(self.dataset, self.config, split=self.hub_split, streaming=True):
-                if text := str(row[self.column]).strip():
-                    yield text
-        except Exception as error:
-            reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-            raise UserError(f"--data.init_args.dataset: cannot stream {self.dataset!r} ({reason})") from error
+        option = "--data.init_args.dataset"
+        for where, row in hub_rows(self.dataset, self.config, self.hub_split, option):
+            if self.column not in row:
+                fault = f"no column {self.column!r}, columns there: {', '.join(row)}"
+                raise UserError(f"{option}: cannot stream {self.dataset!r} ({fault})")
+            if text := _text(row[self.column], self.column, where, option):
+                yield text

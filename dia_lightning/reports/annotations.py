@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dia_lightning.files import lines
 from dia_lightning.resources import UserError
 
 CHOICES = ("1", "2", "tie")
@@ -44,32 +44,30 @@ def read_votes(paths: Sequence[Path], known: Collection[str]) -> dict[str, dict[
     return votes
 
 
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UserError(f"--annotations: cannot read {path} as UTF-8 text ({error})") from error
-
-
 def _csv(path: Path) -> Iterator[Vote]:
     """Rows with a choice. The delimiter is what follows `pair_id` in the header, since spreadsheets may write another one."""
-    text = _text_of(path)
-    header = text.partition("\n")[0]
+    texts = [text for _, text in lines(path, "--annotations", "")]
+    header = texts[0] if texts else ""
     delimiter = next((d for d in (",", ";", "\t") if d in header), ",")
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    if not {"pair_id", "choice"} <= set(rows.fieldnames or ()):
-        raise UserError(f"--annotations: {path} has no columns pair_id and choice; allowed: a filled pairs.csv, or .json")
-    for row in rows:
-        choice = (row["choice"] or "").strip().lower()
-        if choice:
-            annotator = (row.get("annotator") or "").strip() or path.stem
-            yield Vote((row["pair_id"] or "").strip(), annotator, choice, f"{path}, line {rows.line_num}")
+    rows = csv.DictReader(texts, delimiter=delimiter)
+    try:
+        if not {"pair_id", "choice"} <= set(rows.fieldnames or ()):
+            fault = "has no columns pair_id and choice; allowed: a filled pairs.csv, or .json"
+            raise UserError(f"--annotations: {path} {fault}")
+        for row in rows:
+            if choice := (row["choice"] or "").strip().lower():
+                annotator = (row.get("annotator") or "").strip() or path.stem
+                where = f"{path}, line {rows.line_num}"
+                yield Vote((row["pair_id"] or "").strip(), annotator, choice, where)
+    except csv.Error as error:
+        where = f"{path}, line {rows.line_num}"
+        raise UserError(f"--annotations: cannot read {where} ({error})") from error
 
 
 def _label_studio(path: Path) -> Iterator[Vote]:
     """Annotations of a JSON export (not JSON-MIN); those that were skipped or left empty are no choice."""
     try:
-        tasks = json.loads(_text_of(path))
+        tasks = json.loads("".join(text for _, text in lines(path, "--annotations", "")))
         for task in tasks:
             for annotation in task["annotations"]:
                 where = f"{path}, task {task.get('id', '?')}"
@@ -82,13 +80,17 @@ def _label_studio(path: Path) -> Iterator[Vote]:
 
 
 def _choice_of(result: Sequence[dict[str, Any]]) -> str:
-    """1, 2, tie or "" from the results of an annotation; what is none of them as it is."""
+    """1, 2, tie or "" from the results of an annotation; what is none of them as it is.
+
+    Relations, which have no `from_name`, and results of added controls are passed over.
+    """
     found = []
     for item in result:
-        if item["type"] == "pairwise":
+        control = item.get("from_name"), item["type"]
+        if control == ("comparison", "pairwise"):
             selected = item["value"]["selected"]
             found.append({"left": "1", "right": "2"}.get(selected, str(selected)))
-        elif item["from_name"] == "tie":
+        elif control == ("tie", "choices"):
             found += item["value"]["choices"]
     return " and ".join(found)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from dia_lightning.files import json_lines, no_formula
 from dia_lightning.reports.annotations import read_votes
 from dia_lightning.resources import OptionParser, UserError
 from dia_lightning.terminal import console, visible
@@ -44,16 +45,15 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: if the file is missing or holds something else.
     """
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"preference export: cannot read {path} as JSON lines ({error})") from error
-    for i, line in enumerate(lines, 1):
-        if not isinstance(line, dict) or not all(isinstance(line.get(key), str) for key in ("prompt", "text", "method")):
-            raise UserError(f"preference export: {path}, line {i} has no texts in the fields prompt, text and method")
-    if not lines:
+    found = []
+    for where, line in json_lines(path, "preference export"):
+        if not all(isinstance(line.get(key), str) for key in ("prompt", "text", "method")):
+            fields = "the fields prompt, text and method"
+            raise UserError(f"preference export: {where} has no texts in {fields}")
+        found.append(line)
+    if not found:
         raise UserError(f"preference export: {path} holds no texts")
-    return lines
+    return found
 
 
 def method_names(paths: Sequence[Path], runs: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
@@ -106,9 +106,12 @@ def draw_pairs(
 
 
 def _pair_id(i: int, seed: int, pair: dict[str, str]) -> str:
-    """Differs between exports, so that annotations of another one are not taken for these; says nothing of the methods."""
+    """Differs between exports, so that annotations of another one are not taken for these; says nothing of the methods.
+
+    It begins with letters, since a spreadsheet would turn 12e4567890 into a number.
+    """
     content = json.dumps([i, seed, pair["prompt"], pair["text_1"], pair["text_2"]])
-    return hashlib.sha256(content.encode()).hexdigest()[:12]
+    return f"pair-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
 def export(paths: Sequence[Path], out: Path, n: int, seed: int) -> None:
@@ -157,7 +160,8 @@ def _write(out: Path, pairs: list[dict[str, str]], key: dict[str, Any]) -> None:
     with (folder / "pairs.csv").open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.DictWriter(file, _CSV_FIELDS, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows({**pair, "choice": ""} for pair in pairs)
+        rows = ({name: no_formula(cell) for name, cell in pair.items()} for pair in pairs)
+        writer.writerows({**row, "choice": ""} for row in rows)
     sides = {pair["pair_id"]: [pair["method_1"], pair["method_2"]] for pair in pairs}
     (out / "key.json").write_text(json.dumps({**key, "pairs": sides}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
@@ -209,7 +213,8 @@ def import_choices(folder: Path, files: Sequence[Path]) -> None:
         raise UserError(f"preference import: {folder} holds no export of `dia preference export` ({error})") from error
     votes = read_votes(files, set(key["pairs"]))
     if not votes:
-        raise UserError("--annotations: no choice in these files")
+        counted = "controls comparison and tie, column choice"
+        raise UserError(f"--annotations: no choice in these files ({counted})")
     result = summarise(key, votes)
     (folder / "preference.json").write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     print_preference(result)

@@ -56,14 +56,16 @@ def test_paradetox_rows_have_as_many_references_as_are_filled(tmp_path: Path) ->
     rows = [
         "toxic\tneutral1\tneutral2\tneutral3",
         "how rude\tnot kind\t\t",
-        'a ""b\t"he said ""no"""\tthat, too\t',  # quoted as the corpus has it
+        'a ""b\t"he said ""no"""\tthat, too\t',
         "short row\tonly one",
     ]
-    assert read_records(written(tmp_path, "a.tsv", "\n".join(rows)), PARADETOX) == [
-        {"source": "how rude", "references": ["not kind"]},
-        {"source": 'a ""b', "references": ['he said "no"', "that, too"]},
-        {"source": "short row", "references": ["only one"]},
-    ]
+    file = written(tmp_path, "a.tsv", "\n".join(rows))
+    for source, said in ((file, '"he said ""no"""'), (f"quoted:{file}", 'he said "no"')):
+        assert read_records(source, PARADETOX) == [
+            {"source": "how rude", "references": ["not kind"]},
+            {"source": 'a ""b', "references": [said, "that, too"]},
+            {"source": "short row", "references": ["only one"]},
+        ]
 
 
 def test_lists_of_sentences_are_joined_where_one_text_is_needed(tmp_path: Path) -> None:
@@ -110,6 +112,13 @@ def test_gyafc_pairs_each_sentence_with_its_own_rewrites(tmp_path: Path, style: 
         f"gyafc:{folder / 'Family_Relationships'}:{style}_to_{other}", {"prompt": "source", "references": "references"}
     )
     assert train == [{"prompt": f"F train {style} {i}", "references": [f"F train {other} {i}"]} for i in range(2)]
+
+
+def test_a_stray_carriage_return_keeps_parallel_lines_together(tmp_path: Path) -> None:
+    written(tmp_path, "train/informal", "one\rtwo\r\nthree\n")
+    written(tmp_path, "train/formal", "ONE TWO\nTHREE\n")
+    records = read_records(f"gyafc:{tmp_path}:informal_to_formal")
+    assert [record["references"] for record in records] == [["ONE TWO"], ["THREE"]]
 
 
 def test_gyafc_is_refused_where_it_is_not_as_it_comes(tmp_path: Path) -> None:
@@ -186,12 +195,13 @@ def test_a_subset_is_the_beginning_or_seeded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.pdf", "x", "allowed are files ending in .txt, .jsonl, .csv, .tsv or .json, hub:NAME and gyafc:FOLDER:DIRECTION"),
+        ("a.pdf", "x", "allowed are files ending in .txt, .jsonl, .csv, .tsv, .json or .parquet, quoted:FILE.tsv, hub:NAME and "
+         "gyafc:FOLDER:DIRECTION"),
         ("a.txt", "\n \n", "holds no prompt"),
         ("a.jsonl", "", "holds no prompt"),
         ("a.csv", "prompt\n\n", "holds no prompt"),
         ("a.txt", b"ok\n\ncaf\xe9\n", "a.txt, line 3 as UTF-8"),
-        ("a.txt", "the\n".encode("utf-16"), "a.txt, line 1 as UTF-8"),
+        ("a.txt", "the\n".encode("utf-16-le"), "line 1 holds a null byte"),
         ("a.txt", "good\nbad\0\n", "line 2 holds a null byte"),
         ("a.csv", "prompt\n\nbad\0\n", "line 3 holds a null byte"),
         ("a.jsonl", '{"prompt": "a"}\n\n[1]\n', "line 3 is no JSON object but '[1]'"),
@@ -207,7 +217,7 @@ def test_a_subset_is_the_beginning_or_seeded(tmp_path: Path) -> None:
         ("a.csv", "prompt,x\nok,1\nno,1,2\n", "line 3 has 3 cells, the header names 2 columns"),
         ("a.csv", "prompt,x,prompt\n1,2,3\n", "line 1: the header names the column 'prompt' twice"),
         ("a.csv", 'prompt\nok\n"never closed\n', "line 3 (unexpected end of data)"),
-        ("a.json", '[{"prompt": "a"}]', "no JSON object of categories that hold names"),
+        ("a.json", '{"prompt": "a"}', "no JSON object of categories that hold names"),
         ("a.json", '{"a": {"b": "c"}}', "a/b is no list of prompts"),
         ("a.json", '{"a": {"b": [1]}}', "a/b: the prompt is no string but 1"),
     ],

@@ -69,6 +69,9 @@ def test_one_step_without_noise(lightning: Run, sampler: str) -> None:
 PROMPT_FILES = {
     "blank_lines.txt": b"\n\nThe food\n\n  \nA pub\n\n",
     "crlf.txt": b"The food\r\n\r\nA pub\r\n",
+    "mac.txt": b"The food\r\rA pub\r",
+    "utf16.txt": "The food\r\nA pub\r\n".encode("utf-16"),
+    "list.json": b'["The food", {"prompt": "A pub"}]',
     "bom.txt": b"\xef\xbb\xbfThe food\nA pub",
     "bom_crlf.jsonl": b'\xef\xbb\xbf{"prompt": "The food"}\r\n\r\n{"prompt": "A pub"}\r\n',
     "excel.csv": b'\xef\xbb\xbf"prompt"\r\n"The food"\r\n"A pub"\r\n',
@@ -94,7 +97,7 @@ def test_one_prompt_one_text(lightning: Run) -> None:
     [
         ("empty.txt", b"", ["holds no prompt", "leave the option out"]),
         ("bom.txt", b"\xef\xbb\xbf", ["holds no prompt"]),
-        ("utf16.txt", "The food\n".encode("utf-16"), ["line 1", "UTF-8"]),
+        ("utf16.txt", "The food\n".encode("utf-16-le"), ["line 1", "null byte"]),
         ("latin.txt", b"The food\nCaf\xe9\n", ["line 2", "UTF-8"]),
         ("null.txt", b"The\0food\n", ["line 1", "null byte"]),
         ("words.txt", b"food " * 2_000_000, ["'food food", "has 9999999 letters", "12 tokens"]),

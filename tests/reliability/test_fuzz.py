@@ -60,12 +60,25 @@ JSON = st.recursive(
     max_leaves=6,
 )
 OBJECTS = st.dictionaries(st.sampled_from(["prompt", "source", "references", "a.b", ""]), JSON, min_size=1, max_size=3)
+
+
+def dumped(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
 # `json` writes halves of surrogate pairs as escapes.
 JSON_LINES = st.lists(OBJECTS, max_size=4).map(lambda rows: "\n".join(map(json.dumps, rows)).encode())
 SHAPED = st.text(string.printable + "é\ufeff\u2028\0\"',", max_size=60).map(str.encode)
 TABLE = st.lists(SHAPED, max_size=4).map(lambda lines: b"\n".join([b"prompt,a", *lines]))
-CONTENT = st.binary(max_size=60) | SHAPED | JSON_LINES | TABLE | JSON.map(lambda value: json.dumps(value).encode())
-SUFFIXES = st.sampled_from([".txt", ".jsonl", ".csv", ".tsv", ".json"])
+CONTENT = (
+    st.binary(max_size=60)
+    | SHAPED
+    | JSON_LINES
+    | TABLE
+    | JSON.map(dumped)
+    | st.lists(OBJECTS | st.text(max_size=8)).map(dumped)
+)
+SUFFIXES = st.sampled_from([".txt", ".jsonl", ".csv", ".tsv", ".json", ".parquet"])
 
 
 @fuzz
@@ -76,6 +89,11 @@ SUFFIXES = st.sampled_from([".txt", ".jsonl", ".csv", ".tsv", ".json"])
 @example(".jsonl", b"[" * 100_000)
 @example(".jsonl", b'{"prompt": ' + b"1" * 5000 + b"}")
 @example(".json", b'{"a": {"b": [null, 1]}}')
+@example(".json", b'["a", {"prompt": "b"}, [1]]')
+@example(".json", b"[" * 900 + b"]" * 900)
+@example(".jsonl", b'{"prompt": ' + b"[" * 900 + b"]" * 900 + b"}")
+@example(".parquet", b"PAR1" + bytes(20) + b"PAR1")
+@example(".txt", "a\r\rb".encode("utf-16") + b"\0")
 def test_files_of_prompts(tmp_path_factory: pytest.TempPathFactory, suffix: str, content: bytes) -> None:
     file = scratch(tmp_path_factory) / f"a{suffix}"
     file.write_bytes(content)

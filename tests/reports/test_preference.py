@@ -18,6 +18,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 
 from dia_lightning import cli
+from dia_lightning.callbacks.writer import _dumps
 from dia_lightning.reports.comparison import (
     Outcome,
     bradley_terry,
@@ -315,6 +316,111 @@ def test_csv_files_may_name_their_annotators(exported: tuple[Path, list[str]]) -
     assert found["annotators"] == {"bob": 1, "eve": 2, "zoe": 1}
     assert (found["win_rates"][0]["ties"], found["win_rates"][0]["win_rate"]) == (2, 2 / 3)
     assert found["bradley_terry"]["regularised"] is False
+
+
+# Files as other programs write and change them
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085", "\f", "\x1c", "\r", "\r\n"])
+def test_every_text_that_a_run_wrote_is_exported(tmp_path: Path, separator: str) -> None:
+    """Written as the product writes `predictions.jsonl`: only a line feed ends a line."""
+    prompt, paths = f"The Eagle is{separator}a", []
+    for method in ("a", "b"):
+        (tmp_path / method).mkdir()
+        paths.append(str(tmp_path / method / "predictions.jsonl"))
+        line = {"id": 0, "prompt": prompt, "text": f"x{separator}{method}", "method": method}
+        Path(paths[-1]).write_bytes(f"{_dumps(line)}\n".encode())
+    run(["export", *paths, "--out", str(tmp_path / "out")])
+    (row,) = read_csv(tmp_path / "out/annotators/pairs.csv")
+    (task,) = read_json(tmp_path / "out/annotators/tasks.json")
+    assert row["prompt"] == task["data"]["prompt"] == prompt
+    assert sorted([row["text_1"], row["text_2"]]) == [f"x{separator}{m}" for m in "ab"]
+
+
+def test_a_spreadsheet_makes_no_number_or_formula_of_the_csv(tmp_path: Path) -> None:
+    """Texts that would run are marked, those of tasks.json are as they are; the choices are read as ever."""
+    paths, texts = [], {"a": ["=1+1", "+1", "-1", "@A1"], "b": ["plain", "\t=2", "a=b", "-x"]}
+    for method, written in texts.items():
+        (tmp_path / method).mkdir()
+        paths.append(str(tmp_path / method / "predictions.jsonl"))
+        lines = [json.dumps({"prompt": f"={i}", "text": t, "method": method}) + "\n" for i, t in enumerate(written)]
+        Path(paths[-1]).write_text("".join(lines))
+    run(["export", *paths, "--out", str(tmp_path / "out"), "--n", "4"])
+    rows = read_csv(tmp_path / "out/annotators/pairs.csv")
+    shown = {row[k] for row in rows for k in ("text_1", "text_2")}
+    assert shown == {"'=1+1", "'+1", "'-1", "'@A1", "plain", "'\t=2", "a=b", "'-x"}
+    assert {row["prompt"] for row in rows} == {f"'={i}" for i in range(4)}
+    assert all(row["pair_id"].startswith("pair-") for row in rows)
+    tasks = read_json(tmp_path / "out/annotators/tasks.json")
+    assert {task["data"][k] for task in tasks for k in ("answer1", "answer2")} == {*texts["a"], *texts["b"]}
+    with (tmp_path / "ada.csv").open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, "choice": "1"} for row in rows)
+    run(["import", str(tmp_path / "out"), "--annotations", str(tmp_path / "ada.csv")])
+    assert read_json(tmp_path / "out/preference.json")["pairs"]["judged"] == 4
+
+
+def test_exports_of_earlier_versions_are_imported(exported: tuple[Path, list[str]]) -> None:
+    """Their pairs are named by twelve digits alone."""
+    folder, pairs = exported
+    key = read_json(folder / "key.json")
+    old = ["0123456789ab", "12e456789012", "123456789012", "abcdefabcdef", "00e000000000", "a1"]
+    key["pairs"] = {name: key["pairs"][pair] for name, pair in zip(old, pairs, strict=True)}
+    (folder / "key.json").write_text(json.dumps(key), encoding="utf-8")
+    (folder / "ada.csv").write_text("pair_id,choice\n" + "".join(f"{name},1\n" for name in old))
+    run(["import", str(folder), "--annotations", str(folder / "ada.csv")])
+    assert read_json(folder / "preference.json")["pairs"]["judged"] == 6
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_spreadsheet_may_save_the_csv_in_its_own_way(
+    exported: tuple[Path, list[str]], encoding: str, end: str, delimiter: str
+) -> None:
+    folder, pairs = exported
+    cells = [["pair_id", "text_1", "choice"], *([pair, '"a, ""é"";\n\tb"', "1"] for pair in pairs)]
+    content = end.join(delimiter.join(row) for row in cells) + end
+    (folder / "ada.csv").write_bytes(content.encode(encoding))
+    run(["import", str(folder), "--annotations", str(folder / "ada.csv")])
+    assert read_json(folder / "preference.json")["annotators"] == {"ada": 6}
+
+
+OTHERS = {
+    "relation": {"from_id": "x", "to_id": "z", "type": "relation", "direction": "right"},
+    "rectangle": {"id": "r", "type": "rectanglelabels", "from_name": "box", "to_name": "image",
+                  "value": {"x": 1.0, "y": 2.0, "width": 3.0, "height": 4.0, "rectanglelabels": ["tie"]}},
+    "textarea": {"id": "t", "type": "textarea", "from_name": "why", "to_name": "prompt", "value": {"text": ["tie"]}},
+    "choices": {"id": "c", "type": "choices", "from_name": "topic", "to_name": "prompt", "value": {"choices": ["tie"]}},
+    "pairwise": {"id": "p", "type": "pairwise", "from_name": "fluency", "to_name": "answer1,answer2",
+                 "value": {"selected": "right"}},
+    "rating": {"id": "s", "type": "rating", "from_name": "stars", "to_name": "prompt", "value": {"rating": 4}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("others", [*([name] for name in OTHERS), list(OTHERS)])
+@pytest.mark.parametrize("choice", ["1", "2", "tie", ""])
+def test_results_of_other_kinds_are_passed_over(
+    exported: tuple[Path, list[str]], others: list[str], choice: str, first: bool
+) -> None:
+    folder, pairs = exported
+    added = [OTHERS[name] for name in others]
+    given = annotation(1, choice)
+    given["result"] = [*added, *given["result"]] if first else [*given["result"], *added]
+    # Another task has a choice, since a file without one is refused.
+    tasks = [
+        {"id": 1, "data": {"pair_id": pairs[0]}, "annotations": [given]},
+        {"id": 2, "data": {"pair_id": pairs[1]}, "annotations": [annotation(1, "1")]},
+    ]
+    (folder / "ls.json").write_text(json.dumps(tasks), encoding="utf-8")
+    run(["import", str(folder), "--annotations", str(folder / "ls.json")])
+    found = read_json(folder / "preference.json")
+    score = {"1": 1.0, "2": 0.0, "tie": 0.5}
+    judged = [1.0, score[choice]] if choice else [1.0]
+    assert found["pairs"]["judged"] == len(judged)
+    assert found["win_rates"][0]["win_rate"] == sum(judged) / len(judged)
 
 
 # Mistakes

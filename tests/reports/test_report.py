@@ -15,6 +15,7 @@ import pytest
 from dia_lightning.baselines import ZeroShotModule
 from dia_lightning.callbacks import PredictionWriter
 from dia_lightning.data import PromptData
+from dia_lightning.reports.export import write_csv
 from dia_lightning.reports.labels import number, setting_name
 from dia_lightning.reports.placement import Box, _best
 from dia_lightning.reports.plots import Panel, Series, curves, scale_of
@@ -157,6 +158,19 @@ def test_csv_has_a_row_a_run_and_markdown_every_table(report: Path) -> None:
     assert len(tables) == len(Page(report.read_text(encoding="utf-8")).tables)
     for table in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1
+
+
+def test_no_cell_of_the_csv_runs_as_a_formula(tmp_path: Path) -> None:
+    """Errors begin with the option; numbers below zero stay numbers."""
+    errors = ["--model.lam: -1 given", "=1+1", "@x", "it broke"]
+    results = [Result("+b", {"x": -2.0, "name": "=y"}, 0, tmp_path, {"reward": -0.5}, e) for e in errors]
+    write_csv(tmp_path / "results.csv", results)
+    with (tmp_path / "results.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["error"] for row in rows] == [f"'{e}" for e in errors[:3]] + errors[3:]
+    for row in rows:
+        found = [row[k] for k in ("study", "setting/x", "setting/name", "reward")]
+        assert found == ["'+b", "-2.0", "'=y", "-0.5"]
 
 
 def test_hparams_come_back_from_tensorboard(report: Path) -> None:
