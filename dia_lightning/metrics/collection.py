@@ -12,8 +12,6 @@ from torchmetrics import CatMetric, Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from dia_lightning.metrics.functional import (
-    _distinct_n_compute,
-    _distinct_n_update,
     _perplexity_compute,
     _perplexity_update,
     _seconds_per_100_tokens_compute,
@@ -21,9 +19,11 @@ from dia_lightning.metrics.functional import (
     check_names,
     check_order,
     check_texts,
+    distinct_n,
     self_bleu,
 )  # fmt: skip
 from dia_lightning.types import Cost
+from dia_lightning.words import check_tokenizer
 
 
 class _TextMetric(Metric):
@@ -72,6 +72,7 @@ class SelfBLEU(_TextMetric):
 
     Args:
         n_gram: longest n-gram.
+        tokenizer: a name of sacrebleu's, or `auto`, which looks at the texts of all processes.
         kwargs: of `torchmetrics.Metric`.
 
     >>> metric = SelfBLEU()
@@ -83,13 +84,14 @@ class SelfBLEU(_TextMetric):
 
     higher_is_better = False
 
-    def __init__(self, n_gram: int = 4, **kwargs: Any) -> None:
+    def __init__(self, n_gram: int = 4, tokenizer: str = "auto", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_order("n_gram", n_gram)
-        self.n_gram = n_gram
+        check_tokenizer(tokenizer)
+        self.n_gram, self.tokenizer = n_gram, tokenizer
 
     def compute(self) -> Tensor:
-        return self_bleu(self.texts(), self.n_gram).to(self.device)
+        return self_bleu(self.texts(), self.n_gram, self.tokenizer).to(self.device)
 
 
 class DistinctN(_TextMetric):
@@ -97,6 +99,7 @@ class DistinctN(_TextMetric):
 
     Args:
         n: length of the n-grams.
+        tokenizer: as of `SelfBLEU`.
         kwargs: of `torchmetrics.Metric`.
 
     >>> metric = DistinctN(2)
@@ -107,13 +110,14 @@ class DistinctN(_TextMetric):
 
     higher_is_better = True
 
-    def __init__(self, n: int, **kwargs: Any) -> None:
+    def __init__(self, n: int, tokenizer: str = "auto", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_order("n", n)
-        self.n = n
+        check_tokenizer(tokenizer)
+        self.n, self.tokenizer = n, tokenizer
 
     def compute(self) -> Tensor:
-        return _distinct_n_compute(*_distinct_n_update(self.texts(), self.n)).to(self.device)
+        return distinct_n(self.texts(), self.n, self.tokenizer).to(self.device)
 
 
 class LMPerplexity(Metric):

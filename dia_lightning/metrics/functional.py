@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dia_lightning.words import cut, resolve
+
 _Ints = NDArray[np.int64]
-
-
-@lru_cache(maxsize=1)
-def _tokenizer_13a() -> Any:
-    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
-
-    return Tokenizer13a()
 
 
 def check_texts(texts: Sequence[str]) -> None:
@@ -98,9 +91,11 @@ def _closest_other_length(length: _Ints) -> _Ints:
     return np.where(take_below, below, above)
 
 
-def _self_bleu_update(texts: Sequence[str], n_gram: int = 4) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _self_bleu_update(
+    texts: Sequence[str], n_gram: int = 4, tokenizer: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Statistics of N ≥ 2 texts, all int64: matched and all n-grams (n_gram, N); own and closest other length (N,), words."""
-    words = [_tokenizer_13a()(text.rstrip()).split() for text in texts]
+    words = cut(texts, resolve(tokenizer, texts))
     counts = [_clipped_matches(gram, text, len(texts)) for gram, text in _ngram_codes(words, n_gram)]
     correct, total = (torch.from_numpy(np.stack(part)) for part in zip(*counts, strict=True))
     length = np.array([len(row) for row in words], dtype=np.int64)
@@ -118,26 +113,29 @@ def _sentence_bleu(correct: Tensor, total: Tensor, length: Tensor, reference_len
 
 
 def _self_bleu_compute(correct: Tensor, total: Tensor, length: Tensor, reference_length: Tensor) -> Tensor:
-    return _sentence_bleu(correct, total, length, reference_length).mean()
+    score = _sentence_bleu(correct, total, length, reference_length).mean()
+    return torch.where(length.any(), score, torch.nan)
 
 
-def self_bleu(texts: Sequence[str], n_gram: int = 4) -> Tensor:
+def self_bleu(texts: Sequence[str], n_gram: int = 4, tokenizer: str = "auto") -> Tensor:
     """Self-BLEU: the mean BLEU of each text with all the others as its references; low means diverse.
 
     Zhu et al. 2018 (Texygen, arXiv:1802.01886), on sacrebleu's scale of 0 to 100 and by its definition of sentence BLEU:
-    tokenizer `13a`, smoothing `exp`, effective order, closest reference length. Equal to the mean over i of
-    `sacrebleu.sentence_bleu(texts[i], others, use_effective_order=True).score`, in N log N instead of N² steps.
+    smoothing `exp`, effective order, closest reference length. Equal to the mean over i of
+    `sacrebleu.sentence_bleu(texts[i], others, tokenize=…, use_effective_order=True).score`, in N log N instead of N² steps.
 
     Args:
         texts: N texts.
         n_gram: longest n-gram, at least 1.
+        tokenizer: a name of sacrebleu's, or `auto`, see `words.resolve`.
 
     Returns:
-        A float64 scalar in [0, 100]; NaN for N < 2, where a text has no others.
+        A float64 scalar in [0, 100]; NaN for N < 2, where a text has no others, and where all are empty.
 
     Raises:
         TypeError: `texts` is not a sequence of strings.
         ValueError: `n_gram` < 1.
+        UserError: the tokenizer is unknown or not installed.
 
     >>> self_bleu(["the food is good", "the food is bad", "quite another text here"])
     tensor(39.6402, dtype=torch.float64)
@@ -146,12 +144,14 @@ def self_bleu(texts: Sequence[str], n_gram: int = 4) -> Tensor:
     check_order("n_gram", n_gram)
     if len(texts) < 2:
         return torch.tensor(torch.nan, dtype=torch.float64)
-    return _self_bleu_compute(*_self_bleu_update(texts, n_gram))
+    return _self_bleu_compute(*_self_bleu_update(texts, n_gram, tokenizer))
 
 
-def _distinct_n_update(texts: Sequence[str], n: int) -> tuple[Tensor, Tensor]:
+def _distinct_n_update(texts: Sequence[str], n: int, tokenizer: str = "auto") -> tuple[Tensor, Tensor]:
     """Numbers of distinct and of all n-grams: int64 scalars."""
-    gram, _ = _ngram_codes([text.split() for text in texts], n)[-1]
+    name = resolve(tokenizer, texts)
+    words = [text.split() for text in texts] if name == "13a" else cut(texts, name)
+    gram, _ = _ngram_codes(words, n)[-1]
     return torch.tensor(len(np.unique(gram))), torch.tensor(len(gram))
 
 
@@ -159,15 +159,17 @@ def _distinct_n_compute(distinct: Tensor, total: Tensor) -> Tensor:
     return distinct.double() / total
 
 
-def distinct_n(texts: Sequence[str], n: int) -> Tensor:
+def distinct_n(texts: Sequence[str], n: int, tokenizer: str = "auto") -> Tensor:
     """Distinct n-grams over all n-grams of all texts together; high means diverse.
 
-    Li et al. 2016 (arXiv:1510.03055). Words are what `text.split()` gives: case is kept, punctuation stays on its word.
+    Li et al. 2016 (arXiv:1510.03055). With `13a`, the one for scripts with spaces, words are what `text.split()` gives:
+    punctuation stays on its word. With any other they are its tokens. Case is kept.
     The figure falls as texts are added, so compare it for equal numbers of texts only.
 
     Args:
         texts: N texts.
         n: length of the n-grams, at least 1.
+        tokenizer: a name of sacrebleu's, or `auto`, see `words.resolve`.
 
     Returns:
         A float64 scalar in (0, 1]; NaN where no text has n words.
@@ -175,13 +177,14 @@ def distinct_n(texts: Sequence[str], n: int) -> Tensor:
     Raises:
         TypeError: `texts` is not a sequence of strings.
         ValueError: `n` < 1.
+        UserError: the tokenizer is unknown or not installed.
 
     >>> distinct_n(["a b a b", "a b"], 2)
     tensor(0.5000, dtype=torch.float64)
     """
     check_texts(texts)
     check_order("n", n)
-    return _distinct_n_compute(*_distinct_n_update(texts, n))
+    return _distinct_n_compute(*_distinct_n_update(texts, n, tokenizer))
 
 
 def _perplexity_update(log_p: Tensor, n_tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ class GenerationMetrics(nn.Module):
     Args:
         reward_names: keys of `Generations.rewards`.
         networks: all that `Generations.costs` may have; a batch may lack some.
+        tokenizer: of self-BLEU and distinct-n; `auto` looks at the texts of all processes.
         kwargs: of every `torchmetrics.Metric` in it, such as `sync_on_compute`.
 
     Raises:
@@ -37,7 +38,9 @@ class GenerationMetrics(nn.Module):
         ValueError: two names are equal, or a reward is named `std`, which is another figure's key.
     """
 
-    def __init__(self, reward_names: Sequence[str], networks: Sequence[str] = (), **kwargs: Any) -> None:
+    def __init__(
+        self, reward_names: Sequence[str], networks: Sequence[str] = (), tokenizer: str = "auto", **kwargs: Any
+    ) -> None:  # fmt: skip
         super().__init__()
         check_names("reward_names", reward_names)
         check_names("networks", networks)
@@ -49,7 +52,9 @@ class GenerationMetrics(nn.Module):
         # A list, not a dictionary of modules, whose keys may not contain a dot.
         self.rewards = nn.ModuleList(MeanReward(**kwargs) for _ in reward_names)
         self.perplexity = LMPerplexity(**kwargs)
-        text_metrics = {"self_bleu": SelfBLEU(**kwargs)} | {f"distinct_{n}": DistinctN(n, **kwargs) for n in range(1, 5)}
+        text_metrics = {"self_bleu": SelfBLEU(tokenizer=tokenizer, **kwargs)} | {
+            f"distinct_{n}": DistinctN(n, tokenizer, **kwargs) for n in range(1, 5)
+        }
         # One group: they share one copy of the texts.
         self.text = MetricCollection(text_metrics, compute_groups=[list(text_metrics)])  # type: ignore[arg-type]
         self.latency = SecondsPer100Tokens(**kwargs)
@@ -123,19 +128,24 @@ class GenerationMetrics(nn.Module):
             reward.reset()
 
 
-def compute_metrics(batches: Iterable[Generations]) -> dict[str, Any]:
+def compute_metrics(batches: Iterable[Generations], tokenizer: str = "auto") -> dict[str, Any]:
     """All figures of a run whose batches lie in this process, with the keys of `metrics.json`.
 
     Those of `GenerationMetrics`, and the means over texts of `accept_rate`, `canonical` and each of the diagnostics, if any.
 
+    Args:
+        batches: one at least.
+        tokenizer: of self-BLEU and distinct-n.
+
     Raises:
         ValueError: no batches.
+        UserError: the tokenizer is unknown or not installed.
     """
     batches = list(batches)
     if not batches:
         raise ValueError("batches must have at least one batch, got none")
     networks = list(dict.fromkeys(name for batch in batches for name in batch.costs))
-    metrics = GenerationMetrics(list(batches[0].rewards), networks, sync_on_compute=False)
+    metrics = GenerationMetrics(list(batches[0].rewards), networks, tokenizer, sync_on_compute=False)
     for batch in batches:
         metrics.update(batch)
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from statistics import NormalDist
@@ -16,6 +15,7 @@ from dia_lightning.metrics.judge import OPTION, Row, RunTexts
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import call_reward
 from dia_lightning.types import Record, Reward
+from dia_lightning.words import words
 
 
 def wilson_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -32,9 +32,9 @@ def wilson_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, fl
 
 
 def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
-    """N-grams of words, which are runs of letters and digits, case ignored."""
-    words = re.findall(r"\w+", text.lower())
-    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    """N-grams of `words`, case ignored."""
+    row = words(text.lower())
+    return [tuple(row[i : i + n]) for i in range(len(row) - n + 1)]
 
 
 def repetition(text: str, n: int) -> float:
@@ -99,7 +99,7 @@ class Hacking:
         max_perplexity: ratio to the base's median, above 0.
         max_repetition: in [0, 1].
         max_copy: in [0, 1].
-        n_gram: words in an n-gram, for repetition and copy.
+        n_gram: words in an n-gram, for repetition and copy; in scripts without spaces, letters.
         source: field of the record, left out where it holds no text.
 
     Raises:

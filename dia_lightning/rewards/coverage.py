@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import torch
@@ -12,8 +11,7 @@ from dia_lightning.resources import UserError
 from dia_lightning.rewards.base import field_of
 from dia_lightning.rewards.options import OPTION
 from dia_lightning.types import Record, Reward
-
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
+from dia_lightning.words import words
 
 
 class Coverage(Reward):
@@ -22,6 +20,7 @@ class Coverage(Reward):
     A stand-in for entailment where no entailment model is at hand: it sees copying, not meaning. A text that negates its
     source in one word keeps most of its n-grams, and a faithful paraphrase loses them. An n-gram that the text repeats counts
     each time. A text of fewer than n words is one n-gram of all its words; a text without words gets 0.
+    In scripts without spaces (Chinese, Japanese, Thai and so on) every letter is a word.
 
     Args:
         source_field: field of the record that holds the source.
@@ -41,19 +40,19 @@ class Coverage(Reward):
 
     def __call__(self, texts: Sequence[str], records: Sequence[Record] = ()) -> Tensor:
         sources = [field_of(record, self.source_field, self) for record in records]
-        words = {source: _WORD.findall(source.casefold()) for source in set(sources)}
-        values = [self._coverage(text, words[source]) for text, source in zip(texts, sources, strict=True)]
+        of = {source: words(source.casefold(), contractions=True) for source in set(sources)}
+        values = [self._coverage(text, of[source]) for text, source in zip(texts, sources, strict=True)]
         return torch.tensor(values, dtype=torch.float32)
 
     def _coverage(self, text: str, source: list[str]) -> float:
-        words = _WORD.findall(text.casefold())
-        n = min(self.n, len(words))
+        own = words(text.casefold(), contractions=True)
+        n = min(self.n, len(own))
         if n == 0:
             return 0.0
         known = set(_ngrams(source, n))
-        ngrams = _ngrams(words, n)
+        ngrams = _ngrams(own, n)
         return sum(ngram in known for ngram in ngrams) / len(ngrams)
 
 
-def _ngrams(words: list[str], n: int) -> list[tuple[str, ...]]:
-    return list(zip(*(words[i:] for i in range(n)), strict=False))
+def _ngrams(row: list[str], n: int) -> list[tuple[str, ...]]:
+    return list(zip(*(row[i:] for i in range(n)), strict=False))

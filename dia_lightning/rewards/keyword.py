@@ -11,10 +11,15 @@ from torch import Tensor
 from dia_lightning.resources import UserError
 from dia_lightning.rewards.options import OPTION
 from dia_lightning.types import Reward
+from dia_lightning.words import whole_word
 
 
 class Keyword(Reward):
     """The share of `words` that occur in the text as whole words, case ignored, in [0, 1].
+
+    Words of scripts without spaces (Chinese, Japanese, Thai and so on) have no ends, so there a word
+    may stand anywhere in the text, and a Latin word or number may stand between such letters: "cafe"
+    is in "很好的cafe在". Full-width forms are characters of their own: "ABC" is not in "ＡＢＣ".
 
     Args:
         words: what to look for; a word may be a phrase, with any white space between its parts.
@@ -28,17 +33,11 @@ class Keyword(Reward):
         if not words or not all(word.strip() for word in words):
             raise UserError(f"{OPTION}.words: {words} given, allowed: one word or more, none empty")
         self.words, self.name = words, name
-        self._patterns = [_whole_word(word) for word in words]
+        self._patterns = [whole_word(word) for word in words]
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         found = [sum(p.search(text) is not None for p in self._patterns) / len(self._patterns) for text in texts]
         return torch.tensor(found, dtype=torch.float32)
-
-
-def _whole_word(word: str) -> re.Pattern[str]:
-    # Not \b: a word may begin or end with a sign, as "C++" does, and \b would then ask for a letter beside it.
-    inner = r"\s+".join(re.escape(part) for part in word.split())
-    return re.compile(rf"(?<!\w){inner}(?!\w)", re.IGNORECASE)
 
 
 class Regex(Reward):

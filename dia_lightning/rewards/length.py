@@ -10,10 +10,14 @@ from torch import Tensor
 from dia_lightning.resources import UserError
 from dia_lightning.rewards.options import OPTION
 from dia_lightning.types import Reward
+from dia_lightning.words import n_words
 
 
 class Length(Reward):
-    """−|n − target| / target for a text of n words (what white space separates): 0 at the target, −1 for the empty text.
+    """−|n − target| / target for a text of n words: 0 at the target, −1 for the empty text.
+
+    Words are pieces between white space; in scripts without spaces (Chinese, Japanese, Thai and so
+    on) every letter and punctuation mark counts.
 
     Args:
         target: wanted number of words.
@@ -29,5 +33,5 @@ class Length(Reward):
         self.target, self.name = target, name
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        n_words = torch.tensor([len(text.split()) for text in texts], dtype=torch.float32)
-        return -(n_words - self.target).abs() / self.target
+        lengths = torch.tensor([n_words(text) for text in texts], dtype=torch.float32)
+        return -(lengths - self.target).abs() / self.target
