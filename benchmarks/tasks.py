@@ -21,7 +21,8 @@ from benchmarks.theory import fill, table
 DOC = ROOT / "docs" / "tasks.md"
 TASKS = ("safety_tiny", "style_formal_tiny", "style_informal_tiny", "factuality_tiny", "slots_tiny")
 # Not figures of the texts: what identifies a run, and what diagnoses the sampler.
-LEFT_OUT = {"schema", "complete", "method", "n", "config_hash", "versions", "base", "nfe", "bleu_signature", "hacking_reasons"}
+LEFT_OUT = {"schema", "complete", "method", "n", "config_hash", "versions", "base", "nfe", "bleu_signature", "hacking_reasons",
+            "tokenizer", "reasons", "tokens", "flops"}  # fmt: skip
 
 
 def run(task: str) -> tuple[dict[str, Any], float]:

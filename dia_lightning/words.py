@@ -19,7 +19,7 @@ from dia_lightning.resources import UserError
 Tokenizer = Literal["auto", "13a", "intl", "zh", "ja-mecab", "char"]
 _NOT_INSTALLED = (ImportError, RuntimeError, AssertionError)
 
-_EAST = r"\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}\p{scx=Bopomofo}"
+_EAST = r"\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}\p{Bopomofo}"
 _SCRIPTS = (
     rf"{_EAST}\p{{Thai}}\p{{Lao}}\p{{Khmer}}\p{{scx=Myanmar}}\p{{Tibetan}}\p{{Tai_Le}}"
     r"\p{New_Tai_Lue}\p{Tai_Tham}\p{Tai_Viet}\p{Javanese}\p{Balinese}"

@@ -22,6 +22,7 @@ from dia_lightning.callbacks.run_key import run_key
 from dia_lightning.data.prompts import PromptData
 from dia_lightning.data.shared import Together, wait_for_files
 from dia_lightning.metrics import Evaluation, compute_metrics
+from dia_lightning.metrics.reasons import reasons
 from dia_lightning.reports.run import write_run_report
 from dia_lightning.reports.tables import print_results, print_unfinished
 from dia_lightning.reports.tensorboard import write_events
@@ -30,6 +31,7 @@ from dia_lightning.rewards.base import reported_names
 from dia_lightning.sampling.base import SamplerModule
 from dia_lightning.terminal import visible
 from dia_lightning.types import SCHEMA, Cost, Generations, Record
+from dia_lightning.words import Tokenizer, check_tokenizer, resolve
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -99,10 +101,19 @@ class PredictionWriter(L.Callback):
         folder: where to write.
         n_shown: sample texts under the table.
         evaluation: what the task measures besides; a rerun with another one draws nothing again.
+        tokenizer: how texts are cut into words for self-BLEU, distinct-n, BLEU and ROUGE, by sacrebleu's names; `auto` goes
+            by the script of all texts of the run, and of its references. A rerun with another one draws nothing again.
+
+    Raises:
+        UserError: if the tokenizer is not installed.
     """
 
-    def __init__(self, folder: str = "runs/predict", n_shown: int = 3, evaluation: Evaluation | None = None) -> None:
-        self.folder, self.n_shown, self.evaluation = Path(folder), n_shown, evaluation
+    def __init__(
+        self, folder: str = "runs/predict", n_shown: int = 3, evaluation: Evaluation | None = None,
+        tokenizer: Tokenizer = "auto",
+    ) -> None:  # fmt: skip
+        check_tokenizer(tokenizer, "--trainer.callbacks.init_args.tokenizer")
+        self.folder, self.n_shown, self.evaluation, self.tokenizer = Path(folder), n_shown, evaluation, tokenizer
         self._hash = ""
         self._training: dict[str, Any] = {}
         self._records: list[Record] = []
@@ -216,12 +227,9 @@ class PredictionWriter(L.Callback):
         for name, run in zip(("predictions.jsonl", "base_predictions.jsonl"), runs, strict=False):
             self._write_lines(name, [line | self._source(line["id"]) for batch in run for line in records(batch)])
         complete = len(paths) == self._n_batches
-        figures = [_without_nan(compute_metrics(run)) if complete else {"n": sum(map(_size, run))} for run in runs]
-        if complete and evaluation is not None:
-            evaluated = evaluation(runs, self._records)
-            figures = [_joined(*both) for both in zip(figures, evaluated.figures, strict=True)]
-            if evaluation.hacking is not None:
-                self._write_lines("hacking.jsonl", evaluated.flagged)
+        figures: list[dict[str, Any]] = [{"n": sum(map(_size, run))} for run in runs]
+        if complete:
+            figures = self._figures(runs, evaluation)
         metrics = [{"method": run[0].method, **values} for run, values in zip(runs, figures, strict=True)]
         result = {
             "schema": SCHEMA,
@@ -247,6 +255,17 @@ class PredictionWriter(L.Callback):
         if trainer.state.fn == "test":
             print(visible(f"Wrote {write_run_report(self.folder, self._config)}"))
 
+    def _figures(self, runs: list[list[Generations]], evaluation: Evaluation | None) -> list[dict[str, Any]]:
+        """Of each run, all with one tokenizer, and why some are null."""
+        tokenizer = resolve(self.tokenizer, [text for run in runs for batch in run for text in batch.texts])
+        figures = [{"tokenizer": tokenizer, **compute_metrics(run, tokenizer)} for run in runs]
+        if evaluation is not None:
+            evaluated = evaluation(runs, self._records, self.tokenizer)
+            figures = [_joined(*both) for both in zip(figures, evaluated.figures, strict=True)]
+            if evaluation.hacking is not None:
+                self._write_lines("hacking.jsonl", evaluated.flagged)
+        return [_without_nan({**found, "reasons": reasons(found)}) for found in figures]
+
     def _read(self, path: Path) -> list[Generations]:
         try:
             return [_from_json(fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
@@ -268,7 +287,7 @@ def _joined(figures: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"--trainer.callbacks.init_args.evaluation: {taken[0]!r} is another figure too; give the judge another name"
         )
-    return {**figures, **_without_nan(more)}
+    return {**figures, **more}
 
 
 def _size(batch: Generations) -> int:

@@ -26,7 +26,7 @@ from dia_lightning.types import Cost
 from dia_lightning.words import check_tokenizer
 
 
-class _TextMetric(Metric):
+class TextMetric(Metric):
     """Keeps the texts themselves, as UTF-8 bytes and numbers of bytes, since only tensors travel between processes."""
 
     is_differentiable = False
@@ -67,7 +67,7 @@ class _TextMetric(Metric):
         return [data[a:b].decode("utf-8", "surrogatepass") for a, b in zip([0, *ends], ends, strict=False)]
 
 
-class SelfBLEU(_TextMetric):
+class SelfBLEU(TextMetric):
     """Self-BLEU in [0, 100] of all texts of all processes, see `functional.self_bleu`; NaN for fewer than two.
 
     Args:
@@ -94,7 +94,7 @@ class SelfBLEU(_TextMetric):
         return self_bleu(self.texts(), self.n_gram, self.tokenizer).to(self.device)
 
 
-class DistinctN(_TextMetric):
+class DistinctN(TextMetric):
     """Distinct n-grams over all n-grams of all texts of all processes, see `functional.distinct_n`.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from dia_lightning.metrics.hacking import Hacking, flagged_texts, hacking_figures
 from dia_lightning.metrics.judge import OPTION, Judge, Row, RunTexts, prompt_groups, run_texts
-from dia_lightning.metrics.reference import ReferenceBLEU, ReferenceROUGE
+from dia_lightning.metrics.reference import ReferenceBLEU, reference_rouge
 from dia_lightning.resources import UserError
 from dia_lightning.terminal import one_line
 from dia_lightning.types import Generations, Record
@@ -18,6 +18,7 @@ _RESERVED = {
     "log_p_per_token", "self_bleu", "latency_s_per_100_tokens", "accept_rate", "distinct_1", "distinct_2", "distinct_3",
     "distinct_4", "seconds_per_text", "flops_per_text", "peak_memory_mib", "tokens", "flops", "training",
     "bleu_signature", "hacking_reasons", "log_z", "log_z_upper", "ess", "roots", "resampled", "temperatures",
+    "tokenizer", "reasons",
 }  # fmt: skip
 _REFERENCE_ROWS = [("bleu", "BLEU (0 – 100)", "{:.2f}")] + [(f"rouge_{x}", f"ROUGE-{x.upper()}", "{:.3f}") for x in "12l"]
 
@@ -104,26 +105,29 @@ class Evaluation:
         if self.hacking is not None:
             self.hacking.check(records, has_base)
 
-    def __call__(self, runs: Sequence[Sequence[Generations]], records: Sequence[Record]) -> Evaluated:
+    def __call__(
+        self, runs: Sequence[Sequence[Generations]], records: Sequence[Record], tokenizer: str = "auto"
+    ) -> Evaluated:  # fmt: skip
         """Evaluate the method's run and, if it is there, the base model's after it, which must be of the same prompts.
 
         Args:
             runs: the batches of each.
             records: of every text, indexed by `Generations.ids`.
+            tokenizer: of BLEU and ROUGE, see `reference_bleu`.
         """
         given = [run_texts(run, records) for run in runs]
-        figures = [self._figures(run) for run in given]
+        figures = [self._figures(run, tokenizer) for run in given]
         return Evaluated(figures, [] if self.hacking is None else self._hacking(self.hacking, given, figures))
 
-    def _figures(self, run: RunTexts) -> dict[str, Any]:
+    def _figures(self, run: RunTexts, tokenizer: str) -> dict[str, Any]:
         figures = {key: value for judge in self.judges for key, value in judge.figures(run).items()}
         if self.references is not None:
             references = references_of(run.records, self.references)
-            bleu, rouge = ReferenceBLEU(sync_on_compute=False), ReferenceROUGE(sync_on_compute=False)
-            for metric in (bleu, rouge):
-                metric.update(run.texts, references)
+            bleu = ReferenceBLEU(tokenizer, sync_on_compute=False)
+            bleu.update(run.texts, references)
             figures |= {"bleu": float(bleu.compute()), "bleu_signature": bleu.signature()}
-            figures |= {name: float(value) for name, value in rouge.compute().items()}
+            rouge = reference_rouge(run.texts, references, tokenizer)
+            figures |= {name: float(value) for name, value in rouge.items()}
         return figures
 
     @staticmethod

@@ -17,7 +17,7 @@ from dia_lightning.reports.blocks import (
 )
 from dia_lightning.reports.export import write_csv
 from dia_lightning.reports.html import Block, Details, Heading, Prose, Section, Terms
-from dia_lightning.reports.labels import number
+from dia_lightning.reports.labels import label, number
 from dia_lightning.reports.plots import Plot, histogram
 from dia_lightning.reports.results import Group, Result, aggregate, read_lines, read_metrics, relative_to_base
 from dia_lightning.reports.study import GLOSSARY, versions, write_page
@@ -48,7 +48,9 @@ def write_run_report(folder: Path, config: Path) -> Path:
     )  # fmt: skip
     other = groups[1] if base else None
     sections = [
-        Section("figures", "Figures", [b for b in (quality_table(rows, other), _rewards(folder, method)) if b]),
+        Section(
+            "figures", "Figures", [b for b in (quality_table(rows, other), _notes(results), _rewards(folder, method)) if b]
+        ),
         *_sections(rows, other),
         _configuration(config, results),
     ]
@@ -66,6 +68,18 @@ def _lead(groups: list[Group]) -> Prose:
         if spread is not None and spread.mean > 0:
             said += f", {number((after - before) / spread.mean, 2)} of p_θ's standard deviations over texts higher"
     return Prose(f"{said}.")
+
+
+def _notes(results: list[Result]) -> Prose | None:
+    """How texts were cut into words, and why figures are missing."""
+    said = []
+    if tokenizer := results[0].metrics.get("tokenizer"):
+        said.append(f"Self-BLEU and distinct-n: sacrebleu's tokenizer {tokenizer}.")
+    for result in results:
+        missing = result.metrics.get("reasons") or {}
+        listed = "; ".join(f"{label(name).text}: {reason}" for name, reason in missing.items())
+        said += [f"Without a value for {result.setting['method']}: {listed}."] if listed else []
+    return Prose(" ".join(said)) if said else None
 
 
 def _with_spread_over_texts(group: Group) -> Group:
