@@ -141,7 +141,8 @@ def resolve(tokenizer: str, texts: Sequence[str]) -> str:
     check_tokenizer(tokenizer)
     if tokenizer != "auto":
         return tokenizer
-    letters = Counter(_is_letter.findall("\n".join(t for t in texts if not t.isascii())))
+    beyond = (t for t in texts if not t.isascii() and _beyond_latin.search(t))
+    letters = Counter(_is_letter.findall("\n".join(beyond)))
     n = sum(letters.values())
     if not n or n <= len(_run.findall("\n".join(texts))):
         return "13a"

@@ -47,10 +47,9 @@ def write_run_report(folder: Path, config: Path) -> Path:
         "± of the reward: 95 % interval over the run's texts, as if they were independent; of the rest none with one run.",
     )  # fmt: skip
     other = groups[1] if base else None
+    figures = (quality_table(rows, other), _notes(results), _rewards(folder, method))
     sections = [
-        Section(
-            "figures", "Figures", [b for b in (quality_table(rows, other), _notes(results), _rewards(folder, method)) if b]
-        ),
+        Section("figures", "Figures", [block for block in figures if block]),
         *_sections(rows, other),
         _configuration(config, results),
     ]

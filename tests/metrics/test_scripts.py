@@ -31,6 +31,7 @@ from dia_lightning.metrics import (
 from dia_lightning.metrics import reasons as reasons_module
 from dia_lightning.metrics.hacking import copied, repetition
 from dia_lightning.metrics.reasons import reasons
+from dia_lightning.reports.run import write_run_report
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import Coverage, Keyword, Length, check_reward
 from dia_lightning.types import Generations, Reward
@@ -279,6 +280,9 @@ def test_every_null_has_its_reason(texts: list[str], n: int, missing: dict[str, 
     assert expected.items() <= found["reasons"].items()
     for figures in (found, found["base"]):
         assert set(figures["reasons"]) == nulls(figures)
+    page = write_run_report(tmp_path, tmp_path / "none.yaml").read_text(encoding="utf-8")
+    assert all(reason in page for reason in expected.values())
+    assert f"tokenizer {found['tokenizer']}." in page
 
 
 def test_reasons_reach_what_is_nested_and_infinite() -> None:
