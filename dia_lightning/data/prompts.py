@@ -226,7 +226,9 @@ class PromptData(L.LightningDataModule):
         return Prompts(index, list(ids), prompts, tokens, mask, [self.records[i] for i in ids], self.reward_sees_prompt)
 
     def transfer_batch_to_device(self, batch: Prompts, device: torch.device, dataloader_idx: int) -> Prompts:
-        return replace(batch, tokens=batch.tokens.to(device), prompt_mask=batch.prompt_mask.to(device))
+        # A true precision of the trainer copies every record; texts that share one share a population.
+        records = [self.records[i] for i in batch.ids]
+        return replace(batch, tokens=batch.tokens.to(device), prompt_mask=batch.prompt_mask.to(device), records=records)
 
     @property
     def n_batches(self) -> int:

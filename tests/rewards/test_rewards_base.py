@@ -91,7 +91,7 @@ BROKEN = {
     "complex": (lambda texts: lengths(texts) * 1j, "real numbers", FIRST),
     "words": (lambda texts: [str(len(text)) for text in texts], "real numbers", FIRST),
     "array of words": (lambda texts: np.array([str(len(text)) for text in texts]), "real numbers", FIRST),
-    "holes": (lambda texts: [len(text) or None for text in texts], "real numbers", ""),
+    "holes": (lambda texts: [None if text == SECOND else 0 for text in texts], "real numbers", FIRST),
     "list of rows": (lambda texts: [lengths([text]) for text in texts], "real numbers", FIRST),
     "array of rows": (lambda texts: np.zeros((len(texts), 1)), "one value a text", FIRST),
     "integer beyond float64": (lambda texts: [10**400 for _ in texts], "real numbers", FIRST),
