@@ -33,7 +33,7 @@ def has_begun(case: str, err: Path) -> bool:
     return Path("out/parts/.lock").exists() if case == "inside a batch" else len(parts) > 2
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*list(CASES)[:2], pytest.param("two processes", marks=pytest.mark.slow)])
 def test_sigterm_ends_at_once(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     command = [sys.executable, "-m", "dia_lightning", *PREDICT, *CASES[case]]

@@ -10,6 +10,8 @@ import torch
 from dia_lightning.lm import BaseLM
 from dia_lightning.precision import KeepsBuffers, float32_default
 from dia_lightning.sampling.loading import embedding_for, load_critic
+from tests.conftest import CORPUS
+from tests.reliability.test_edges import FIT
 
 Run = Callable[..., tuple[int, str, str]]
 TRUE = ["bf16-true", "16-true", "64-true"]
@@ -131,9 +133,10 @@ def test_what_a_module_keeps() -> None:
 def test_the_default_comes_back_after_an_error() -> None:
     torch.set_default_dtype(torch.float64)
     try:
-        with pytest.raises(ValueError, match="now"), float32_default():
+        with float32_default():
             assert torch.ones(1).dtype == torch.float32
-            raise ValueError("now")
+        with pytest.raises(ZeroDivisionError), float32_default():
+            1 / 0
         assert torch.get_default_dtype() == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)
@@ -206,3 +209,32 @@ def test_an_evaluation_that_fails_is_an_error_and_loses_no_text(lightning: Run, 
     assert found["complete"]
     assert found["reward"] is not None
     assert len(Path("out/predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "tied", "raw", "critic", "lm", "ppo"])
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_every_network_is_trained(lightning: Run, lm_folder: Path, kind: str, precision: str) -> None:
+    fit = [*FIT, "--data.n_texts=16", "--data.batch_size=4", "--trainer.max_steps=4", "--trainer.val_check_interval=4"]
+    Path("texts.txt").write_text("".join(f"{line}\n" for line in CORPUS), encoding="utf-8")
+    data = ["--data.path=texts.txt", "--data.val_path=texts.txt", "--data.train_vocab_size=280", "--data.max_length=16"]
+    size = ["--model.vocab_size=280", "--model.width=16", "--model.layers=1", "--model.heads=2", "--data.batch_size=4"]
+    policy = [f"--model.base_lm={lm_folder}", f"--data.base_lm={lm_folder}", "--data.batch_size=4", "--data.max_length=8"]
+    command = {
+        "denoiser": [*fit, "--model.time_warp=2", "--data.n_val=8"],
+        "tied": [*fit, "--model.tied_head=true", "--data.n_val=8"],
+        "raw": [*fit, "--model.normalise=false", "--model.loss=eps", "--model.rotary=true", "--data.n_val=8"],
+        "critic": [*fit[:2], "configs/critic_tiny.yaml", *fit[3:], "--model.denoiser=null", "--data.n_val=16"],
+        "lm": [
+            "fit",
+            "--config",
+            "configs/lm_tiny.yaml",
+            *data,
+            *size,
+            "--trainer.max_steps=4",
+            "--trainer.val_check_interval=null",
+        ],
+        "ppo": ["fit", "--config", "configs/baselines/ppo_tiny.yaml", *policy, "--data.n_texts=4", "--trainer.max_steps=2"],
+    }[kind]
+    code, _, err = lightning(*command, f"--trainer.precision={precision}")
+    assert code == 0, err
+    assert list(Path("runs").rglob("*.safetensors"))
