@@ -179,7 +179,7 @@ class PPOModule(WatchedModule):
         if self.value_head is not None:
             # bfloat16 tells values apart to 1 in 256 only.
             with torch.autocast(tokens.device.type, enabled=False):
-                values = self.value_head(hidden.float())[..., 0]
+                values = self.value_head(hidden.to(self.value_head.weight.dtype))[..., 0].float()
         return torch.where(mask, log_p, 0.0), torch.where(mask, values, 0.0)
 
     def _forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -218,23 +218,31 @@ def test_every_network_is_trained(lightning: Run, lm_folder: Path, kind: str, pr
     Path("texts.txt").write_text("".join(f"{line}\n" for line in CORPUS), encoding="utf-8")
     data = ["--data.path=texts.txt", "--data.val_path=texts.txt", "--data.train_vocab_size=280", "--data.max_length=16"]
     size = ["--model.vocab_size=280", "--model.width=16", "--model.layers=1", "--model.heads=2", "--data.batch_size=4"]
+    never = ["--trainer.val_check_interval=null"]
     policy = [f"--model.base_lm={lm_folder}", f"--data.base_lm={lm_folder}", "--data.batch_size=4", "--data.max_length=8"]
     command = {
         "denoiser": [*fit, "--model.time_warp=2", "--data.n_val=8"],
         "tied": [*fit, "--model.tied_head=true", "--data.n_val=8"],
         "raw": [*fit, "--model.normalise=false", "--model.loss=eps", "--model.rotary=true", "--data.n_val=8"],
         "critic": [*fit[:2], "configs/critic_tiny.yaml", *fit[3:], "--model.denoiser=null", "--data.n_val=16"],
-        "lm": [
-            "fit",
-            "--config",
-            "configs/lm_tiny.yaml",
-            *data,
-            *size,
-            "--trainer.max_steps=4",
-            "--trainer.val_check_interval=null",
-        ],
+        "lm": ["fit", "--config", "configs/lm_tiny.yaml", *data, *size, "--trainer.max_steps=4", *never],
         "ppo": ["fit", "--config", "configs/baselines/ppo_tiny.yaml", *policy, "--data.n_texts=4", "--trainer.max_steps=2"],
     }[kind]
     code, _, err = lightning(*command, f"--trainer.precision={precision}")
     assert code == 0, err
     assert list(Path("runs").rglob("*.safetensors"))
+
+
+def test_a_head_in_training_is_never_an_old_one(llama_folder: Path) -> None:
+    """Of a policy in bfloat16 or float64, whose logits are made in float32."""
+    for dtype in (torch.bfloat16, torch.float64):
+        lm = BaseLM.load(str(llama_folder))
+        lm.model.to(dtype).requires_grad_(True)
+        tokens = torch.tensor([[1, 2, 3]])
+        before = lm.token_log_probs(tokens)
+        with torch.no_grad():
+            lm.model.get_output_embeddings().weight.mul_(-1)
+        found = lm.token_log_probs(tokens)
+        lm._head.clear()
+        assert not torch.allclose(before, found)
+        torch.testing.assert_close(found, lm.token_log_probs(tokens))
