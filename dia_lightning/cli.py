@@ -188,12 +188,13 @@ def _end(message: str, code: int) -> NoReturn:
 
 
 def _end_interrupted(command: str) -> NoReturn:
+    code = INTERRUPTS.exit_code
     if command in ("preference", "kit", "completion"):
-        _end("interrupted", 130)
+        _end("interrupted", code)
     if command == "study":
-        _end("interrupted; finished cells are kept, the same command goes on from there", 130)
+        _end("interrupted; finished cells are kept, the same command goes on from there", code)
     hint = "finished batches are kept, the same command goes on from there"
-    _end(f"interrupted; {'go on from its last checkpoint with --ckpt_path' if command == 'fit' else hint}", 130)
+    _end(f"interrupted; {'go on from its last checkpoint with --ckpt_path' if command == 'fit' else hint}", code)
 
 
 @contextmanager
@@ -212,7 +213,9 @@ def _no_collection() -> Iterator[None]:
 
 
 def main() -> None:
-    """Entry point of the scripts: exit code 2 and one line for a user's mistake, 1 for a bug, 130 for Ctrl-C."""
+    """Entry point of the scripts: exit code 2 and one line for a user's mistake, 1 for a bug, 130 for Ctrl-C,
+    143 for SIGTERM.
+    """
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     text = _help_text(arguments)
     if text is not None:
@@ -222,6 +225,7 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
+        INTERRUPTS.watch()
         if arguments[:1] == ["preference"]:
             from dia_lightning.reports import preference
 
@@ -244,7 +248,6 @@ def main() -> None:
             return
         rest, modules = split_allow(arguments)
         prepared = prepare_arguments(["--help" if a == "--help-all" else a for a in rest])
-        INTERRUPTS.watch()
         with _no_collection():
             from dia_lightning.parser import run
         run(prepared, allow=modules)

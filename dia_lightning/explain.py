@@ -16,7 +16,6 @@ _CLASS = re.compile(r"Problem with given class_path '([^']+)'")
 _UNKNOWN = re.compile(r"(?:Option|Subcommand '\w+' does not accept option|Group '\w+' does not accept option) '([^']+)'")
 _REQUIRED = re.compile(r"the following arguments are required: (.+)")
 _NO_VALUE = re.compile(r"argument (\S+?)(?:/\S+)?: expected one argument")
-_AMBIGUOUS = re.compile(r"ambiguous option: (.+?) could match (.+)", re.DOTALL)
 _UNRECOGNISED = re.compile(r"unrecognized arguments: (\S+)")
 _EXPECTED = re.compile(r"Expected an? (<class '.+?'>|typing\.\S.*?)(?:\. Got value: .*)?$", re.DOTALL)
 _DENIED = re.compile(r"Importing '([^']+)' is not allowed, denied by")
@@ -42,9 +41,6 @@ def explain(message: str, error: BaseException | None, arguments: Sequence[str],
         # Without a path it is the value of an option as --model.help.
         option = typed_option(path, arguments)[0] if path else texts[0].partition(":")[0]
         return _denied(option, found[1])
-    if found := _AMBIGUOUS.search(leaf):
-        shown = [name for name in found[2].split(", ") if name != "--print_shtab"]  # jsonargparse has it no more
-        return f"{found[1].partition('=')[0]}: the beginning of several options, write one whole: {', '.join(shown[:8])}"
     if found := _UNRECOGNISED.search(leaf):
         name = found[1].partition("=")[0]
         return f"{name}: unknown option{_near(name, options)}" if name.startswith("-") else f"{name}: an option was expected"

@@ -244,7 +244,8 @@ class BaseLM(TokenText):
         if head.weight.dtype == torch.float32:
             return head(hidden)  # type: ignore[no-any-return]
         # Rounded to bfloat16, logits of 20 are a tenth off, and what is accepted hangs on them.
-        if not self._head or self._head["weight"].device != hidden.device:
+        # One that is trained is another after each step.
+        if not self._head or self._head["weight"].device != hidden.device or head.weight.requires_grad:
             self._head = {name: weight.float() for name, weight in head.named_parameters()}
         # A call of the module itself, so that it is counted (see `cost.Meter`).
         return functional_call(head, self._head, hidden.float())

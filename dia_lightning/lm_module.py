@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dia_lightning.optim import adamw_warmup_cosine, check_recipe
+from dia_lightning.precision import float32_default
 from dia_lightning.resources import UserError
 from dia_lightning.types import text_mask
 from dia_lightning.watched import WatchedModule
@@ -77,12 +78,14 @@ class LMModule(WatchedModule):
         targets = torch.where(keep, tokens, -100)
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum"), keep.sum()
 
+    @float32_default()
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         total, count = self.loss(batch)
         self.note_rows(batch, (~total.detach().isfinite()).expand(len(batch["tokens"])))
         self.log("train/loss", total / count, prog_bar=True)
         return total / count
 
+    @float32_default()
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         total, count = self.loss(batch)
         self.log("val/loss", total / count, batch_size=int(count), prog_bar=True, sync_dist=True)

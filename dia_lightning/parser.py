@@ -25,8 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 from dia_lightning.building import BuildingCLI, class_of, leaves
 from dia_lightning.diffusion.checkpoint import load_checkpoint
 from dia_lightning.explain import TRUSTED, explain, typed_option
-from dia_lightning.processes import one_for_all, refuse_lone
-from dia_lightning.resources import NEGATIVE, UserError, placed
+from dia_lightning.processes import one_fit, one_for_all, refuse_lone
+from dia_lightning.resources import INTERRUPTS, NEGATIVE, UserError, placed
 
 _IGNORED_WARNINGS = (
     "num_workers", r"isinstance\(treespec", "litlogger", "logging interval", "args parameter is intended",
@@ -61,10 +61,13 @@ class _ParsingError(Exception):
 
 
 class _Parser(LightningArgumentParser):
-    """Raises instead of printing usage text; parsers of a single class still raise what jsonargparse expects of them."""
+    """Raises instead of printing usage text; parsers of a single class still raise what jsonargparse expects of them.
+
+    An abbreviation of an option is none.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
         self._negative_number_matcher = NEGATIVE
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
@@ -149,10 +152,14 @@ class DiaCLI(BuildingCLI):
                 twice = "more than one stateful callback" in str(error)
                 raise UserError(f"--trainer{'.callbacks' * twice}: {error}") from error
         refuse_lone(trainer)
+        if INTERRUPTS.watching:
+            # Lightning's own notes SIGTERM and goes on to the end of the batch, and asks the other processes meanwhile.
+            trainer._signal_connector._sigterm_notifier_fn = INTERRUPTS.terminate  # type: ignore
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with self._mistakes_of_the_trainer(), one_for_all(self.trainer), self.building():
+        alone = one_fit(self.trainer, subcommand)
+        with self._mistakes_of_the_trainer(), alone, one_for_all(self.trainer), self.building():
             super()._run_subcommand(subcommand)
 
     @contextmanager

@@ -8,9 +8,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from subprocess import Popen
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from filelock import FileLock, Timeout
 
 from dia_lightning.resources import INTERRUPTS, UserError
 
@@ -49,6 +52,27 @@ def refuse_lone(trainer: L.Trainer) -> None:
         f"--trainer.devices: {n} processes were started (by torchrun, say) and the trainer knows of one; "
         f"add --trainer.devices {here}{nodes} --trainer.strategy ddp"
     )
+
+
+@contextmanager
+def one_fit(trainer: L.Trainer, command: str) -> Iterator[None]:
+    """While a `fit` lasts, its folder takes no other; the system takes the lock back, in whatever way it ends."""
+    if command != "fit" or not trainer.is_global_zero or "://" in str(trainer.default_root_dir):
+        yield
+        return
+    folder = Path(trainer.default_root_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".fit.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"--trainer.default_root_dir: another fit is writing to {folder}; wait, or give another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Where shipped files are and how YAML is read, the one exception that stands for a user's mistake, and Ctrl-C."""
+"""Where shipped files are and how YAML is read, the one exception that stands for a user's mistake, and signals."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,10 +29,10 @@ class UserError(Exception):
 
 
 class OptionParser(argparse.ArgumentParser):
-    """Raises `UserError` where a command is called wrongly."""
+    """Raises `UserError` where a command is called wrongly; an abbreviation of an option is none."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
         self._negative_number_matcher = NEGATIVE
 
     def error(self, message: str) -> NoReturn:
@@ -168,15 +169,35 @@ def read_yaml(path: Path, option: str, **replaced: str) -> dict[str, Any]:
 
 
 class Interrupts:
-    """Remembers Ctrl-C: Python drops a KeyboardInterrupt that is raised inside a destructor or a callback of C code."""
+    """Ctrl-C and SIGTERM, which both raise KeyboardInterrupt wherever the program is.
+
+    Python drops one that is raised inside a destructor or a callback of C code; it is raised again.
+
+    Attributes:
+        exit_code: 130 for Ctrl-C, 143 for SIGTERM.
+    """
 
     def __init__(self) -> None:
-        self.pressed = False
+        self.pressed, self.exit_code, self._process = False, 130, 0
 
     def watch(self) -> None:
         """From now on, in the main thread; what Python says of a dropped one is not shown."""
+        self._process = os.getpid()
         signal.signal(signal.SIGINT, self._handle)
+        signal.signal(signal.SIGTERM, self.terminate)
         sys.unraisablehook = self._unraisable
+
+    @property
+    def watching(self) -> bool:
+        """Whether this process, and not one that it was forked from, called `watch`."""
+        return self._process == os.getpid()
+
+    def terminate(self, number: int, frame: FrameType | None) -> None:
+        """The handler of SIGTERM."""
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            return  # the trainer is ending already
+        self.pressed, self.exit_code = True, 143
+        raise KeyboardInterrupt
 
     def check(self) -> None:
         """Raises the KeyboardInterrupt that was dropped, if one was."""
@@ -187,10 +208,12 @@ class Interrupts:
         self.pressed = True
         signal.default_int_handler(number, frame)
 
-    @staticmethod
-    def _unraisable(dropped: Any) -> None:
+    def _unraisable(self, dropped: Any) -> None:
         if dropped.exc_type is not KeyboardInterrupt:
             sys.__unraisablehook__(dropped)
+        elif self.pressed:
+            again = signal.SIGTERM if self.exit_code == 143 else signal.SIGINT
+            threading.Timer(0.05, os.kill, (os.getpid(), again)).start()
 
 
 INTERRUPTS = Interrupts()

@@ -5,10 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Of predictions.jsonl and metrics.json.
 SCHEMA = 1
@@ -140,7 +143,9 @@ class Denoiser(Protocol):
 
 
 class Reward(ABC):
-    """r: a batch of texts → (B,) float32, finite, larger is better. `name` labels it in every output.
+    """r: a batch of texts → B numbers, finite as float32, larger is better. `name` labels it in every output.
+
+    They come as a tensor or NumPy array (B,) of any real type on any device, or as a list or tuple.
 
     Your own is a subclass, named by `class_path` in a YAML file; `rewards.check_reward` tries its laws. A subclass sets
     `deterministic = False` where two calls may differ, and `conditional = True` where a value depends on the text's record
@@ -152,5 +157,5 @@ class Reward(ABC):
     conditional: bool = False
 
     @abstractmethod
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """(B,) float32 for B texts."""
+    def __call__(self, texts: Sequence[str]) -> Tensor | np.ndarray | Sequence[float]:
+        """(B,) numbers for B texts."""

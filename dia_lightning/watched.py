@@ -9,9 +9,10 @@ import lightning as L
 from torch import Tensor, stack
 
 from dia_lightning.finite import NotFinite, named_rows
+from dia_lightning.precision import KeepsBuffers
 
 
-class WatchedModule(L.LightningModule):
+class WatchedModule(KeepsBuffers, L.LightningModule):
     """A module whose steps say in which rows the loss is not finite; looked at where the loggers read it, and before
     anything is kept.
     """

@@ -6,8 +6,8 @@ from pathlib import Path
 import dia_lightning
 
 ORDER = [
-    "resources", "files", "terminal", "progress", "finite", "categorical", "optim", "types", "words",
-    "cost",
+    "resources", "files", "terminal", "progress", "finite", "precision", "categorical", "optim",
+    "types", "words", "cost",
     "kv_cache", "lm_files", "writing", "contract", "token_text", "lm", "watched", "lm_module",
     "rewards", "target", "data", "embedding", "diffusion", "critic", "guidance", "sampling",
     "baselines", "metrics", "reports", "callbacks", "doctor", "explain", "processes", "building",

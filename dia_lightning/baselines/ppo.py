@@ -22,6 +22,7 @@ from dia_lightning.baselines.ppo_loss import (
 )
 from dia_lightning.lm import BaseLM
 from dia_lightning.optim import adamw_warmup_cosine, check_recipe
+from dia_lightning.precision import float32_default
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import CachedReward, call_reward
 from dia_lightning.sampling.crowd import crowd_of
@@ -135,6 +136,7 @@ class PPOModule(WatchedModule):
         total = int(min(self.trainer.estimated_stepping_batches, 1 << 60))
         return adamw_warmup_cosine(self.named_parameters(), self.lr, 0.0, self.warmup_steps, total)
 
+    @float32_default()
     def training_step(self, batch: Prompts, batch_idx: int) -> None:
         """Draw a batch of texts and learn from it."""
         generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + batch.index)
@@ -177,7 +179,7 @@ class PPOModule(WatchedModule):
         if self.value_head is not None:
             # bfloat16 tells values apart to 1 in 256 only.
             with torch.autocast(tokens.device.type, enabled=False):
-                values = self.value_head(hidden.float())[..., 0]
+                values = self.value_head(hidden.to(self.value_head.weight.dtype))[..., 0].float()
         return torch.where(mask, log_p, 0.0), torch.where(mask, values, 0.0)
 
     def _forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,9 @@ from dia_lightning.resources import UserError
 from dia_lightning.sampling.base import SamplerModule
 from dia_lightning.types import SCHEMA
 
+# Of more texts the prompts are hashed once each, which with n_texts says as much.
+_WRITTEN_OUT = 1_000_000
+
 
 def run_key(trainer: L.Trainer, module: SamplerModule, data: PromptData) -> str:
     """16 hexadecimal digits made of the settings, the prompts themselves, all weights, precision and kind of device.
@@ -28,12 +31,13 @@ def run_key(trainer: L.Trainer, module: SamplerModule, data: PromptData) -> str:
     """
     checkpoint = str(trainer.ckpt_path or "")
     model = describe(module)
+    prompts = list(data.texts if len(data.texts) <= _WRITTEN_OUT else data.texts.items)
     model.pop("shard_base_lm", None)  # how p_θ is kept decides no text
     settings = {
         "schema": SCHEMA,
         "version": __version__,
         "model": model,
-        "data": {**describe(data), "prompts": data.texts, "records": list({id(r): r for r in data.records}.values())},
+        "data": {**describe(data), "prompts": prompts, "records": list({id(r): r for r in data.records.items}.values())},
         "weights": fingerprint(module.lm, module.state_dict()),
         # Its weights replace the module's after this hash is made.
         "checkpoint": _sha256(Path(checkpoint).read_bytes()) if Path(checkpoint).is_file() else checkpoint,

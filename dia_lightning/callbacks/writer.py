@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -116,7 +117,7 @@ class PredictionWriter(L.Callback):
         self.folder, self.n_shown, self.evaluation, self.tokenizer = Path(folder), n_shown, evaluation, tokenizer
         self._hash = ""
         self._training: dict[str, Any] = {}
-        self._records: list[Record] = []
+        self._records: Sequence[Record] = []
         self._n_batches = self._n_resumed = self._n_written = 0
         self._config = Path()
         self._together: Together
@@ -137,7 +138,8 @@ class PredictionWriter(L.Callback):
         self._records = data.records
         if self.evaluation is not None:
             has_base = pl_module.compare_base or pl_module.method == "zero_shot"
-            self.evaluation.check(data.texts, self._records, has_base, reported_names(pl_module.reward))
+            names = reported_names(pl_module.reward)
+            self.evaluation.check(data.texts.items, data.records.items, has_base, names, data.n_texts)
         # Here, where every process asks: a logger's folder is told to all of them.
         self._config = Path(trainer.log_dir or trainer.default_root_dir) / "config.yaml"
         key = run_key(trainer, pl_module, data)
@@ -191,7 +193,7 @@ class PredictionWriter(L.Callback):
         write_atomically(self._parts / f"{outputs[0].index:06d}.json", text)
         self._n_written += 1
         INTERRUPTS.check()
-        if trainer.received_sigterm:  # Lightning notes it and goes on
+        if trainer.received_sigterm:  # of a program of one's own, where Lightning notes it and goes on
             raise KeyboardInterrupt
 
     on_test_batch_end = on_predict_batch_end
@@ -215,7 +217,7 @@ class PredictionWriter(L.Callback):
                 self._merge(trainer, None)
 
     def _merge(self, trainer: L.Trainer, evaluation: Evaluation | None) -> None:
-        paths = sorted(self._parts.glob("*.json")) if trainer.is_global_zero else []
+        paths = sorted(self._parts.glob("*.json"), key=lambda path: int(path.stem)) if trainer.is_global_zero else []
         if not paths:
             return
         parts = [self._read(path) for path in paths]
@@ -245,15 +247,20 @@ class PredictionWriter(L.Callback):
         if not complete:
             print_unfinished(self.folder, len(paths), self._n_batches)
             return
-        if self._config.is_file():  # the next run may write its own there
-            write_atomically(self._parts / "config.yaml", self._config.read_text(encoding="utf-8"))
-        write_events(self.folder / "tensorboard", runs, metrics)
-        if trainer.logger:
-            trainer.logger.log_metrics({k: v for k, v in metrics[0].items() if isinstance(v, float)})
-        rows = [] if evaluation is None else evaluation.rows()
-        print_results(metrics, runs, self.folder, self.n_shown, self._n_resumed, self._n_batches, rows)
+        with _optional("there is no copy of the settings"):
+            if self._config.is_file():  # the next run may write its own there
+                write_atomically(self._parts / "config.yaml", self._config.read_text(encoding="utf-8"))
+        with _optional(f"{self.folder / 'tensorboard'} is not whole"):
+            write_events(self.folder / "tensorboard", runs, metrics)
+        with _optional("the logger did not take the figures"):
+            if trainer.logger:
+                trainer.logger.log_metrics({k: v for k, v in metrics[0].items() if isinstance(v, float)})
+        with _optional("the table is not whole"):
+            rows = [] if evaluation is None else evaluation.rows()
+            print_results(metrics, runs, self.folder, self.n_shown, self._n_resumed, self._n_batches, rows)
         if trainer.state.fn == "test":
-            print(visible(f"Wrote {write_run_report(self.folder, self._config)}"))
+            with _optional("there is no report"):
+                print(visible(f"Wrote {write_run_report(self.folder, self._config)}"))
 
     def _figures(self, runs: list[list[Generations]], evaluation: Evaluation | None) -> list[dict[str, Any]]:
         """Of each run, all with one tokenizer, and why some are null."""
@@ -280,6 +287,16 @@ class PredictionWriter(L.Callback):
 
     def _write_lines(self, name: str, lines: list[dict[str, Any]]) -> None:
         write_atomically(self.folder / name, "".join(_dumps(line) + "\n" for line in lines))
+
+
+@contextmanager
+def _optional(lost: str) -> Iterator[None]:
+    """What fails in it is a warning: texts and figures are in their files, and the run is whole without it."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or "no message"
+        print(f"warning: {lost}: {type(error).__name__}: {reason:.200}", file=sys.stderr)
 
 
 def _joined(figures: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

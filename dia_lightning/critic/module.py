@@ -12,6 +12,7 @@ from dia_lightning.critic.network import CriticNetwork
 from dia_lightning.diffusion.base import BANDS, N_BANDS, NoisedRowsModule
 from dia_lightning.diffusion.loss import Noised
 from dia_lightning.diffusion.trunk import NetworkSize
+from dia_lightning.precision import float32_default
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import CachedReward, call_reward
 from dia_lightning.types import Reward
@@ -81,6 +82,7 @@ class CriticModule(NoisedRowsModule):
         self.network.mean.copy_(self._units * rewards.mean())
         self.network.scale.copy_(rewards.new_ones(()) if self.objective == "soft" else rewards.std())
 
+    @float32_default()
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         noised = self._clean(batch) if self.objective == "clean" else self.noised(batch, self.batch_number)
         target, objective = self._targets(batch), OBJECTIVES[self.objective]
@@ -98,6 +100,7 @@ class CriticModule(NoisedRowsModule):
         # Rows: squared error, target, its square, count; columns: the bands, and all rows without noise.
         self._moments = torch.zeros(4, N_BANDS + 1, device=self.device)
 
+    @float32_default()
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         noised, clean, target = self.noised(batch, -1 - batch_idx), self._clean(batch), self._targets(batch)
         level = torch.where(noised.noised, noised.t, 0.0).amax(1)

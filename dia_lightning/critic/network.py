@@ -42,7 +42,7 @@ class CriticNetwork(nn.Module):
     def standardised(self, z: Tensor, t: Tensor) -> Tensor:
         """Z (B, T, d), t (B, T) → (B,) float32."""
         hidden = self.trunk(z, t, self.schedule.alpha(t), None)
-        out: Tensor = self.head(hidden.mean(1))
+        out: Tensor = self.head(hidden.mean(1).to(self.head[0].weight.dtype))
         return out[:, 0].float()
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import lightning as L
 import torch
 
+from dia_lightning.data.lazy import Missing, Repeated
 from dia_lightning.data.records import fill_template, read_records, template_fields
 from dia_lightning.data.text import read_texts
 from dia_lightning.files import is_text
@@ -21,6 +23,8 @@ _BLANK = re.compile(r"\[blank:(\d+)\]")
 
 # No token has more. Cutting a word of millions into tokens takes minutes.
 _LETTERS = 1000
+# Lengths that are drawn and kept; each takes 8 bytes and its prompt a look.
+_MOST_DRAWN = 10_000_000
 
 
 def has_blank(prompt: str) -> bool:
@@ -85,20 +89,20 @@ def _ids(lm: BaseLM, prompts: list[str]) -> list[list[int]]:
 
 
 class _Batches:
-    """The batches of a run that one process draws, by their numbers.
+    """The batches of a run that one process of `world` draws, by their numbers.
 
     No `DataLoader`: Lightning would split one among the processes itself, and fails where a process has nothing to do.
     """
 
-    def __init__(self, data: PromptData, indices: list[int]) -> None:
-        self.data, self.indices = data, indices
+    def __init__(self, data: PromptData, indices: Sequence[int], rank: int, world: int) -> None:
+        self.data, self.indices, self.places = data, indices, range(rank, len(indices), world)
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.places)
 
     def __iter__(self) -> Iterator[Prompts]:
-        for index in self.indices:
-            yield self.data.batch(index)
+        for place in self.places:
+            yield self.data.batch(self.indices[place])
 
 
 class PromptData(L.LightningDataModule):
@@ -152,10 +156,10 @@ class PromptData(L.LightningDataModule):
         # A process may have no batch: fewer may be left than there are processes.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.lm: BaseLM
-        self.texts: list[str] = []
-        self.records: list[Record] = []
-        self.lengths: list[int] = []
-        self.wanted: list[int] = []
+        self.texts: Repeated[str] = Repeated([], n_texts)
+        self.records: Repeated[Record] = Repeated([], n_texts)
+        self.lengths: Sequence[int] = []
+        self.wanted: Sequence[int] = []
 
     def setup(self, stage: str) -> None:
         model = self.trainer.lightning_module if self.trainer else None
@@ -167,11 +171,14 @@ class PromptData(L.LightningDataModule):
         self.lm.add_ends(self._end_ids())
         records = self._read()
         prompts = [self._prompt(record) for record in records]
-        self.texts = [prompt for prompt in prompts for _ in range(self.n_texts)]
-        self.records = [record for record in records for _ in range(self.n_texts)]
+        if len(prompts) * self.n_texts > sys.maxsize:
+            raise UserError(f"--data.init_args.n_texts: {self.n_texts} given, more texts than can be numbered")
+        self.texts, self.records = Repeated(prompts, self.n_texts), Repeated(records, self.n_texts)
         self.lengths = self._lengths(len(self.texts))
         # A prompt that is too long is an error now, not after hours.
-        for index in range(self.n_batches) if self.lengths else ():
+        if isinstance(self.length, int):
+            prompt_rows(self.lm, [f"{prompt}[blank:{self.length}]" for prompt in prompts], self.max_length)
+        for index in range(self.n_batches) if isinstance(self.length, str) else ():
             self.batch(index)
         prompt_rows(self.lm, prompts, self.max_length)
         self.skip(set())
@@ -200,14 +207,19 @@ class PromptData(L.LightningDataModule):
     def _prompt(self, record: Record) -> str:
         return str(record["prompt"]) if self.template is None else fill_template(self.template, record)
 
-    def _lengths(self, n: int) -> list[int]:
+    def _lengths(self, n: int) -> Sequence[int]:
         """The number of tokens of each text, where it is given."""
         if self.length is None:
             return []
         if isinstance(self.length, int):
             if self.length < 1:
                 raise UserError(f"--data.init_args.length: {self.length} given, at least 1 allowed")
-            return [self.length] * n
+            return Repeated([self.length], n)
+        if n > _MOST_DRAWN:
+            raise UserError(
+                f"--data.init_args.n_texts: {self.n_texts} given; a length is drawn for each of {n} texts before the first, "
+                f"allowed are {_MOST_DRAWN} with --data.init_args.length {self.length}"
+            )
         column = "ref" if self.length.lower().endswith(".csv") else "text"
         seen = self.lm.tokenizer(read_texts(self.length, column, "--data.init_args.length"), add_special_tokens=False)[
             "input_ids"
@@ -226,7 +238,9 @@ class PromptData(L.LightningDataModule):
         return Prompts(index, list(ids), prompts, tokens, mask, [self.records[i] for i in ids], self.reward_sees_prompt)
 
     def transfer_batch_to_device(self, batch: Prompts, device: torch.device, dataloader_idx: int) -> Prompts:
-        return replace(batch, tokens=batch.tokens.to(device), prompt_mask=batch.prompt_mask.to(device))
+        # A true precision of the trainer copies every record; texts that share one share a population.
+        records = [self.records[i] for i in batch.ids]
+        return replace(batch, tokens=batch.tokens.to(device), prompt_mask=batch.prompt_mask.to(device), records=records)
 
     @property
     def n_batches(self) -> int:
@@ -235,12 +249,12 @@ class PromptData(L.LightningDataModule):
 
     def skip(self, done: set[int]) -> None:
         """Leave out batches that an earlier run has finished."""
-        self.wanted = [index for index in range(self.n_batches) if index not in done]
+        self.wanted = Missing(self.n_batches, done)
 
     def predict_dataloader(self) -> _Batches:
         """Process r of W draws the batches r, r + W, … of those that are wanted."""
         world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        return _Batches(self, self.wanted[rank::world])
+        return _Batches(self, self.wanted, rank, world)
 
     def test_dataloader(self) -> _Batches:
         return self.predict_dataloader()

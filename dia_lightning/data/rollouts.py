@@ -72,7 +72,7 @@ class RolloutData(PromptData):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         self._kinds = self.records[:: self.n_texts]
-        self._prompts = self.texts[:: self.n_texts]
+        self._prompts = list(self.texts.items)
         for prompt in filter(has_blank, self._prompts):
             raise UserError(f"--data.init_args.prompts: {prompt[:40]!r} has blanks, which a causal model cannot fill")
 

@@ -149,7 +149,7 @@ class AdaptedTrunk(nn.Module):
         x = (self.unit * read + (1 - alpha)[..., None] * self.absent).float()
         x = torch.cat([self.start.expand(len(x), 1, -1), x], 1)
         rope = self.rope(x, torch.arange(x.shape[1], device=x.device)[None])
-        normed: Tensor = self.norm(run_blocks(self.blocks, self.checkpointed, x, rope))
+        normed: Tensor = self.norm(run_blocks(self.blocks, self.checkpointed, x, rope).to(self.start.dtype))
         return normed
 
     @torch.no_grad()

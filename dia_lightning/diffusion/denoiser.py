@@ -81,7 +81,7 @@ class DenoiserNetwork(nn.Module):
         weight, half_square = self.embedding.weight, self.embedding.half_square
         out = self.head(hidden)
         if half_square is not None or self.size.adapter_rank:
-            out = out @ weight.T if self.tied_head else out
+            out = out.to(weight.dtype) @ weight.T if self.tied_head else out
             # In bf16 the difference of two large numbers would say nothing of the token.
             with torch.autocast(query.device.type, enabled=False):
                 query = query.float()
@@ -89,7 +89,7 @@ class DenoiserNetwork(nn.Module):
                     return out.float() + query @ weight.T
                 return out.float() + query[..., :-1] @ weight.T - query[..., -1:] * half_square
         if self.tied_head:
-            return ((out + query) @ weight.T).float()
+            return ((out.to(weight.dtype) + query) @ weight.T).float()
         return out.float() + (query @ weight.T).float()
 
     def forward(self, z: Tensor, t: Tensor, z0_prev: Tensor | None = None, label: Tensor | None = None) -> Tensor:

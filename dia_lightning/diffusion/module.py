@@ -13,6 +13,7 @@ from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.diffusion.labels import Labeller
 from dia_lightning.diffusion.loss import LOSSES, Noised, expected_embedding, summed, warp_knots
 from dia_lightning.diffusion.trunk import NetworkSize
+from dia_lightning.precision import float32_default
 from dia_lightning.resources import UserError
 from dia_lightning.types import Reward
 
@@ -133,6 +134,7 @@ class DenoiserModule(NoisedRowsModule):
         t = noised.t[keep]
         return Losses(*summed(LOSSES[self.loss_name], self.network, hidden[keep], query[keep], tokens[keep], t), t)
 
+    @float32_default()
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         number = self.batch_number
         label = self.labels(batch, number)
@@ -169,6 +171,7 @@ class DenoiserModule(NoisedRowsModule):
     def on_validation_epoch_start(self) -> None:
         self._in_bands = torch.zeros(2, N_BANDS, device=self.device)
 
+    @float32_default()
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         noised, estimated = self.noised(batch, -1 - batch_idx), self.self_condition > 0
         _, values, t = self.losses(batch["tokens"], noised, estimated, self.labels(batch))

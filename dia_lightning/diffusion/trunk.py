@@ -138,11 +138,13 @@ class Trunk(nn.Module):
         """
         self.size.check_length(z.shape[1])
         # `z0_in` has no bias, so that zeros are the same as nothing, but keep its weight in the graph (DDP).
-        x = self.z_in(alpha[..., None] * z) + self.z0_in(torch.zeros_like(z) if z0_prev is None else z0_prev)
+        dtype = self.start.dtype  # of a trainer of another true precision, what comes in is float32 all the same
+        z0 = torch.zeros_like(z) if z0_prev is None else z0_prev
+        x = self.z_in((alpha[..., None] * z).to(dtype)) + self.z0_in(z0.to(dtype))
         x = torch.cat([self.start.expand(len(x), 1, -1).to(x.dtype), x], 1)
         if not self.size.rotary:
             x = x + self.positions[: x.shape[1]]
-        time = self.time[0](_time_features(F.pad(t, (1, 0))))
+        time = self.time[0](_time_features(F.pad(t, (1, 0))).to(dtype))
         if condition is not None:
             time = time + condition[:, None].to(time.dtype)
         modulation = self.time[1:](time).unflatten(-1, (6, -1))

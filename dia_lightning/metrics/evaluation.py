@@ -82,13 +82,13 @@ class Evaluation:
         return rows + ([] if self.hacking is None else self.hacking.rows())
 
     def check(
-        self, prompts: Sequence[str], records: Sequence[Record], has_base: bool, rewards: Sequence[str] = ()
+        self, prompts: Sequence[str], records: Sequence[Record], has_base: bool, rewards: Sequence[str] = (), n_texts: int = 1
     ) -> None:  # fmt: skip
         """Find what would fail only after hours of sampling.
 
         Args:
-            prompts: of every text of the run.
-            records: of every text of the run.
+            prompts: of the run, each as often as it has `n_texts` texts.
+            records: of those prompts.
             has_base: whether texts of the base model will be there.
             rewards: names under which the run reports its reward.
 
@@ -97,7 +97,7 @@ class Evaluation:
         """
         for key in {key for key, _, _ in self.rows()} & {f"reward_{name}" for name in rewards}:
             raise UserError(f"{OPTION}.judges: {key!r} is a figure of the reward too; give the judge another init_args.name")
-        fewest = min(Counter(prompt_groups(prompts, records)).values())
+        fewest = n_texts * min(Counter(prompt_groups(prompts, records)).values())
         for judge in self.judges:
             judge.check(records, fewest)
         if self.references is not None:

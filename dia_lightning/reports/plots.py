@@ -194,7 +194,7 @@ def histogram(runs: dict[str, list[float]], x_label: str) -> str:
         ax = figure.subplots()
         values = [value for run in runs.values() for value in run]
         low, high = min(values), max(values)
-        edges = [low + (high - low or 1.0) * i / 24 for i in range(25)]
+        edges = [low + (high - low or abs(low) or 1.0) * i / 24 for i in range(25)]
         for i, (name, run) in enumerate(runs.items()):
             weights = [1 / len(run)] * len(run)
             look: dict[str, Any] = {"color": _COLORS[0], "alpha": 0.25, "label": name} if i == 0 else {

@@ -11,6 +11,7 @@ from torch import Tensor
 from dia_lightning.types import Generations
 
 _SHOWN = 4  # texts of each batch
+_WIDEST = 1e19  # TensorBoard's bins end at 1e20
 
 
 def write_events(folder: Path, runs: Sequence[Sequence[Generations]], figures: Sequence[Mapping[str, Any]]) -> None:
@@ -40,7 +41,7 @@ def _write_batch(writer: Any, batch: Generations) -> None:
         known: Tensor = values[values.isfinite()]
         if not len(known):
             continue
-        writer.add_histogram(f"texts/{name}", known, batch.index)
+        writer.add_histogram(f"texts/{name}", known.double().clamp(-_WIDEST, _WIDEST), batch.index)
         if name in followed:
             writer.add_scalar(f"sampler/{name}", known.double().mean(), batch.index)
     lines = [f"{prompt}{_bold(text)}" for prompt, text in zip(batch.prompts, batch.texts, strict=True)]

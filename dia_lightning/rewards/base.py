@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dia_lightning.finite import NotFinite
+from dia_lightning.precision import float32_default
 from dia_lightning.resources import UserError
 from dia_lightning.terminal import one_line
 from dia_lightning.types import Record, Reward
@@ -56,11 +59,13 @@ def reported_names(reward: Reward) -> list[str]:
 def call_reward(reward: Reward, texts: Sequence[str], records: Sequence[Record] | None = None) -> Tensor:
     """`reward(texts)`, (B,) float32 on the CPU, after a look at its type, device, shape and values.
 
-    The reward gets a list of its own, and the texts' records where it is `conditional`.
+    The reward gets a list of its own, and the texts' records where it is `conditional`. Float32 is torch's default
+    meanwhile, whatever the trainer's precision. It may return a tensor or array of any type of numbers on any device, or a
+    list or tuple of numbers.
 
     Raises:
         RewardError: if it raises (naming the first text on which it does so alone), or one of the laws 'texts unchanged',
-            'float32 tensor', 'one value a text', 'on the CPU' and 'finite' is broken.
+            'real numbers', 'one value a text' and 'finite' (as float32) is broken.
     """
     given, own = list(texts), [{}] * len(texts) if records is None else list(records)
     try:
@@ -70,22 +75,45 @@ def call_reward(reward: Reward, texts: Sequence[str], records: Sequence[Record] 
     except Exception as error:
         raise RewardError(f"reward {reward.name!r} failed on {_culprit(reward, texts, own)}: {_reason(error)}") from error
     _require_unchanged(reward, texts, given)
-    if not isinstance(values, Tensor) or values.dtype != torch.float32:
-        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise _broken(reward, "float32 tensor", _batch(texts), f"returned {got}")
+    given_values = _tensor(reward, values, texts)
+    values = given_values.float()
     if values.shape != (len(texts),):
         raise _broken(
             reward, "one value a text", _batch(texts), f"returned shape {tuple(values.shape)}, needed ({len(texts)},)"
         )
-    if values.device.type != "cpu":
-        raise _broken(reward, "on the CPU", _batch(texts), f"returned a tensor on {values.device}")
     for i in (~torch.isfinite(values)).nonzero()[:1, 0].tolist():
-        raise RewardNotFinite(*_broken(reward, "finite", _text(texts[i]), f"returned {values[i].item()}").args)
+        got = given_values[i].item()
+        beyond = ", beyond what float32 holds" if math.isfinite(got) else ""
+        raise RewardNotFinite(*_broken(reward, "finite", _text(texts[i]), f"returned {got}{beyond}").args)
     return values
 
 
+def _tensor(reward: Reward, values: Any, texts: Sequence[str]) -> Tensor:
+    """What the reward returned as a tensor of real numbers on the CPU."""
+    try:
+        if isinstance(values, list | tuple):
+            values = torch.tensor([_number(value) for value in values], dtype=torch.float64)
+        elif isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
+            values = torch.from_numpy(values.astype(np.float64))
+        if isinstance(values, Tensor) and not values.is_complex():
+            return values.detach().to("cpu")
+        got = f"{type(values).__name__} {getattr(values, 'dtype', '')}".strip()
+    except (TypeError, ValueError, OverflowError, RuntimeError, NotImplementedError) as error:
+        got = f"{type(values).__name__}, {_reason(error)}"
+    raise _broken(reward, "real numbers", _batch(texts), f"returned {got}")
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, str | bytes):
+        raise TypeError(f"{value!r:.40} is no number")
+    if isinstance(value, Tensor | np.ndarray) and value.ndim:
+        raise TypeError(f"an element of shape {tuple(value.shape)} is no number")
+    return float(value)
+
+
 def _ask(reward: Any, texts: list[str], records: Sequence[Record]) -> Any:
-    return reward(texts, records) if reward.conditional else reward(texts)
+    with float32_default():
+        return reward(texts, records) if reward.conditional else reward(texts)
 
 
 def _culprit(reward: Reward, texts: Sequence[str], records: Sequence[Record]) -> str:

@@ -16,6 +16,7 @@ from dia_lightning.cost import Meter, Metered, difference, networks_of, peak_mem
 from dia_lightning.diffusion.adapted import AdaptedTrunk
 from dia_lightning.finite import NotFinite, named_rows
 from dia_lightning.lm import BaseLM
+from dia_lightning.precision import KeepsBuffers, float32_default
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import CachedReward, call_reward
 from dia_lightning.rewards.base import reported_names
@@ -56,7 +57,7 @@ def check_stagger(stagger: float) -> None:
     check("stagger", stagger, 0 <= stagger <= 1e4, "0 or more, up to 10000")
 
 
-class SamplerModule(L.LightningModule):
+class SamplerModule(KeepsBuffers, L.LightningModule):
     """`predict_step` draws texts with `draw`, scores them under p_θ and the reward, and times the drawing.
 
     Every constructor argument is kept under its own name (the run's hash is made of them). All randomness of a batch comes
@@ -105,6 +106,7 @@ class SamplerModule(L.LightningModule):
     def teardown(self, stage: str) -> None:
         self.finish()
 
+    @float32_default()
     def predict_step(self, batch: Prompts, batch_idx: int = 0) -> list[Generations]:
         """The method's texts, and with `compare_base` as many samples of p_θ for the same prompts."""
         warm = batch_idx > 0

@@ -67,6 +67,7 @@ def work(connection: Connection, threads: int, run: Callable[[Cell], Outcome]) -
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C reaches the whole group; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Before torch is imported.
     os.environ.update(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -142,11 +142,11 @@ def test_a_template_makes_prompts_of_records(lm_folder: Path, tmp_path: Path) ->
     )
     data = PromptData(str(lm_folder), str(tmp_path / "a.jsonl"), template="the {source}", n_texts=2, max_length=12)
     data.setup("predict")
-    assert data.texts == ["the food"] * 2 + ["the place"] * 2
+    assert list(data.texts) == ["the food"] * 2 + ["the place"] * 2
     assert [r["references"] for r in data.records] == [["x", "y"]] * 2 + [["z"]] * 2
     none = PromptData(str(lm_folder), str(tmp_path / "a.jsonl"), template="", limit=1, n_texts=1, max_length=12)
     none.setup("predict")
-    assert none.texts == [""]
+    assert list(none.texts) == [""]
     with pytest.raises(UserError, match="prompt"):
         PromptData(str(lm_folder), str(tmp_path / "a.jsonl"), max_length=12).setup("predict")
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -85,14 +86,20 @@ def distinct(texts: list[str]) -> Tensor:
 
 
 BROKEN = {
-    "float64": (lambda texts: lengths(texts).double(), "float32 tensor", FIRST),
-    "integer": (lambda texts: lengths(texts).long(), "float32 tensor", FIRST),
-    "list": (lambda texts: [0.0 for _ in texts], "float32 tensor", FIRST),
-    "nothing": (lambda texts: None, "float32 tensor", FIRST),
+    "nothing": (lambda texts: None, "real numbers", FIRST),
+    "a number": (lambda texts: 0.0, "real numbers", FIRST),
+    "complex": (lambda texts: lengths(texts) * 1j, "real numbers", FIRST),
+    "words": (lambda texts: [str(len(text)) for text in texts], "real numbers", FIRST),
+    "array of words": (lambda texts: np.array([str(len(text)) for text in texts]), "real numbers", FIRST),
+    "holes": (lambda texts: [None if text == SECOND else 0 for text in texts], "real numbers", FIRST),
+    "list of rows": (lambda texts: [lengths([text]) for text in texts], "real numbers", FIRST),
+    "array of rows": (lambda texts: np.zeros((len(texts), 1)), "one value a text", FIRST),
+    "integer beyond float64": (lambda texts: [10**400 for _ in texts], "real numbers", FIRST),
+    "beyond float32": (lambda texts: [1e300 if text == SECOND else 0.0 for text in texts], "finite", SECOND),
     "column": (lambda texts: lengths(texts)[:, None], "one value a text", FIRST),
     "scalar": (lambda texts: lengths(texts).sum(), "one value a text", FIRST),
     "duplicates merged": (distinct, "one value a text", FIRST),
-    "other device": (lambda texts: lengths(texts).to("meta"), "on the CPU", FIRST),
+    "other device": (lambda texts: lengths(texts).to("meta"), "real numbers", FIRST),
     "nan": (nan_where(SECOND), "finite", SECOND),
     "infinite": (infinite_where(SECOND), "finite", SECOND),
     "changes texts": (lower_in_place, "texts unchanged", SECOND),
@@ -120,6 +127,44 @@ def test_a_broken_reward_is_named_with_its_law_and_the_first_text(case: str) -> 
     assert message.startswith(f"reward 'mine' breaks the law {law!r} on ")
     assert (f"the text {text!r}:" if text is not None else "the empty batch:") in message
     assert "\n" not in message
+
+
+NUMBERS = {
+    "float64": lambda texts: lengths(texts).double(),
+    "float16": lambda texts: lengths(texts).half(),
+    "bfloat16": lambda texts: lengths(texts).bfloat16(),
+    "int64": lambda texts: lengths(texts).long(),
+    "bool": lambda texts: lengths(texts) > 20,
+    "with a gradient": lambda texts: lengths(texts).requires_grad_(),
+    "list of float": lambda texts: [len(text) / 10 for text in texts],
+    "list of int": lambda texts: [len(text) for text in texts],
+    "tuple of 0-d tensors": lambda texts: tuple(torch.tensor(len(text)) for text in texts),
+    "list of NumPy numbers": lambda texts: [np.float64(len(text)) for text in texts],
+    "NumPy float64": lambda texts: np.array([len(text) / 10 for text in texts]),
+    "NumPy float16": lambda texts: np.array([len(text) for text in texts], dtype=np.float16),
+    "NumPy int": lambda texts: np.array([len(text) for text in texts]),
+    "NumPy bool": lambda texts: np.array([len(text) > 20 for text in texts], dtype=bool),
+}
+
+
+@pytest.mark.parametrize("form", NUMBERS)
+@pytest.mark.parametrize("default", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_numbers_of_any_type_and_form_become_float32(form: str, default: torch.dtype) -> None:
+    """Also while a trainer has another precision as torch's default, which stays what it was."""
+    torch.set_default_dtype(default)
+    try:
+        check_reward(FromFunction(NUMBERS[form]), TEXTS)
+        values = call_reward(FromFunction(NUMBERS[form]), TEXTS)
+        assert torch.get_default_dtype() == default
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (values.dtype, values.device.type, values.requires_grad) == (torch.float32, "cpu", False)
+    assert values.tolist() == pytest.approx([float(value) for value in NUMBERS[form](TEXTS)])
+
+
+def test_a_value_beyond_float32_says_so() -> None:
+    with pytest.raises(RewardError, match=r"returned 1e\+300, beyond what float32 holds"):
+        call_reward(FromFunction(lambda texts: np.full(len(texts), 1e300)), TEXTS)
 
 
 def test_a_reward_that_obeys_passes_with_the_default_texts_and_with_ones_own() -> None:
