@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -15,9 +13,9 @@ from typing import Any
 import lightning as L
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
-from torch import Tensor
 
 from dia_lightning import __version__
+from dia_lightning.callbacks.batch_files import dumps, from_json, records, to_json, without_nan
 from dia_lightning.callbacks.export import training_costs
 from dia_lightning.callbacks.run_key import run_key
 from dia_lightning.data.prompts import PromptData
@@ -31,7 +29,7 @@ from dia_lightning.resources import INTERRUPTS, UserError, in_place
 from dia_lightning.rewards.base import reported_names
 from dia_lightning.sampling.base import SamplerModule
 from dia_lightning.terminal import visible
-from dia_lightning.types import SCHEMA, Cost, Generations, Record
+from dia_lightning.types import SCHEMA, Generations, Record
 from dia_lightning.words import Tokenizer, check_tokenizer, resolve
 
 
@@ -39,54 +37,6 @@ def write_atomically(path: Path, text: str) -> None:
     """Write to a neighbour first, so that `path` is whole or absent whenever the process dies; OSError names `path`."""
     with in_place(path) as partial:
         partial.write_text(text, encoding="utf-8")
-
-
-def records(batch: Generations) -> list[dict[str, Any]]:
-    """One dictionary a text, with the fields of `predictions.jsonl`."""
-    return [
-        {
-            "id": batch.ids[i],
-            "prompt": batch.prompts[i],
-            "text": batch.texts[i],
-            "tokens": batch.tokens[i].tolist(),
-            "reward": batch.reward[i].item(),
-            "rewards": {name: values[i].item() for name, values in batch.rewards.items()},
-            "log_p": batch.log_p[i].item(),
-            "n_tokens": int(batch.n_tokens[i]),
-            "method": batch.method,
-            "seed": batch.seed,
-            **({} if batch.accept_rate is None else {"accept_rate": batch.accept_rate[i].item()}),
-            **({} if batch.canonical is None else {"canonical": bool(batch.canonical[i])}),
-        }
-        for i in range(len(batch.texts))
-    ]
-
-
-def _to_json(batch: Generations) -> dict[str, Any]:
-    def plain(value: Any) -> Any:
-        return value.tolist() if isinstance(value, Tensor) else value
-
-    fields = {name: plain(value) for name, value in asdict(batch).items()}
-    for group in ("rewards", "diagnostics"):
-        fields[group] = {name: plain(values) for name, values in fields[group].items()}
-    return fields
-
-
-def _from_json(fields: dict[str, Any]) -> Generations:
-    for name in ("tokens", "log_p", "n_tokens", "reward", "accept_rate", "canonical"):
-        if fields[name] is not None:
-            fields[name] = torch.tensor(fields[name], dtype=torch.float64 if name == "log_p" else None)
-    for group in ("rewards", "diagnostics"):
-        fields[group] = {name: torch.tensor(values) for name, values in fields[group].items()}
-    fields["costs"] = {name: Cost(*values) for name, values in fields["costs"].items()}
-    return Generations(**fields)
-
-
-def _without_nan(value: Any) -> Any:
-    """NaN and infinity, which JSON does not have, as None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return {key: _without_nan(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 class PredictionWriter(L.Callback):
@@ -189,7 +139,7 @@ class PredictionWriter(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         outputs = outputs["generations"] if isinstance(outputs, dict) else outputs
-        text = json.dumps([_to_json(generations) for generations in outputs])
+        text = json.dumps([to_json(generations) for generations in outputs])
         write_atomically(self._parts / f"{outputs[0].index:06d}.json", text)
         self._n_written += 1
         INTERRUPTS.check()
@@ -243,7 +193,7 @@ class PredictionWriter(L.Callback):
         }
         if len(metrics) > 1:
             result["base"] = metrics[1]
-        write_atomically(self.folder / "metrics.json", _dumps(result, indent=2) + "\n")
+        write_atomically(self.folder / "metrics.json", dumps(result, indent=2) + "\n")
         if not complete:
             print_unfinished(self.folder, len(paths), self._n_batches)
             return
@@ -271,11 +221,11 @@ class PredictionWriter(L.Callback):
             figures = [_joined(*both) for both in zip(figures, evaluated.figures, strict=True)]
             if evaluation.hacking is not None:
                 self._write_lines("hacking.jsonl", evaluated.flagged)
-        return [_without_nan({**found, "reasons": reasons(found)}) for found in figures]
+        return [without_nan({**found, "reasons": reasons(found)}) for found in figures]
 
     def _read(self, path: Path) -> list[Generations]:
         try:
-            return [_from_json(fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
+            return [from_json(fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
         except (ValueError, TypeError, KeyError) as error:
             mend = "delete it, and the same command draws it again"
             raise UserError(f"--trainer.callbacks.init_args.folder: {path} is damaged ({error}); {mend}") from error
@@ -286,7 +236,7 @@ class PredictionWriter(L.Callback):
         return {"source": source} if isinstance(source, str) else {}
 
     def _write_lines(self, name: str, lines: list[dict[str, Any]]) -> None:
-        write_atomically(self.folder / name, "".join(_dumps(line) + "\n" for line in lines))
+        write_atomically(self.folder / name, "".join(dumps(line) + "\n" for line in lines))
 
 
 @contextmanager
@@ -309,10 +259,6 @@ def _joined(figures: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 
 def _size(batch: Generations) -> int:
     return len(batch.texts)
-
-
-def _dumps(value: dict[str, Any], indent: int | None = None) -> str:
-    return json.dumps(_without_nan(value), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
 def versions() -> dict[str, str]:

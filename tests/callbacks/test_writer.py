@@ -18,8 +18,8 @@ from torch import Tensor
 from dia_lightning import cli, parser
 from dia_lightning.baselines import ZeroShotModule
 from dia_lightning.callbacks import PredictionWriter
+from dia_lightning.callbacks.batch_files import from_json, records, to_json
 from dia_lightning.callbacks.run_key import describe, run_key
-from dia_lightning.callbacks.writer import _from_json, _to_json, records
 from dia_lightning.data import PromptData
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
@@ -208,7 +208,7 @@ def batch(**changes: Any) -> Generations:
 
 @pytest.mark.parametrize("given", [batch(), batch(accept_rate=None, diagnostics={}, warm=True)])
 def test_a_part_comes_back_as_it_was(given: Generations) -> None:
-    back = _from_json(json.loads(json.dumps(_to_json(given))))
+    back = from_json(json.loads(json.dumps(to_json(given))))
     assert vars(back).keys() == vars(given).keys()
     for name, value in vars(given).items():
         if isinstance(value, Tensor) or name in ("rewards", "diagnostics"):

@@ -9,7 +9,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from dia_lightning.callbacks.writer import _dumps
+from dia_lightning.callbacks.batch_files import dumps
 from dia_lightning.data import HubText, PromptData, TextFiles
 from dia_lightning.data.records import read_records
 from dia_lightning.data.text import read_texts
@@ -72,7 +72,7 @@ SEPARATORS = ["\u2028", "\u2029", "\u0085", "\f", "\x1c", "\x0b", "\r", "\r\n"]
 def test_json_lines_end_at_line_feeds_alone(tmp_path: Path, separator: str) -> None:
     """As the product writes them, and as other programs do, escaped and raw."""
     prompts = [f"one{separator}two ", "three"]
-    text = "".join(_dumps({"prompt": prompt}) + "\n" for prompt in prompts)
+    text = "".join(dumps({"prompt": prompt}) + "\n" for prompt in prompts)
     file = written(tmp_path, "a.jsonl", text)
     assert prompts_of(file) == prompts
     assert [row for _, row in json_lines(file, "--x")] == [{"prompt": p} for p in prompts]
@@ -166,7 +166,7 @@ def test_rows_are_the_same_in_each_file_that_keeps_types(lm_folder: Path, tmp_pa
     assert read_texts(file, "prompt") == ["the good", "caf\u00e9\u2028bar"]
     data = PromptData(str(lm_folder), str(file), n_texts=1, max_length=20)
     data.setup("predict")
-    assert data.texts == [row["prompt"] for row in ROWS]
+    assert list(data.texts) == [row["prompt"] for row in ROWS]
 
 
 def test_lengths_are_drawn_from_every_kind_of_file(lm_folder: Path, tmp_path: Path) -> None:

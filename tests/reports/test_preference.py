@@ -18,7 +18,7 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 
 from dia_lightning import cli
-from dia_lightning.callbacks.writer import _dumps
+from dia_lightning.callbacks.batch_files import dumps
 from dia_lightning.reports.comparison import (
     Outcome,
     bradley_terry,
@@ -329,7 +329,7 @@ def test_every_text_that_a_run_wrote_is_exported(tmp_path: Path, separator: str)
         (tmp_path / method).mkdir()
         paths.append(str(tmp_path / method / "predictions.jsonl"))
         line = {"id": 0, "prompt": prompt, "text": f"x{separator}{method}", "method": method}
-        Path(paths[-1]).write_bytes(f"{_dumps(line)}\n".encode())
+        Path(paths[-1]).write_bytes(f"{dumps(line)}\n".encode())
     run(["export", *paths, "--out", str(tmp_path / "out")])
     (row,) = read_csv(tmp_path / "out/annotators/pairs.csv")
     (task,) = read_json(tmp_path / "out/annotators/tasks.json")
