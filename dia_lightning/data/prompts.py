@@ -237,9 +237,13 @@ class PromptData(L.LightningDataModule):
         tokens, mask = prompt_rows(self.lm, shaped, self.max_length)
         return Prompts(index, list(ids), prompts, tokens, mask, [self.records[i] for i in ids], self.reward_sees_prompt)
 
+    def record_of(self, text: int) -> Record:
+        """The record of the text that has this number in the run."""
+        return self.records[text]
+
     def transfer_batch_to_device(self, batch: Prompts, device: torch.device, dataloader_idx: int) -> Prompts:
         # A true precision of the trainer copies every record; texts that share one share a population.
-        records = [self.records[i] for i in batch.ids]
+        records = [self.record_of(text) for text in batch.ids]
         return replace(batch, tokens=batch.tokens.to(device), prompt_mask=batch.prompt_mask.to(device), records=records)
 
     @property

@@ -9,7 +9,7 @@ import torch
 
 from dia_lightning.data.prompts import PromptData, has_blank, prompt_rows
 from dia_lightning.resources import UserError
-from dia_lightning.types import Prompts
+from dia_lightning.types import Prompts, Record
 
 
 class _Rollouts:
@@ -71,7 +71,7 @@ class RolloutData(PromptData):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        self._kinds = self.records[:: self.n_texts]
+        self._kinds = list(self.records.items)
         self._prompts = list(self.texts.items)
         for prompt in filter(has_blank, self._prompts):
             raise UserError(f"--data.init_args.prompts: {prompt[:40]!r} has blanks, which a causal model cannot fill")
@@ -84,6 +84,9 @@ class RolloutData(PromptData):
         tokens, mask = prompt_rows(self.lm, prompts, self.max_length)
         ids = list(range(index * self.batch_size, (index + 1) * self.batch_size))
         return Prompts(index, ids, prompts, tokens, mask, [self._kinds[i] for i in chosen], self.reward_sees_prompt)
+
+    def record_of(self, text: int) -> Record:
+        return self._kinds[self._nth(text // self.n_texts)]
 
     def _nth(self, place: int) -> int:
         """The number of the prompt that stands at `place` of all passes."""

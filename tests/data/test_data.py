@@ -1,6 +1,7 @@
 """Data modules: the sample cache, corpora, prompts; and their refusals."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from dia_lightning.data import HubText, ModelSamples, PromptData, TextFiles
 from dia_lightning.data.prompts import prompt_rows
+from dia_lightning.data.rollouts import RolloutData
 from dia_lightning.data.text import read_texts
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
@@ -259,3 +261,20 @@ def test_impossible_data_options_are_named(lm_folder: Path) -> None:
             ModelSamples(str(lm_folder), **options).setup("fit")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"--data.init_args.n_texts: 0 given"):
         HubText("x", n_texts=0)
+
+
+def test_a_batch_that_was_copied_has_the_very_records(tmp_path: Path) -> None:
+    """A true precision of the trainer copies them, and populations are told apart by them; rollouts too."""
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "the", "n": 1}\n{"prompt": "the", "n": 2}\n{"prompt": "a"}\n', encoding="utf-8"
+    )
+    for data in (
+        PromptData("checkpoints/tiny/lm", str(tmp_path / "p.jsonl"), n_texts=2, batch_size=4),
+        RolloutData("checkpoints/tiny/lm", str(tmp_path / "p.jsonl"), n_texts=2, batch_size=4),
+    ):
+        data.setup("predict")
+        for index in range(2):
+            batch = data.rollout(index) if isinstance(data, RolloutData) else data.batch(index)
+            moved = data.transfer_batch_to_device(deepcopy(batch), torch.device("cpu"), 0)
+            assert len(moved.records) == len(batch.ids)
+            assert all(a is b for a, b in zip(moved.records, batch.records, strict=True))
