@@ -101,7 +101,7 @@ def same_table_lm() -> BaseLM:
 def prompted(lm: BaseLM, prompts: list[str], index: int = 3) -> Prompts:
     tokens, mask = prompt_rows(lm, prompts, LENGTH)
     records = [{"source": "a"} for _ in prompts]
-    return Prompts(index, list(range(len(prompts))), prompts, tokens, mask, records)
+    return Prompts(index, list(range(len(prompts))), prompts, tokens, mask, records, whole=False)
 
 
 def apart(n: int, first: int | None = None) -> Prompts:
@@ -113,7 +113,7 @@ def apart(n: int, first: int | None = None) -> Prompts:
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     if first is not None:
         tokens[:, 0], mask[:, 0] = first, True
-    return Prompts(0, list(range(n)), [str(i) for i in range(n)], tokens, mask)
+    return Prompts(0, list(range(n)), [str(i) for i in range(n)], tokens, mask, whole=False)
 
 
 def seed_of(seed: int, index: int, stream: int = 0) -> torch.Generator:
