@@ -59,7 +59,7 @@ class Letters:
         return dict(zip("ab", range(END), strict=True)) | {"": END}
 
     def __call__(self, texts: Sequence[str], **options: Any) -> dict[str, list[list[int]]]:
-        return {"input_ids": [["ab".index(letter) for letter in text] for text in texts]}
+        return {"input_ids": [["ab".index(letter) for letter in text if letter in "ab"] for text in texts]}
 
     def batch_decode(self, rows: Sequence[Sequence[int]], skip_special_tokens: bool = True, **options: Any) -> list[str]:
         return ["".join("ab"[i] for i in row if i != END) for row in rows]
