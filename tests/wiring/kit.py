@@ -101,11 +101,11 @@ def same_table_lm() -> BaseLM:
 def prompted(lm: BaseLM, prompts: list[str], index: int = 3) -> Prompts:
     tokens, mask = prompt_rows(lm, prompts, LENGTH)
     records = [{"source": "a"} for _ in prompts]
-    return Prompts(index, list(range(len(prompts))), prompts, tokens, mask, records, whole=False)
+    return Prompts(index, list(range(len(prompts))), prompts, tokens, mask, records)
 
 
 def apart(n: int, first: int | None = None) -> Prompts:
-    """A batch of n texts of the table whose prompts read differently, so that none shares a population.
+    """A batch of n texts of the table with a record each, so that none shares a population.
 
     `first`: a token with which all begin.
     """
@@ -113,7 +113,8 @@ def apart(n: int, first: int | None = None) -> Prompts:
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     if first is not None:
         tokens[:, 0], mask[:, 0] = first, True
-    return Prompts(0, list(range(n)), [str(i) for i in range(n)], tokens, mask, whole=False)
+    prompt, records = "" if first is None else "ab"[first], [{"number": i} for i in range(n)]
+    return Prompts(0, list(range(n)), [prompt] * n, tokens, mask, records)
 
 
 def seed_of(seed: int, index: int, stream: int = 0) -> torch.Generator:
