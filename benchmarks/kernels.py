@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
+from dia_lightning.sampling.moves import Moves, make_kernels
 
 from benchmarks.theory import DOC, fill, table
 from dia_lightning.cost import Meter, difference
@@ -25,7 +26,6 @@ from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 from dia_lightning.rewards import VaderSentiment
 from dia_lightning.sampling.loading import load_denoiser, load_value
-from dia_lightning.sampling.moves import Moves, make_kernels
 from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.target import TargetDensity
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
+from dia_lightning.sampling.moves import Moves, make_kernels
 from torch import Tensor
 
 from benchmarks.theory import DOC, fill, table
@@ -29,7 +30,6 @@ from dia_lightning.sampling.decode import draw_texts
 from dia_lightning.sampling.denoise_accept import State, start, take
 from dia_lightning.sampling.diagnostics import chain_diagnostics
 from dia_lightning.sampling.loading import load_critic, load_denoiser
-from dia_lightning.sampling.moves import Moves, make_kernels
 from dia_lightning.sampling.population import anneal, cycle, from_base
 from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.target import TargetDensity

@@ -37,7 +37,7 @@ from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.rewards import VaderSentiment
-from dia_lightning.sampling import GuidedSamplerModule
+from dia_lightning.samplers import GuidedSamplerModule
 
 DOC = ROOT / "docs" / "scaling.md"
 WORKS = {"drawing": "drawing the cache, texts/s", "training": "training, rows/s", "sampling": "`predict`, texts/s"}

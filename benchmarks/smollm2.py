@@ -12,6 +12,8 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from dia_lightning.sampling.moves import Moves, make_kernels
+
 from benchmarks.theory import fill, table
 from dia_lightning.data.prompts import PromptData
 from dia_lightning.data.samples import ModelSamples
@@ -21,9 +23,8 @@ from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import LogValue
 from dia_lightning.lm import BaseLM
 from dia_lightning.rewards import LocalToxicity, VaderSentiment, WeightedSum
-from dia_lightning.sampling import GuidedSamplerModule
+from dia_lightning.samplers import GuidedSamplerModule
 from dia_lightning.sampling.loading import embedding_for, load_denoiser, load_value
-from dia_lightning.sampling.moves import Moves, make_kernels
 from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Prompts

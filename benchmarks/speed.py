@@ -41,7 +41,7 @@ from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 from dia_lightning.metrics.functional import self_bleu
 from dia_lightning.rewards import VaderSentiment
-from dia_lightning.sampling import GuidedSamplerModule, base
+from dia_lightning.samplers import GuidedSamplerModule, base
 
 DOC, STORE = ROOT / "docs" / "performance.md", ROOT / "runs" / "bench.json"
 Found = dict[str, list[str]]

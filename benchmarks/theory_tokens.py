@@ -26,7 +26,7 @@ from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import LogValue, Predict, Prediction, guided, unguided
 from dia_lightning.optim import adamw_warmup_cosine
 from dia_lightning.sampling.decode import commit_tokens
-from dia_lightning.sampling.denoise_accept import DenoiseAccept, Kernel
+from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, Kernel
 from dia_lightning.sampling.particles import Steering, smc
 from dia_lightning.sampling.population import anneal, cycle, from_base
 from dia_lightning.sampling.positions import RandomTokens
@@ -235,7 +235,7 @@ def make_kernels(problem: Problem, names: Sequence[str]) -> tuple[list[Kernel], 
         else:
             proposal = DenoiserProposal(problem.denoiser)
             schedule, positions = problem.denoiser.schedule, RandomTokens(2)
-            made.append(DenoiseAccept(target, proposal, problem.embedding, schedule, positions, (1.0,), 2))  # type: ignore[arg-type]
+            made.append(DenoiseAcceptKernel(target, proposal, problem.embedding, schedule, positions, (1.0,), 2))  # type: ignore[arg-type]
             calls += 2 * 2
     return made, calls
 

@@ -66,10 +66,20 @@ class BuildingCLI(LightningCLI):
             made = _InstantiatorFn(self, key)(cls, *args, **links, **kwargs) if key else cls(*args, **kwargs)
             if isinstance(made, Reward) and (fault := name_fault(made)):
                 raise UserError(f"{self._option(path)}: {_path_of(cls)} {fault}")
+        except UserError as error:
+            raise _NotBuilt(self._placed(path, cls, error)) from None
         except Exception as error:
-            kept = isinstance(error, UserError) or no_memory(error)
-            raise _NotBuilt(error if kept else self._mistake(path, cls, error)) from None
+            raise _NotBuilt(error if no_memory(error) else self._mistake(path, cls, error)) from None
         return made
+
+    def _placed(self, path: list[str], cls: type, error: UserError) -> UserError:
+        """`error`, where it names an argument of `cls` or of one of its parts with the option before it."""
+        name, colon, rest = str(error).partition(": ")
+        if not colon or name not in inspect.signature(cls).parameters:
+            return error
+        placed = UserError(f"{self._option([*path, 'init_args', name])}: {rest}")
+        placed.__cause__ = error
+        return placed
 
     def _mistake(self, path: list[str], made: Any, error: BaseException) -> UserError:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300].removesuffix(": ")

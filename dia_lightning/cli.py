@@ -73,7 +73,8 @@ _SAMPLER_OPTIONS = """
   --model.denoiser PATH         its denoiser: folder or .ckpt
   --model.critic PATH           critic, trained on the reward: folder or .ckpt
   --model.reward CLASS          for example dia_lightning.rewards.VaderSentiment
-  --model.steps N               noise levels
+  --model.sampler CLASS         Annealed, Chains, Diffusion, ParticleSteering, TwistedSMC, GuidedDecoding,
+                                BestOfN, BaseModel or Source; its options: --model.sampler.particles 8
   --model.seed N                of all randomness
   --data.prompts FILE           .txt (one a line), or with a field "prompt": .jsonl, .json (a list),
                                 .csv, .tsv, .parquet or hub:NAME; none = from nothing
@@ -121,7 +122,7 @@ def command_help(command: str) -> str:
         default=f"by default {_DEFAULT_PREDICT}" if command == "predict" else "for example configs/ddpm_tiny.yaml"
         if not samples else "for example configs/dia_tiny.yaml",
         options=_SAMPLER_OPTIONS if samples else _TRAINING_OPTIONS,
-        example="dia_lightning.sampling.GuidedSamplerModule" if samples else "dia_lightning.diffusion.DenoiserModule",
+        example="dia_lightning.GuidedSamplerModule" if samples else "dia_lightning.diffusion.DenoiserModule",
     )  # fmt: skip
 
 
@@ -265,6 +266,9 @@ def main() -> None:
         if user_error is not None:
             _end(f"error: {user_error}", 2)
         if no_memory(error):
-            _end("error: not enough memory; lower what is done at once: --data.batch_size, --model.particles, --model.pool", 2)
+            _end(
+                "error: not enough memory; lower what is done at once: --data.batch_size, --model.sampler.particles",
+                2,
+            )
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         _end(f"internal error: {type(error).__name__}: {reason} (run again with --debug for the traceback)", 1)

@@ -46,7 +46,7 @@ def every_command(commands: Mapping[str, str]) -> argparse.ArgumentParser:
     from dia_lightning.diffusion import DenoiserModule
     from dia_lightning.kit import command as kit
     from dia_lightning.reports import preference
-    from dia_lightning.sampling import GuidedSamplerModule
+    from dia_lightning.samplers import GuidedSamplerModule
     from dia_lightning.study import command as study
 
     parser = OptionParser(prog="lightning")
@@ -79,11 +79,9 @@ def _add_file(parser: argparse.ArgumentParser, *names: str, **more: Any) -> None
 
 def _add_options(parser: argparse.ArgumentParser, part: str, *classes: type) -> None:
     """An option for each argument of the constructors; of a flag the two values."""
-    from dia_lightning.sampling.module import STARTS
-    from dia_lightning.sampling.moves import REFINE
-    from dia_lightning.sampling.solvers import SOLVERS
+    from dia_lightning.samplers import Sampler
 
-    known = {"--model.sampler": [*STARTS, *SOLVERS], "--model.refine": list(REFINE)}
+    known = {"--model.sampler": sorted(kind.__name__ for kind in Sampler.__subclasses__())}
     arguments = {name: given for cls in classes for name, given in inspect.signature(cls).parameters.items()}
     for name, given in arguments.items():
         option = f"--{part}.{name}"

@@ -21,6 +21,32 @@ _EXPECTED = re.compile(r"Expected an? (<class '.+?'>|typing\.\S.*?)(?:\. Got val
 _DENIED = re.compile(r"Importing '([^']+)' is not allowed, denied by")
 _NOT_IMPORTED = re.compile(r"No module named|has no attribute|not a valid import path|Expected a dot import path")
 
+# What options, samplers and classes of version 0.1.0 are called now.
+_MOVED = dict.fromkeys(
+    ("refine", "refine_steps", "rungs", "moves", "particles", "pool", "ess", "steps", "strength", "stagger",
+     "corrector", "corrector_steps", "eta", "eta_decay", "reading", "gradient", "guidance_scale", "guidance_decay",
+     "guidance_cap", "guidance_window", "temperature", "final", "n", "top_k", "top_p", "every", "resampling",
+     "potential", "label", "scale", "reference", "method"),
+    "now part of --model.sampler",
+)  # fmt: skip
+_RENAMED = {
+    "annealed": "Annealed", "base_lm": "Chains", "source": "Chains with --model.sampler.start Source",
+    "ancestral": "Diffusion with --model.sampler.solver Ancestral",
+    "ddim": "Diffusion with --model.sampler.solver DDIM",
+    "dpmpp_2m": "Diffusion with --model.sampler.solver DPMpp2M", "dia": "Diffusion",
+    "dia_literal": "Diffusion with --model.sampler.solver DiaLiteral",
+    "dia_lightning.sampling.GuidedSamplerModule": "dia_lightning.GuidedSamplerModule",
+    "dia_lightning.baselines.PPOModule": "dia_lightning.training.PPOModule",
+    "dia_lightning.baselines.ZeroShotModule": "dia_lightning.GuidedSamplerModule with the sampler BaseModel",
+    "dia_lightning.baselines.BestOfNModule": "dia_lightning.GuidedSamplerModule with the sampler BestOfN",
+    "dia_lightning.baselines.SMCModule": "dia_lightning.GuidedSamplerModule with the sampler ParticleSteering",
+    "dia_lightning.baselines.TwistedSMCModule": "dia_lightning.GuidedSamplerModule with the sampler TwistedSMC",
+    "dia_lightning.baselines.GuidedDecodingModule": "dia_lightning.GuidedSamplerModule with the sampler GuidedDecoding",
+    "dia_lightning.baselines.ClassifierFreeModule":
+        "dia_lightning.GuidedSamplerModule with the sampler Diffusion and the guidance ClassifierFree",
+}  # fmt: skip
+_MIGRATION = "see docs/migration.md"
+
 # Options may name classes and functions of these; those of other modules where the user allows it.
 TRUSTED = ("dia_lightning", "lightning", "torch", "torchmetrics", "transformers")
 
@@ -48,12 +74,17 @@ def explain(message: str, error: BaseException | None, arguments: Sequence[str],
         return _without_value(found[1], arguments)
     if found := _UNKNOWN.search(leaf):
         option = typed_option([*path, *found[1].split(".")], arguments)[0]
+        if class_path.endswith(".GuidedSamplerModule") and (now := _MOVED.get(found[1].partition(".")[0])):
+            return f"{option}: {now}; {_MIGRATION}"
         return f"{option}: unknown option{_near(found[1], _parameters(class_path), class_path)}"
     if found := _REQUIRED.search(leaf):
         return _required(path, found[1])
     if path[-1:] == ["init_args"]:  # the class itself, none of its options
         path.pop()
     option, given = typed_option(path, arguments)
+    for old in (class_path, given, *re.findall(r"(?:Got value|Given value): '?([\w.]+)", "\n".join(texts))):
+        if old in _RENAMED:
+            return f"{option}: {old} is {_RENAMED[old]} now; {_MIGRATION}"
     if _NOT_IMPORTED.search(leaf):
         reason = f"{_flat(leaf)}{_classes_beside(class_path)}"
         return f"{option}: {class_path or given} given, allowed is the path of a class ({reason})"
@@ -62,6 +93,17 @@ def explain(message: str, error: BaseException | None, arguments: Sequence[str],
         return f"{option}: {given} given, allowed: {allowed}"
     reason = re.sub(r"\. Got value: .*", "", _flat(leaf))
     return f"{option}: {given + ' given, ' if given else ''}{reason[:1].lower()}{reason[1:]}" if path else reason
+
+
+def located(message: str, arguments: Sequence[str]) -> str:
+    """What a part says of a setting, as "particles: 0 given", with the option that names it before it."""
+    name, _, rest = message.partition(": ")
+    if not name.isidentifier():
+        return message
+    option = next((a for a in reversed(arguments) if a.partition("=")[0].endswith(f".{name}")), "")
+    files = [b for a, b in pairwise(arguments) if a == "--config"]
+    where = option.partition("=")[0] or (f"--config {files[-1]}: {name}" if files else name)
+    return f"{where}: {rest}"
 
 
 def _denied(option: str, name: str) -> str:

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dia_lightning.building import BuildingCLI, class_of, leaves
 from dia_lightning.diffusion.checkpoint import load_checkpoint
-from dia_lightning.explain import TRUSTED, explain, typed_option
+from dia_lightning.explain import TRUSTED, explain, located, typed_option
 from dia_lightning.processes import one_fit, one_for_all, refuse_lone
 from dia_lightning.resources import INTERRUPTS, NEGATIVE, UserError, placed
 
@@ -295,6 +295,8 @@ def _called(cli: type[DiaCLI], arguments: list[str], allow: Sequence[str]) -> Di
         )
     except _ParsingError as failed:
         raise UserError(explain(str(failed), failed.error, arguments, _option_names(failed.parser, arguments))) from failed
+    except UserError as error:
+        raise UserError(located(str(error), arguments)) from error
     except OmegaConfBaseException as error:
         path = re.sub(r"\[\d+\]", "", str(error.full_key or "")).split(".")[1:]
         option = typed_option(path, arguments)[0] if path else "--config"

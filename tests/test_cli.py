@@ -25,7 +25,7 @@ from dia_lightning.callbacks import PredictionWriter
 from dia_lightning.data import ModelSamples, PromptData
 from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.resources import require_path
-from dia_lightning.sampling import GuidedSamplerModule
+from dia_lightning.samplers import GuidedSamplerModule
 
 Run = Callable[..., tuple[int, str, str]]
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -97,7 +97,7 @@ def test_every_setting_can_be_listed(lightning: Run) -> None:
     code, out, _ = lightning("predict", "--help-all")
     assert code == 0
     assert "--trainer.accumulate_grad_batches" in out
-    code, out, _ = lightning("predict", "--model.help", "dia_lightning.sampling.GuidedSamplerModule")
+    code, out, _ = lightning("predict", "--model.help", "dia_lightning.GuidedSamplerModule")
     assert code == 0
     assert "--model.guidance_scale" in out
 
@@ -164,7 +164,7 @@ def test_interpolation_follows_the_command_line(lightning: Run, tmp_path: Path) 
 
 
 def test_a_checkpoint_never_brings_settings(lightning: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    hyper = {"_class_path": "dia_lightning.sampling.GuidedSamplerModule", "lam": 9.0, "steps": 3}
+    hyper = {"_class_path": "dia_lightning.GuidedSamplerModule", "lam": 9.0, "steps": 3}
     torch.save({"hyper_parameters": hyper, "state_dict": {}}, tmp_path / "old.ckpt")
     seen = []
     monkeypatch.setattr(parser.DiaCLI, "_run_subcommand", lambda self, command: seen.append(self.model))
@@ -232,7 +232,7 @@ def test_wrong_options(lightning: Run, arguments: list[str], parts: list[str]) -
         (b"modle:\n  class_path: x\n", ["--modle.class_path", "unknown option"]),
         (b"seed_everything: yes please\n", ["--seed_everything", "yes please given", "int"]),
         (
-            b"model:\n  class_path: dia_lightning.sampling.GuidedSamplerModule\n  init_args: {lam: abc}\n",
+            b"model:\n  class_path: dia_lightning.GuidedSamplerModule\n  init_args: {lam: abc}\n",
             ["init_args.lam", "abc"],
         ),
         (b"trainer:\n  default_root_dir: ${nowhere}\n", ["--trainer.default_root_dir (in bad.yaml)", "'nowhere'"]),

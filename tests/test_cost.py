@@ -8,10 +8,10 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from dia_lightning.baselines import BestOfNModule, ZeroShotModule
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dia_lightning.baselines import BestOfNModule, ZeroShotModule
 from dia_lightning.callbacks import Export
 from dia_lightning.callbacks.export import training_costs
 from dia_lightning.cost import Meter, difference, networks_of, peak_memory_mib, reset_peak_memory, weights_of
@@ -21,7 +21,7 @@ from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.lm import BaseLM
 from dia_lightning.rewards import Keyword, VaderSentiment
 from dia_lightning.rewards.compose import WeightedSum
-from dia_lightning.sampling import GuidedSamplerModule
+from dia_lightning.samplers import GuidedSamplerModule
 from dia_lightning.types import Cost, Prompts
 
 KIT = Path("checkpoints/tiny")

@@ -17,7 +17,7 @@ from dia_lightning.guidance import gradient_of
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import SequenceClassifier, VaderSentiment
-from dia_lightning.sampling import GuidedSamplerModule
+from dia_lightning.samplers import GuidedSamplerModule
 from dia_lightning.sampling.loading import embedding_for, load_critic, load_denoiser, load_labelled
 
 ROOT = Path(resources.__file__).parents[1]

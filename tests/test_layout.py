@@ -10,7 +10,7 @@ ORDER = [
     "types", "words", "cost",
     "kv_cache", "lm_files", "writing", "contract", "token_text", "lm", "watched", "lm_module",
     "rewards", "target", "data", "embedding", "diffusion", "critic", "guidance", "sampling",
-    "baselines", "metrics", "reports", "callbacks", "doctor", "explain", "processes", "building",
+    "samplers", "training", "metrics", "reports", "callbacks", "doctor", "explain", "processes", "building",
     "parser", "kit", "study", "completion", "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(dia_lightning.__file__).parent

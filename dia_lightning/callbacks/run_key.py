@@ -16,14 +16,14 @@ from dia_lightning import __version__
 from dia_lightning.data.prompts import PromptData
 from dia_lightning.data.samples import fingerprint
 from dia_lightning.resources import UserError
-from dia_lightning.sampling.base import SamplerModule
+from dia_lightning.samplers import GuidedSamplerModule
 from dia_lightning.types import SCHEMA
 
 # Of more texts the prompts are hashed once each, which with n_texts says as much.
 _WRITTEN_OUT = 1_000_000
 
 
-def run_key(trainer: L.Trainer, module: SamplerModule, data: PromptData) -> str:
+def run_key(trainer: L.Trainer, module: GuidedSamplerModule, data: PromptData) -> str:
     """16 hexadecimal digits made of the settings, the prompts themselves, all weights, precision and kind of device.
 
     Raises:

@@ -27,7 +27,7 @@ from dia_lightning.reports.tables import print_results, print_unfinished
 from dia_lightning.reports.tensorboard import write_events
 from dia_lightning.resources import INTERRUPTS, UserError, in_place
 from dia_lightning.rewards.base import reported_names
-from dia_lightning.sampling.base import SamplerModule
+from dia_lightning.samplers import GuidedSamplerModule
 from dia_lightning.terminal import visible
 from dia_lightning.types import SCHEMA, Generations, Record
 from dia_lightning.words import Tokenizer, check_tokenizer, resolve
@@ -78,7 +78,7 @@ class PredictionWriter(L.Callback):
         if stage not in ("predict", "test"):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(pl_module, SamplerModule) or not isinstance(data, PromptData):
+        if not isinstance(pl_module, GuidedSamplerModule) or not isinstance(data, PromptData):
             raise UserError(
                 f"--model: {type(pl_module).__name__} does not sample; give a sampler (for example --config "
                 "configs/dia_tiny.yaml), with --data PromptData"
@@ -152,7 +152,7 @@ class PredictionWriter(L.Callback):
         """Merge on rank zero, when every process has finished."""
         with self._unlocked():
             if self._hash:
-                assert isinstance(pl_module, SamplerModule)
+                assert isinstance(pl_module, GuidedSamplerModule)
                 pl_module.finish()  # before anything else that waits for the others
                 n = self._n_resumed + self._together.total(self._n_written)
                 if trainer.is_global_zero:

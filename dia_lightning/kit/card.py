@@ -17,7 +17,7 @@ from dia_lightning.kit.files import OWN
 from dia_lightning.lm_files import is_hub_id
 from dia_lightning.reports.labels import label, number
 from dia_lightning.resources import find_path, is_shipped
-from dia_lightning.sampling.base import SamplerModule
+from dia_lightning.samplers import GuidedSamplerModule
 
 _TAGS = ["dia-lightning", "diffusion", "reward-guided", "text-generation"]
 _FIGURES = (
@@ -57,7 +57,7 @@ class Kit(NamedTuple):
 
     name: str
     content: dict[str, Any]
-    module: SamplerModule
+    module: GuidedSamplerModule
     embedding: TokenEmbedding
     parts: list[Part]
     figures: dict[str, Any] | None

@@ -24,7 +24,7 @@ from dia_lightning.lm_files import folder_of, is_hub_id
 from dia_lightning.parser import build_model, options_of
 from dia_lightning.reports.results import read_metrics
 from dia_lightning.resources import HERE, UserError, find_path, is_shipped, read_yaml
-from dia_lightning.sampling.base import SamplerModule
+from dia_lightning.samplers import GuidedSamplerModule
 from dia_lightning.sampling.loading import embedding_for, load_critic, load_denoiser
 
 NETWORKS = ("denoiser", "critic")
@@ -57,7 +57,7 @@ def export(
     arguments = ["predict", "--config", str(file)]
     figures, compared = (None, False) if run is None else _figures(run, arguments, allow)
     module = build_model(arguments, allow)
-    if not isinstance(module, SamplerModule):
+    if not isinstance(module, GuidedSamplerModule):
         raise UserError(f"--config: {config} has the model {type(module).__name__}, a sampler is needed")
     paths = {name: path for name in NETWORKS if (path := getattr(module, name, None)) is not None}
     if not paths and not with_base_lm:
@@ -128,7 +128,7 @@ def _options(arguments: list[str], allow: Sequence[str]) -> dict[str, list[Any]]
 
 
 def _move_in(
-    content: dict[str, Any], module: SamplerModule, networks: list[str], with_base_lm: bool, name: str
+    content: dict[str, Any], module: GuidedSamplerModule, networks: list[str], with_base_lm: bool, name: str
 ) -> dict[str, str]:
     """Make `content` the settings of the kit called `name`; returns what it named that is not in the kit."""
     for section in ("model", "data"):
@@ -169,7 +169,7 @@ def _is_own_file(value: Any) -> bool:
 
 
 def _write_networks(
-    folder: Path, module: SamplerModule, embedding: TokenEmbedding, paths: dict[str, str], bf16: bool, base_lm: str
+    folder: Path, module: GuidedSamplerModule, embedding: TokenEmbedding, paths: dict[str, str], bf16: bool, base_lm: str
 ) -> list[Part]:
     """Denoiser and critic, after they were loaded as a sampler does."""
     parts, costs = [], training_costs(paths)
@@ -192,7 +192,7 @@ def _rounded(weight: Tensor) -> Tensor:
     return weight.to(torch.bfloat16) if weight.dim() > 1 and weight.is_floating_point() else weight
 
 
-def _copy_lm(folder: Path, module: SamplerModule) -> Part:
+def _copy_lm(folder: Path, module: GuidedSamplerModule) -> Part:
     folder.mkdir()
     source = Path(folder_of(module.base_lm))
     for file in [file for pattern in _LM_FILES for file in source.glob(pattern)]:

@@ -1,8 +1,7 @@
 """Samplers: pure functions over (predict, schedule, z, times, generator), kernels, and the module that runs them on text."""
 
-from dia_lightning.sampling.denoise_accept import DenoiseAccept
+from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel
 from dia_lightning.sampling.langevin import mala, ula
-from dia_lightning.sampling.module import GuidedSamplerModule
 from dia_lightning.sampling.particle_gibbs import ParticleGibbs
 from dia_lightning.sampling.particles import Steering, smc
 from dia_lightning.sampling.population import anneal
@@ -11,6 +10,6 @@ from dia_lightning.sampling.suffix import SuffixRegeneration
 from dia_lightning.sampling.tempering import Tempering
 
 __all__ = [
-    "SOLVERS", "DenoiseAccept", "GuidedSamplerModule", "ParticleGibbs", "Steering", "SuffixRegeneration", "Tempering",
+    "SOLVERS", "DenoiseAcceptKernel", "ParticleGibbs", "Steering", "SuffixRegeneration", "Tempering",
     "ancestral", "anneal", "ddim", "dia", "dia_literal", "dpmpp_2m", "mala", "sample", "smc", "ula",
 ]  # fmt: skip

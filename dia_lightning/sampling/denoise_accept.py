@@ -118,7 +118,7 @@ class Move(NamedTuple):
     push: Tensor | None
 
 
-class DenoiseAccept:
+class DenoiseAcceptKernel:
     """The kernel of science.md, "Denoise-and-accept".
 
     A step draws positions S and a level t, noises S (an exact draw of the auxiliary variable z_S), redraws S from the

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dia_lightning.resources import UserError
 from dia_lightning.types import text_mask
 
 
@@ -17,14 +20,14 @@ class Choice(NamedTuple):
     valid: Tensor
 
 
-class Positions(Protocol):
+class Positions(ABC):
     """A way to draw S. `log_ratio` is log P(S | x') − log P(S | x), (B,); 0 where the choice does not depend on x."""
 
+    @abstractmethod
     def draw(self, tokens: Tensor, prompt_mask: Tensor, end_id: int | None, generator: torch.Generator) -> Choice: ...
 
-    def log_ratio(
-        self, choice: Choice, tokens: Tensor, proposed: Tensor, prompt_mask: Tensor, end_id: int | None
-    ) -> Tensor: ...
+    def log_ratio(self, choice: Choice, tokens: Tensor, proposed: Tensor, prompt_mask: Tensor, end_id: int | None) -> Tensor:
+        return torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
 
 
 def put(rows: Tensor, choice: Choice, values: Tensor) -> Tensor:
@@ -54,7 +57,8 @@ def n_free(tokens: Tensor, prompt_mask: Tensor, end_id: int | None) -> Tensor:
     return (text & ~prompt_mask).sum(1)
 
 
-class Spans:
+@dataclass(frozen=True)
+class Spans(Positions):
     """`length` neighbouring free positions that touch the text (its end token included), uniformly over all such spans.
 
     The number of spans depends on the length of the text, so the choice enters the ratio. Free positions are neighbours
@@ -64,10 +68,12 @@ class Spans:
         length: positions in a span. shuffle: reveal them in random order instead of from left to right.
     """
 
-    def __init__(self, length: int = 8, shuffle: bool = False) -> None:
-        if length < 1:
-            raise ValueError(f"length must be 1 or more, got {length}")
-        self.length, self.shuffle = length, shuffle
+    length: int = 4
+    shuffle: bool = False
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise UserError(f"length: {self.length} given, allowed: 1 or more")
 
     def _bounds(self, tokens: Tensor, prompt_mask: Tensor, end_id: int | None) -> tuple[Tensor, Tensor]:
         """First possible start (B,), counted in free positions, and the number of possible starts (B,)."""
@@ -94,25 +100,30 @@ class Spans:
         return torch.where(reachable, count.double().log() - new_count.double().log(), -torch.inf)
 
 
-class RandomTokens:
+@dataclass(frozen=True)
+class RandomTokens(Positions):
     """`count` positions outside the prompt, uniformly, in random order (all of them where there are fewer).
 
     Args:
-        count: positions. With None all of them: the whole row, from left to right.
+        count: positions.
     """
 
-    def __init__(self, count: int | None = None) -> None:
-        if count is not None and count < 1:
-            raise ValueError(f"count must be 1 or more, got {count}")
-        self.count = count
+    count: int = 4
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise UserError(f"count: {self.count} given, allowed: 1 or more")
 
     def draw(self, tokens: Tensor, prompt_mask: Tensor, end_id: int | None, generator: torch.Generator) -> Choice:
-        if self.count is None:
-            index = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-        else:
-            score = torch.rand(tokens.shape, generator=generator, device=tokens.device) + 2 * prompt_mask
-            index = score.argsort(1)[:, : self.count]
+        score = torch.rand(tokens.shape, generator=generator, device=tokens.device) + 2 * prompt_mask
+        index = score.argsort(1)[:, : self.count]
         return Choice(index, ~prompt_mask.gather(1, index))
 
-    def log_ratio(self, choice: Choice, tokens: Tensor, proposed: Tensor, prompt_mask: Tensor, end_id: int | None) -> Tensor:
-        return torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
+
+@dataclass(frozen=True)
+class WholeText(Positions):
+    """All positions outside the prompt, from left to right."""
+
+    def draw(self, tokens: Tensor, prompt_mask: Tensor, end_id: int | None, generator: torch.Generator) -> Choice:
+        index = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        return Choice(index, ~prompt_mask)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
 from dia_lightning.baselines import BestOfNModule, best_of_n
+
 from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.lm import BaseLM, rows_at_once
 from dia_lightning.resources import UserError

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dia_lightning.baselines import ClassifierFreeModule
 from torch import Tensor
 
-from dia_lightning.baselines import ClassifierFreeModule
 from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.diffusion.checkpoint import save_network
 from dia_lightning.diffusion.denoiser import DenoiserNetwork

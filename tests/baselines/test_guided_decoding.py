@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-
 from dia_lightning.baselines import GuidedDecodingModule
 from dia_lightning.baselines.guided_decoding import decode_guided
 from dia_lightning.baselines.prefix import critic_of_prefixes, settled
+
 from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM

@@ -13,14 +13,14 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from dia_lightning.baselines import PPOModule, ZeroShotModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from dia_lightning import cli, parser
-from dia_lightning.baselines import PPOModule, ZeroShotModule
-from dia_lightning.baselines.ppo_loss import gae, token_rewards
 from dia_lightning.data import RolloutData
 from dia_lightning.resources import UserError
+from dia_lightning.training.ppo_loss import gae, token_rewards
 from dia_lightning.types import Reward
 from tests.oracles import tiny_policy as listed
 

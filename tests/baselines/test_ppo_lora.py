@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from dia_lightning.baselines import PPOModule, ZeroShotModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from dia_lightning.baselines import PPOModule, ZeroShotModule
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from tests.baselines.test_ppo import Table, fit, module, rollouts

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dia_lightning.baselines.ppo_loss import (
+from dia_lightning.training.ppo_loss import (
     adapted_beta,
     clipped_loss,
     explained_variance,

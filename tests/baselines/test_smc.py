@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from dia_lightning.baselines import SMCModule
 from torch import Tensor
 
-from dia_lightning.baselines import SMCModule
 from dia_lightning.critic.network import CriticNetwork
 from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.diffusion.checkpoint import save_network

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
 from dia_lightning.baselines import TwistedSMCModule
 from dia_lightning.baselines.twisted_smc import Particles, Twist, twisted_smc
+from torch import Tensor
+
 from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError

@@ -13,10 +13,10 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from dia_lightning.baselines import ZeroShotModule
 from torch import Tensor
 
 from dia_lightning import cli, parser
-from dia_lightning.baselines import ZeroShotModule
 from dia_lightning.callbacks import PredictionWriter
 from dia_lightning.callbacks.batch_files import from_json, records, to_json
 from dia_lightning.callbacks.run_key import describe, run_key

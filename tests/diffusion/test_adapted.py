@@ -29,7 +29,7 @@ from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
-from dia_lightning.sampling import GuidedSamplerModule
+from dia_lightning.samplers import GuidedSamplerModule
 from dia_lightning.sampling.loading import load_critic, load_denoiser
 from dia_lightning.types import Prompts, Reward
 

@@ -13,11 +13,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from dia_lightning.baselines import ZeroShotModule
 from scipy.stats import binomtest
 from torch import Tensor
 
 from dia_lightning import cli, parser
-from dia_lightning.baselines import ZeroShotModule
 from dia_lightning.callbacks import PredictionWriter
 from dia_lightning.data import PromptData
 from dia_lightning.metrics import Evaluation, Hacking, Judge, hacking, judge, reference_bleu, reference_rouge

@@ -10,10 +10,10 @@ from typing import Any
 
 import lightning as L
 import pytest
+from dia_lightning.baselines import ZeroShotModule
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
-from dia_lightning.baselines import ZeroShotModule
 from dia_lightning.callbacks import PredictionWriter
 from dia_lightning.data import PromptData
 from dia_lightning.metrics import (

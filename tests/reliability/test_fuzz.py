@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 import pytest
 import sacrebleu
 import torch
+from dia_lightning.sampling.moves import Moves
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -29,8 +30,7 @@ from dia_lightning.lm_module import LMModule
 from dia_lightning.metrics import DistinctN, SelfBLEU, distinct_n, perplexity, self_bleu
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import Regex
-from dia_lightning.sampling import GuidedSamplerModule
-from dia_lightning.sampling.moves import Moves
+from dia_lightning.samplers import GuidedSamplerModule
 from dia_lightning.words import resolve
 
 MANY = settings.default.max_examples > 100  # as in the profile `fuzz` of tests/conftest.py

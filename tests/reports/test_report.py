@@ -11,8 +11,8 @@ from typing import Any
 
 import lightning as L
 import pytest
-
 from dia_lightning.baselines import ZeroShotModule
+
 from dia_lightning.callbacks import PredictionWriter
 from dia_lightning.data import PromptData
 from dia_lightning.reports.export import write_csv

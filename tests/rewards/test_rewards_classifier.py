@@ -20,7 +20,7 @@ from dia_lightning.guidance import guided, true_gradient, unguided
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import RewardError, SequenceClassifier, check_reward
-from dia_lightning.sampling.module import GuidedSamplerModule
+from dia_lightning.samplers import GuidedSamplerModule
 from dia_lightning.types import Prompts
 from tests.rewards.tiny_classifiers import FAMILIES, WINDOW, Oracle, make_classifier, make_tokenizer
 

@@ -15,7 +15,7 @@ from dia_lightning.callbacks import PredictionWriter
 from dia_lightning.data import PromptData
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import Regex
-from dia_lightning.sampling import GuidedSamplerModule
+from dia_lightning.samplers import GuidedSamplerModule
 from dia_lightning.sampling.sharded import blocks_of
 from dia_lightning.types import Reward
 

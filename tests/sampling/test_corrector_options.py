@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import VaderSentiment
-from dia_lightning.sampling import GuidedSamplerModule
+from dia_lightning.samplers import GuidedSamplerModule
 from dia_lightning.sampling import module as sampling_module
 from dia_lightning.types import Prompts
 

@@ -14,7 +14,7 @@ from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 from dia_lightning.rewards import Keyword
-from dia_lightning.sampling.denoise_accept import DenoiseAccept, State
+from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, State
 from dia_lightning.sampling.positions import RandomTokens, Spans
 from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.sampling.suffix import SuffixRegeneration
@@ -159,12 +159,12 @@ def _by_round(x: tuple[int, ...], y: tuple[int, ...], padded: list[int], rounds:
     return total
 
 
-def kernel(**options: object) -> DenoiseAccept:
+def kernel(**options: object) -> DenoiseAcceptKernel:
     embedding = TokenEmbedding(torch.from_numpy(TABLE))
     given = {"positions": Spans(2), "levels": (1.0,), "rounds": 1, "end_id": END} | options
     looks = "schedule" in given
     target = WithLM() if "expert" in given else Table()
-    return DenoiseAccept(target, looking if looks else proposal, embedding, given.pop("schedule", Blank()), **given)  # type: ignore[arg-type]
+    return DenoiseAcceptKernel(target, looking if looks else proposal, embedding, given.pop("schedule", Blank()), **given)  # type: ignore[arg-type]
 
 
 HELP = {
@@ -258,7 +258,7 @@ def test_detailed_balance_with_noise(
 def test_a_wrong_ratio_shows() -> None:
     """The test above has the power to see the noise left out of the ratio."""
 
-    class Wrong(DenoiseAccept):
+    class Wrong(DenoiseAcceptKernel):
         def _reveal(self, state: State, move, choose):  # type: ignore[no-untyped-def]
             new, log_q = super()._reveal(state, move, choose)
             return new, log_q * 0
@@ -275,7 +275,7 @@ def test_a_wrong_ratio_shows() -> None:
 def test_a_wrong_reverse_move_shows(kind: str) -> None:
     """The same for helps that both directions share though they depend on where the move began."""
 
-    class Wrong(DenoiseAccept):
+    class Wrong(DenoiseAcceptKernel):
         def _push(self, state: State, choice, z: Tensor, t: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
             return super()._push(state, choice, self.embedding(state.tokens.gather(1, choice.place)), t)
 
@@ -375,7 +375,7 @@ def test_options_are_checked() -> None:
     with pytest.raises(ValueError, match=r"tilt: 0\.5 given, it needs a critic"):
         kernel(tilt=0.5)
     with pytest.raises(ValueError, match=r"expert: 1\.0 given, Table has no next-token probabilities"):
-        DenoiseAccept(Table(), proposal, TokenEmbedding(torch.from_numpy(TABLE)), Blank(), expert=1.0)
+        DenoiseAcceptKernel(Table(), proposal, TokenEmbedding(torch.from_numpy(TABLE)), Blank(), expert=1.0)
 
 
 def test_one_pass_of_p_a_step_with_the_expert(lm: BaseLM, embedding: TokenEmbedding, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +389,7 @@ def test_one_pass_of_p_a_step_with_the_expert(lm: BaseLM, embedding: TokenEmbedd
     def nearest(z: Tensor, t: Tensor) -> Tensor:
         return z @ embedding.weight.T
 
-    step = DenoiseAccept(target, nearest, embedding, schedule, Spans(2), (0.4,), 2, lm.end_id, expert=0.5)
+    step = DenoiseAcceptKernel(target, nearest, embedding, schedule, Spans(2), (0.4,), 2, lm.end_id, expert=0.5)
     suffix, passes, scored = SuffixRegeneration(target), [], lm._scored
     monkeypatch.setattr(lm, "_scored", lambda *given: passes.append(1) or scored(*given))
     state, moved = step.init(tokens), 0

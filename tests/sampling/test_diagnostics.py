@@ -9,7 +9,7 @@ from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 from dia_lightning.rewards import Keyword
-from dia_lightning.sampling.denoise_accept import DenoiseAccept, Info, State
+from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, Info, State
 from dia_lightning.sampling.diagnostics import KernelError, by_prompt, chain_diagnostics, check_kernel
 from dia_lightning.sampling.positions import Spans
 from dia_lightning.sampling.suffix import SuffixRegeneration
@@ -70,7 +70,7 @@ def test_right_kernels_pass(lm: BaseLM, embedding: TokenEmbedding, suffix: Suffi
         return z @ table * 0.3
 
     schedule = make_schedule("cosine")
-    kernel = DenoiseAccept(suffix.target, proposal, embedding, schedule, Spans(2), (0.5, 0.8), 2, lm.end_id)
+    kernel = DenoiseAcceptKernel(suffix.target, proposal, embedding, schedule, Spans(2), (0.5, 0.8), 2, lm.end_id)
     state = kernel.init(tokens)
     check_kernel(kernel, state, generator, steps=3)
     new, info = kernel.step(state, generator)

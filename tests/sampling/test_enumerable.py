@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.sampling.denoise_accept import DenoiseAccept, State
+from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, State
 from dia_lightning.sampling.positions import Positions, RandomTokens, Spans
 from tests.oracles.enumerable import Enumerable
 from tests.oracles.listed import ListedTarget
@@ -36,7 +36,7 @@ CASES = [(name, lam) for name in PROBLEMS for lam in (0.5, 1.0, 3.0)]
 STEPS = {0.5: 200, 1.0: 200, 3.0: 500}
 
 
-def kernel(name: str, lam: float) -> DenoiseAccept:
+def kernel(name: str, lam: float) -> DenoiseAcceptKernel:
     problem = Enumerable(*PROBLEMS[name])
     rng = np.random.default_rng(7)
     bias = torch.from_numpy(rng.normal(size=(problem.T, problem.V))).float() * 0.5
@@ -47,10 +47,10 @@ def kernel(name: str, lam: float) -> DenoiseAccept:
 
     target, schedule = ListedTarget(problem, lam), make_schedule("cosine")
     positions, rounds = MOVES[name]
-    return DenoiseAccept(target, proposal, embedding, schedule, positions, (0.7, 1.0), rounds, problem.end_id)
+    return DenoiseAcceptKernel(target, proposal, embedding, schedule, positions, (0.7, 1.0), rounds, problem.end_id)
 
 
-def run(step: DenoiseAccept, tokens: np.ndarray, steps: int, seed: int) -> State:
+def run(step: DenoiseAcceptKernel, tokens: np.ndarray, steps: int, seed: int) -> State:
     state, generator = step.init(torch.from_numpy(tokens)), torch.Generator().manual_seed(seed)
     for _ in range(steps):
         state, _ = step.step(state, generator)

@@ -2,16 +2,16 @@
 
 import pytest
 import torch
+from dia_lightning.sampling.moves import Moves, make_kernels
 
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import Keyword, VaderSentiment
+from dia_lightning.samplers import GuidedSamplerModule
 from dia_lightning.sampling.adaptation import Adapted
 from dia_lightning.sampling.denoise_accept import Info, State, start
-from dia_lightning.sampling.module import GuidedSamplerModule
-from dia_lightning.sampling.moves import Moves, make_kernels
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Prompts, fill_after_end
 

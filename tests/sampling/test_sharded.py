@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from dia_lightning.baselines import ZeroShotModule
 from torch import nn
 
 from dia_lightning import cli
-from dia_lightning.baselines import ZeroShotModule
 from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.diffusion.checkpoint import save_network
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import Regex
-from dia_lightning.sampling import GuidedSamplerModule
+from dia_lightning.samplers import GuidedSamplerModule
 from dia_lightning.sampling.sharded import blocks_of
 from tests.sampling.sharded_runs import PROMPTS, annealed, predict, suffixes
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.sampling.denoise_accept import DenoiseAccept, State
+from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, State
 from dia_lightning.sampling.positions import RandomTokens
 from dia_lightning.sampling.suffix import SuffixRegeneration
 from dia_lightning.sampling.tempering import Tempering, swap_neighbours
@@ -87,7 +87,9 @@ def test_a_mode_that_the_cold_chain_misses() -> None:
     """
     target, n, ladder = TwoModes(), 300, [0.0, 1.5, 3.0, 4.5, 6.0]
     embedding = TokenEmbedding(torch.eye(3))
-    step = DenoiseAccept(target, lambda z, t: torch.zeros(*t.shape, 3), embedding, make_schedule("cosine"), RandomTokens(1))  # type: ignore[arg-type]
+    step = DenoiseAcceptKernel(
+        target, lambda z, t: torch.zeros(*t.shape, 3), embedding, make_schedule("cosine"), RandomTokens(1)
+    )  # type: ignore[arg-type]
 
     def near_the_other(tokens: Tensor) -> float:
         return float(((tokens == 1).sum(1) > (tokens == 0).sum(1)).double().mean())

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
 from dia_lightning.baselines import (
     BestOfNModule,
     GuidedDecodingModule,
@@ -19,10 +17,12 @@ from dia_lightning.baselines import (
     TwistedSMCModule,
     ZeroShotModule,
 )
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.sampling import GuidedSamplerModule
-from dia_lightning.sampling.loading import load_critic, load_denoiser
 from dia_lightning.sampling.moves import Moves
+from torch import Tensor
+
+from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.samplers import GuidedSamplerModule
+from dia_lightning.sampling.loading import load_critic, load_denoiser
 from dia_lightning.types import Generations, Prompts
 from tests.oracles.table_lm import END, LOG_P, NEXT, REWARD, ROWS, T, V, codes, pi
 from tests.oracles.table_model import P, TableReward, chi_square_ok, free

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from dia_lightning.baselines import ClassifierFreeModule, SMCModule, TwistedSMCModule
+from dia_lightning.sampling.moves import Moves
 from torch import Tensor
 
-from dia_lightning.baselines import ClassifierFreeModule, SMCModule, TwistedSMCModule
 from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.diffusion.loss import Noised
 from dia_lightning.lm import BaseLM
-from dia_lightning.sampling import GuidedSamplerModule
-from dia_lightning.sampling.moves import Moves
+from dia_lightning.samplers import GuidedSamplerModule
 from tests.wiring.kit import (
     LENGTH,
     SOFT_LAM,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from dia_lightning.baselines import PPOModule
+
 from dia_lightning.critic import CriticModule
 from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.lm_module import LMModule

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dia_lightning.lm import BaseLM
-from dia_lightning.sampling import GuidedSamplerModule
+from dia_lightning.samplers import GuidedSamplerModule
 from dia_lightning.sampling.decode import draw_texts, source_rows
 from dia_lightning.sampling.langevin import Polynomial
 from dia_lightning.types import Prompts

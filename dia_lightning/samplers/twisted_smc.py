@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from dia_lightning.baselines.checks import refuse_blanks
-from dia_lightning.baselines.prefix import PrefixValue, critic_of_prefixes, settled
 from dia_lightning.categorical import draw_categorical
 from dia_lightning.lm import BaseLM
 from dia_lightning.progress import steps
 from dia_lightning.rewards import call_reward
-from dia_lightning.sampling.base import Drawn, SamplerModule, check, check_lam
+from dia_lightning.samplers.base import Drawn, Models, Sampler, refuse_blanks, require, require_counts
+from dia_lightning.samplers.prefix import PrefixValue, critic_of_prefixes, settled
 from dia_lightning.sampling.crowd import crowd_of, pick_by_weight, rows_of, weight_diagnostics
-from dia_lightning.sampling.loading import embedding_for, load_value
 from dia_lightning.sampling.resampling import RESAMPLING, effective_size, log_mean_exp
 from dia_lightning.target import seen_texts
-from dia_lightning.types import Prompts, Reward
+from dia_lightning.types import Prompts
 from dia_lightning.writing import Writing
 
 
@@ -120,67 +119,51 @@ def _write(writing: Writing, generator: torch.Generator) -> None:
         writing.write(draw_categorical(writing.next_logits(), generator))
 
 
-class TwistedSMCModule(SamplerModule):
-    """Draws from p_θ(x) exp(λ r(x)) by twisted SMC on p_θ itself, exactly in the limit of many particles.
+@dataclass(frozen=True)
+class TwistedSMC(Sampler):
+    """Twisted SMC on p_θ itself (Zhao et al., arXiv:2404.17546), exact in the limit of many particles.
 
-    The texts of a batch that share a prompt are drawn from one population of `particles` times their number, by weight.
+    The texts of a batch that share a prompt are drawn from one population of `particles` times their
+    number, by weight. The critic values unfinished texts; a `soft` one fits best: its value is the
+    log-value of π itself.
 
     Args:
-        reward: the true reward, which the final weights use.
-        base_lm: hub id or folder of p_θ, which proposes.
-        critic: checkpoint of a critic trained on `reward`, which values unfinished texts; needed unless lam is 0. A `soft`
-            one fits best: its value is the log-value of π itself.
-        lam: λ, inverse temperature of the reward; 0 = p_θ.
         particles: size of the population per text.
         every: tokens between two weighings by the critic.
         ess: resample below this share of effective particles; 0 = never.
         resampling: `systematic`, `stratified` or `multinomial`.
-        compare_base: sample p_θ for the same prompts too and report both.
-        shard_base_lm: each of several processes keeps a part of p_θ only, as for `GuidedSamplerModule`.
-        seed: of all randomness.
     """
 
-    method = "twisted_smc"
+    particles: int = 4
+    every: int = 4
+    ess: float = 0.5
+    resampling: Literal["systematic", "stratified", "multinomial"] = "systematic"
+    name: ClassVar[str] = "twisted_smc"
 
-    def __init__(
-        self,
-        reward: Reward,
-        base_lm: str = "checkpoints/tiny/lm",
-        critic: str | None = "checkpoints/tiny/critic",
-        lam: float = 4.0,
-        particles: int = 4,
-        every: int = 4,
-        ess: float = 0.5,
-        resampling: str = "systematic",
-        compare_base: bool = True,
-        shard_base_lm: bool = False,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(base_lm, reward, compare_base, seed, shard_base_lm)
-        check_lam(lam)
-        check("particles", particles, particles >= 1, "1 or more")
-        check("every", every, every >= 1, "1 or more")
-        check("ess", ess, 0 <= ess <= 1, "0 ≤ ess ≤ 1")
-        check("resampling", resampling, resampling in RESAMPLING, ", ".join(RESAMPLING))
-        self.critic, self.lam, self.particles = critic, lam, particles
-        self.every, self.ess, self.resampling = every, ess, resampling
-        self.embedding = embedding_for(self.lm, critic=critic if lam else None)
-        self.value = load_value(critic, self.embedding, reward.name, lam, self.lm) if lam else None
+    def __post_init__(self) -> None:
+        require_counts(self, "particles", "every")
+        require("ess", self.ess, 0 <= self.ess <= 1, "0 ≤ ess ≤ 1")
+        require("resampling", self.resampling, self.resampling in RESAMPLING, ", ".join(RESAMPLING))
 
-    def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
-        refuse_blanks(batch, type(self).__name__)
+    def needs(self, lam: float) -> Set[str]:
+        return {"critic"} if lam else frozenset()
+
+    def draw(self, models: Models, batch: Prompts, generator: torch.Generator) -> Drawn:
+        refuse_blanks(batch, self)
         crowd, n_groups, group = crowd_of(batch, self.particles)
-        done = twisted_smc(self.lm, crowd.tokens, crowd.prompt_mask, n_groups, self._twist(crowd, generator), generator)
+        twist = self._twist(models, crowd, generator)
+        done = twisted_smc(models.lm, crowd.tokens, crowd.prompt_mask, n_groups, twist, generator)
         rows = pick_by_weight(done.log_w, self.resampling, group, generator)
-        diagnostics = weight_diagnostics(done.log_z, done.log_w, done.roots, done.resampled)
-        return Drawn(done.writing.text()[rows], None, {name: values[group] for name, values in diagnostics.items()})
+        found = weight_diagnostics(done.log_z, done.log_w, done.roots, done.resampled)
+        diagnostics = {name: values[group] for name, values in found.items()}
+        return Drawn(done.writing.text()[rows], None, diagnostics)
 
-    def _twist(self, crowd: Prompts, generator: torch.Generator) -> Twist:
+    def _twist(self, models: Models, crowd: Prompts, generator: torch.Generator) -> Twist:
         def reward(tokens: Tensor, rows: Tensor) -> Tensor:
             some = rows_of(crowd, rows)
-            return call_reward(self._cached, seen_texts(self.lm, tokens, some), some.records)
+            return call_reward(models.reward, seen_texts(models.lm, tokens, some), some.records)
 
-        value = None
-        if self.value is not None:
-            value = critic_of_prefixes(self.value, self.embedding, crowd.tokens.shape[1], generator)
-        return Twist(value, reward, self.lam, self.every, self.ess, self.resampling)
+        value, length = None, crowd.tokens.shape[1]
+        if models.critic is not None:
+            value = critic_of_prefixes(models.critic, models.embedding, length, generator)
+        return Twist(value, reward, models.lam, self.every, self.ess, self.resampling)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dia_lightning.resources import UserError
-from dia_lightning.sampling.base import check
+from dia_lightning.samplers.base import require
 
 
 def add_adapters(model: Any, rank: int, seed: int) -> Any:
@@ -22,13 +22,11 @@ def add_adapters(model: Any, rank: int, seed: int) -> Any:
     Raises:
         UserError: if rank is below 1, or peft cannot be imported.
     """
-    check("lora_rank", rank, rank >= 1, "1 or more, or null to train all weights")
+    require("lora_rank", rank, rank >= 1, "1 or more, or null to train all weights")
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise UserError(
-            f"--model.init_args.lora_rank: {rank} given, which needs peft ({error}); pip install 'dia-lightning[lora]'"
-        ) from error
+        raise UserError(f"lora_rank: {rank} given, which needs peft ({error}); pip install 'dia-lightning[lora]'") from error
     from transformers.pytorch_utils import Conv1D
 
     # GPT-2's layers keep their weights as (in, out).

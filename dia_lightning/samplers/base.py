@@ -1,0 +1,108 @@
+"""How texts are drawn for a batch: the parts that a run is put together from, and what each is handed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Set
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dia_lightning.diffusion.denoiser import DenoiserNetwork
+from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.lm import BaseLM
+from dia_lightning.resources import UserError
+from dia_lightning.sampling.loading import RewardValue
+from dia_lightning.types import Prompts, Reward, must_go_on
+
+
+class Models(NamedTuple):
+    """The networks of a run, and its target.
+
+    lm: p_θ. embedding: its tokens as the diffusion sees them. denoiser, critic: None where no part
+    needs them; n_labels, how many classes the denoiser was trained with. reward: r, asked once a text.
+    lam: λ. policy: another language model to be sampled.
+    """
+
+    lm: BaseLM
+    embedding: TokenEmbedding
+    denoiser: DenoiserNetwork | None
+    critic: RewardValue | None
+    reward: Reward
+    lam: float
+    n_labels: int = 0
+    policy: BaseLM | None = None
+
+
+class Drawn(NamedTuple):
+    """What a sampler drew for a batch.
+
+    tokens: (B, T) int64 in canonical form. accept_rate: (B,) share of accepted moves of a sampler that
+    has them. diagnostics: further figures by name, one a text (B,).
+    """
+
+    tokens: Tensor
+    accept_rate: Tensor | None = None
+    diagnostics: dict[str, Tensor] | None = None
+
+
+class Part:
+    """Settings of one piece of a sampler; which networks it needs at λ = `lam`, and what it refuses.
+
+    `needs` gives names of "denoiser", "labels" (a denoiser with labels of the reward) and "critic".
+    """
+
+    name: ClassVar[str] = ""
+
+    def needs(self, lam: float) -> Set[str]:
+        """The networks without which this part cannot work."""
+        return frozenset()
+
+    def check(self, models: Models) -> None:
+        """Raises the UserError of settings that do not fit these models."""
+
+
+class Sampler(Part, ABC):
+    """Draws texts for a batch. Settings only: networks, reward and λ come in `models`."""
+
+    policy: str | None = None
+
+    @property
+    def method(self) -> str:
+        """Its name in every output."""
+        return self.name
+
+    @abstractmethod
+    def draw(self, models: Models, batch: Prompts, generator: torch.Generator) -> Drawn:
+        """Texts for a batch of prompts, with all randomness from `generator`."""
+
+
+def require(name: str, value: object, ok: bool, allowed: str) -> None:
+    """Raises the UserError of a setting unless `ok`; the parser puts the option's path before it."""
+    if not ok:
+        raise UserError(f"{name}: {value} given, allowed: {allowed}")
+
+
+def require_counts(part: object, *names: str) -> None:
+    """Settings that are 1 or more."""
+    for name in names:
+        require(name, getattr(part, name), getattr(part, name) >= 1, "1 or more")
+
+
+def refuse_blanks(batch: Prompts, sampler: Sampler) -> None:
+    """Raises a UserError where a text is not free to its end: p_θ writes from left to right."""
+    if bool(must_go_on(batch.prompt_mask).any()):
+        raise UserError(
+            f"--data.init_args: blanks or a length given, but {type(sampler).__name__} writes from "
+            "left to right; allowed: the sampler Diffusion or Source, with moves that need no suffix"
+        )
+
+
+def draw_base(
+    lm: BaseLM, batch: Prompts, generator: torch.Generator,
+    temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
+) -> Drawn:  # fmt: skip
+    """Samples of `lm`, by default of exactly its law, in its own precision whatever the trainer's."""
+    with torch.autocast(batch.tokens.device.type, enabled=False):
+        return Drawn(lm.generate(batch.tokens, batch.prompt_mask, generator, temperature, top_k, top_p))

@@ -1,0 +1,48 @@
+"""Samples of p_θ itself, the base line of every figure; or of another policy, seen by p_θ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from dia_lightning.samplers.base import Drawn, Models, Sampler, draw_base, require
+from dia_lightning.types import Prompts
+
+
+@dataclass(frozen=True)
+class BaseModel(Sampler):
+    """Draws from p_θ; with the defaults from exactly p_θ.
+
+    Args:
+        temperature: of the next-token distribution, above 0.
+        top_k: keep the k likeliest tokens, 0 = all.
+        top_p: keep the likeliest tokens that together have this probability, 1 = all.
+        policy: folder of a fine-tuned p_θ that is sampled in its stead; its texts are scored under p_θ
+            like those of every other method. It must have the same tokenizer.
+        label: name of the method in the outputs; of a policy its own, for example `ppo`.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    policy: str | None = None
+    label: str = "zero_shot"
+    name: ClassVar[str] = "zero_shot"
+
+    def __post_init__(self) -> None:
+        require("temperature", self.temperature, self.temperature > 0, "above 0")
+        require("top_k", self.top_k, self.top_k >= 0, "0 or more")
+        require("top_p", self.top_p, 0 < self.top_p <= 1, "0 < top_p ≤ 1")
+        named = bool(self.label) and (self.policy is not None) != (self.label == "zero_shot")
+        allowed = "zero_shot without a policy, with one another name, for example ppo"
+        require("label", repr(self.label), named, allowed)
+
+    @property
+    def method(self) -> str:
+        return self.label
+
+    def draw(self, models: Models, batch: Prompts, generator: torch.Generator) -> Drawn:
+        lm = models.policy or models.lm
+        return draw_base(lm, batch, generator, self.temperature, self.top_k, self.top_p)

@@ -1,0 +1,73 @@
+"""The guided reverse diffusion."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from dia_lightning.samplers.base import Drawn, Models, Sampler, require, require_counts
+from dia_lightning.samplers.guide import ClassifierFree, CriticGuidance, Guidance
+from dia_lightning.samplers.solver import PredictorCorrector, Solver
+from dia_lightning.sampling.decode import draw_texts, source_rows
+from dia_lightning.types import Prompts
+
+
+@dataclass(frozen=True)
+class Diffusion(Sampler):
+    """Runs the guided reverse process from noise to text (science.md); approximate.
+
+    Args:
+        solver: of the reverse process.
+        guidance: what leads it towards the reward.
+        steps: noise levels each text passes.
+        stagger: how far left positions run ahead of right ones; 0 = all together (see `staggered`).
+        strength: noise level u it starts from; below 1 it starts at the record's `source`, noised so far.
+        temperature: of the denoiser's token distribution; 1 = as trained.
+        final: tokens are drawn (`sample`) or the likeliest (`argmax`) where a position becomes clean.
+    """
+
+    solver: Solver = field(default_factory=PredictorCorrector)
+    guidance: Guidance = field(default_factory=CriticGuidance)
+    steps: int = 64
+    stagger: float = 40.0
+    strength: float = 1.0
+    temperature: float = 1.0
+    final: Literal["sample", "argmax"] = "sample"
+    name: ClassVar[str] = "diffusion"
+
+    def __post_init__(self) -> None:
+        require_counts(self, "steps")
+        require("stagger", self.stagger, 0 <= self.stagger <= 1e4, "0 or more, up to 10000")
+        require("strength", self.strength, 0 < self.strength <= 1, "0 < strength ≤ 1")
+        require("temperature", self.temperature, self.temperature > 0, "above 0")
+        require("final", self.final, self.final in ("sample", "argmax"), "sample, argmax")
+
+    @property
+    def method(self) -> str:
+        free = isinstance(self.guidance, ClassifierFree)
+        return "classifier_free" if free else self.solver.name
+
+    def needs(self, lam: float) -> Set[str]:
+        return self.guidance.needs(lam)
+
+    def check(self, models: Models) -> None:
+        self.guidance.check(models)
+
+    def draw(self, models: Models, batch: Prompts, generator: torch.Generator) -> Drawn:
+        network, accepted = models.denoiser, list[Tensor]()
+        assert network is not None
+        options: dict[str, Any] = self.solver.options()
+        if self.solver.name == "dia":
+            options["note"] = accepted.append
+        if self.strength < 1:
+            options |= {"begin": source_rows(models.lm, batch), "strength": self.strength}
+        tokens = draw_texts(
+            self.guidance.predictor(models, self.temperature), batch, models.embedding,
+            network.schedule, models.lm.end_id, generator, self.solver.name, self.steps,
+            self.stagger, self.final == "sample", **options,
+        )  # fmt: skip
+        return Drawn(tokens, diagnostics={"accept_mala": accepted[0]} if accepted else None)

@@ -1,0 +1,260 @@
+"""GuidedSamplerModule: aligned text as `predict_step`, by whichever sampler it is given."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from dia_lightning.cost import (
+    Meter,
+    Metered,
+    difference,
+    networks_of,
+    peak_memory_mib,
+    reset_peak_memory,
+    weights_of,
+)  # fmt: skip
+from dia_lightning.data.samples import tokenizer_content
+from dia_lightning.diffusion.adapted import AdaptedTrunk
+from dia_lightning.finite import NotFinite, named_rows
+from dia_lightning.lm import BaseLM
+from dia_lightning.precision import KeepsBuffers, float32_default
+from dia_lightning.resources import UserError, find_path
+from dia_lightning.rewards import CachedReward, call_reward
+from dia_lightning.rewards.base import reported_names
+from dia_lightning.samplers.annealed import Annealed
+from dia_lightning.samplers.base import Drawn, Models, Sampler, draw_base, require
+from dia_lightning.samplers.chains import Chains
+from dia_lightning.sampling.loading import embedding_for, load_denoiser, load_labelled, load_value
+from dia_lightning.sampling.resampling import LAM_MAX
+from dia_lightning.sampling.sharded import ShardedBaseLM
+from dia_lightning.target import own_texts, whole_texts
+from dia_lightning.types import Cost, Generations, Prompts, Reward, scored_mask
+
+_LOG = logging.getLogger(__name__)
+Draw = Callable[[Prompts, torch.Generator], Drawn]
+
+
+class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
+    """Draws from π(x) ∝ p_θ(x) exp(λ r(x)), or by a baseline, and reports all of them alike.
+
+    `predict_step` draws texts with the sampler, scores them under p_θ and the reward, and times the
+    drawing. All randomness of a batch comes from (seed, batch index), so that neither the number of
+    processes nor a restart changes a text.
+
+    Args:
+        reward: the true reward r, any.
+        sampler: how texts are drawn.
+        base_lm: hub id, folder or `.gguf` file of p_θ, or `smollm2` (see `BaseLM.load`).
+        denoiser: checkpoint (folder or `.ckpt`) of a denoiser for base_lm, where the sampler needs one;
+            null: the one beside base_lm in its kit.
+        critic: checkpoint of a critic trained on `reward`, where the sampler needs one; null: likewise.
+        lam: λ, inverse temperature of the reward; 0 = p_θ itself. Samplers that do not aim at π
+            (`BaseModel`, `BestOfN` unweighted, classifier-free guidance) do not use it.
+        compare_base: sample p_θ for the same prompts too and report both.
+        shard_base_lm: each of several processes keeps a part of p_θ's blocks only and gathers a block
+            from all when it runs: for a p_θ too large for one GPU (see docs/scaling.md). Not with
+            networks that adapt those blocks.
+        seed: of all randomness.
+    """
+
+    def __init__(
+        self,
+        reward: Reward,
+        sampler: Sampler = Annealed(),  # noqa: B008 (frozen)
+        base_lm: str = "checkpoints/tiny/lm",
+        denoiser: str | None = None,
+        critic: str | None = None,
+        lam: float = 6.0,
+        compare_base: bool = True,
+        shard_base_lm: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        require("seed", seed, 0 <= seed < 1 << 32, "0 to 4294967295")
+        require("lam", lam, 0 <= lam <= LAM_MAX, f"0 or more, up to {LAM_MAX:g}")
+        reported_names(reward)
+        self.base_lm, self.reward, self.lam = base_lm, reward, lam
+        self.compare_base, self.shard_base_lm, self.seed = compare_base, shard_base_lm, seed
+        self._sharded: ShardedBaseLM | None = None
+        self.lm = BaseLM.load(base_lm)
+        self._cached = CachedReward(reward)
+        self.denoiser, self.critic = denoiser, critic
+        has_denoiser = denoiser is not None or _beside(base_lm, "denoiser") is not None
+        self.sampler = sampler if has_denoiser else _without_denoiser(sampler, lam, base_lm)
+        self.method = self.sampler.method
+        self.models = self._load_networks()
+        self.sampler.check(self.models)
+
+    def _load_networks(self) -> Models:
+        """What the sampler needs, as parts of this module: they move along and the run's hash is made of them."""
+        needed = self.sampler.needs(self.lam)
+        denoiser = self._path("denoiser") if "denoiser" in needed else None
+        critic = self._path("critic") if "critic" in needed else None
+        embedding = embedding_for(self.lm, denoiser, critic)
+        network, n_labels, value = None, 0, None
+        if denoiser is not None and "labels" in needed:
+            network, n_labels = load_labelled(denoiser, embedding, self.reward.name, self.lm)
+        elif denoiser is not None:
+            network = load_denoiser(denoiser, embedding, self.lm)
+        if critic is not None:
+            value = load_value(critic, embedding, self.reward.name, self.lam, self.lm)
+        self.embedding, self.denoiser_network, self.value = embedding, network, value
+        policy = self._load_policy()
+        self.language_models = {"base_lm": self.lm} | ({"policy": policy} if policy else {})
+        return Models(self.lm, embedding, network, value, self._cached, self.lam, n_labels, policy)
+
+    def _path(self, name: str) -> str:
+        path: str | None = getattr(self, name) or _beside(self.base_lm, name)
+        if path is None:
+            sampler = type(self.sampler).__name__
+            raise UserError(f"{name}: none given, needed for the sampler {sampler} with these parts at λ = {self.lam:g}")
+        setattr(self, name, path)
+        return path
+
+    def _load_policy(self) -> BaseLM | None:
+        path = self.sampler.policy
+        if path is None:
+            return None
+        if self.shard_base_lm:
+            raise UserError("shard_base_lm: true given, but a policy is a second model")
+        policy = BaseLM.load(path)
+        self.policy_network = policy.model
+        if tokenizer_content(policy.tokenizer) != tokenizer_content(self.lm.tokenizer):
+            raise UserError(f"policy: {path} has another tokenizer than base_lm, {self.base_lm}")
+        return policy
+
+    def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
+        """Texts for a batch of prompts, with all randomness from `generator`."""
+        models = self.models._replace(embedding=self.embedding)
+        return self.sampler.draw(models, batch, generator)
+
+    def draw_base(self, batch: Prompts, generator: torch.Generator) -> Drawn:
+        """Samples of p_θ."""
+        return draw_base(self.lm, batch, generator)
+
+    def setup(self, stage: str) -> None:
+        """Move p_θ to the device, and share it out where that is asked for.
+
+        Raises:
+            UserError: if it cannot be shared out.
+        """
+        if self.shard_base_lm and self._sharded is None:
+            if any(isinstance(part, AdaptedTrunk) for part in self.modules()):
+                raise UserError(
+                    "shard_base_lm: true given, but denoiser or critic adapt p_θ's own blocks "
+                    "(adapter_rank), which they read whole; allowed: false"
+                )
+            self._sharded = ShardedBaseLM(self.lm, self.device, self.trainer.world_size)
+        self.lm.to(self.device)
+
+    def finish(self) -> None:
+        """Wait until all processes have drawn their texts, and run what they need of a shared p_θ meanwhile."""
+        if self._sharded is not None:
+            self._sharded.serve()
+
+    def teardown(self, stage: str) -> None:
+        self.finish()
+
+    @float32_default()
+    def predict_step(self, batch: Prompts, batch_idx: int = 0) -> list[Generations]:
+        """The method's texts, and with `compare_base` as many samples of p_θ for the same prompts."""
+        warm = batch_idx > 0
+        generations = [self._generate(batch, self.draw, self.method, 0, warm)]
+        if self.compare_base:
+            generations.append(self._generate(batch, self.draw_base, "zero_shot", 1, warm))
+        return generations
+
+    def test_step(self, batch: Prompts, batch_idx: int = 0) -> Any:
+        """The same; the figures are made by `PredictionWriter`."""
+        return {"generations": self.predict_step(batch, batch_idx)}
+
+    def _generate(self, batch: Prompts, draw: Draw, method: str, stream: int, warm: bool) -> Generations:
+        try:
+            return self._generated(batch, draw, method, stream, warm)
+        except NotFinite as error:
+            if self._trainer is not None:
+                given = {"tokens": batch.tokens, "prompt_mask": batch.prompt_mask, "ids": torch.tensor(batch.ids)}
+                error.complete(f"{method} batch {batch.index}", self._trainer.default_root_dir, given)
+            raise
+
+    def _generated(self, batch: Prompts, draw: Draw, method: str, stream: int, warm: bool) -> Generations:
+        generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + 2 * batch.index + stream)
+        reset_peak_memory(self.device)
+        before, start = self._spent(), self._now()
+        drawn = draw(batch, generator)
+        latency_s, costs = self._now() - start, difference(self._spent(), before)
+        peak_memory = peak_memory_mib(self.device)
+        tokens = drawn.tokens
+        keep = scored_mask(tokens, batch.prompt_mask, self.lm.end_id)
+        texts = own_texts(self.lm, tokens, batch)
+        whole = whole_texts(self.lm, texts, batch)
+        seen = whole if batch.whole else texts
+        reward = call_reward(self._cached, seen, batch.records)
+        parts: Any = getattr(self.reward, "parts", None)
+        # In p_θ's own precision, whatever the trainer's: these numbers are compared between runs.
+        with torch.autocast(self.device.type, enabled=False):
+            log_p = self.lm.log_prob(tokens, batch.prompt_mask).cpu()
+        # −inf is a text that p_θ cannot write.
+        if wrong := [i for i, value in enumerate(log_p.tolist()) if not value < math.inf]:
+            raise NotFinite(f"log p_θ of the text is NaN or infinite in {named_rows(wrong, len(log_p))}")
+        return Generations(
+            index=batch.index, ids=batch.ids, prompts=batch.prompts, texts=texts, tokens=tokens.cpu(),
+            log_p=log_p, n_tokens=keep.sum(1).cpu(),
+            rewards=parts(seen, batch.records) if parts else {self.reward.name: reward}, reward=reward,
+            method=method, seed=self.seed, latency_s=latency_s, warm=warm, costs=costs,
+            peak_memory_mib=peak_memory, seen=[] if seen == texts else seen,
+            canonical=self.lm.is_canonical(tokens, batch.prompt_mask, whole),
+            accept_rate=None if drawn.accept_rate is None else drawn.accept_rate.cpu(),
+            diagnostics={name: values.cpu() for name, values in (drawn.diagnostics or {}).items()},
+        )  # fmt: skip
+
+    @cached_property
+    def _meter(self) -> Meter:
+        meter = Meter()
+        for name, lm in self.language_models.items():
+            meter.watch(name, lm.multiplied())
+        meter.watch_all(self)
+        for network in networks_of(self.reward):
+            meter.watch("reward", [(network, weights_of(network))])
+        return meter
+
+    def _spent(self) -> dict[str, Cost]:
+        spent = self._meter.read()
+        return spent | {"reward": spent.get("reward", Cost())._replace(calls=self._cached.n_asked)}
+
+    def trained_parts(self) -> dict[str, str]:
+        """The paths of the networks that were trained for this, by name."""
+        names = {part.network_name for part in self.modules() if isinstance(part, Metered)}
+        policy = {} if self.sampler.policy is None else {"policy": self.sampler.policy}
+        return {name: getattr(self, name) for name in sorted(names)} | policy
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def _beside(base_lm: str, part: str) -> str | None:
+    """The denoiser or critic of the kit that `base_lm` belongs to, where there is one."""
+    folder = Path("checkpoints", base_lm, part) if base_lm == "smollm2" else Path(base_lm).parent / part
+    is_kit = base_lm == "smollm2" or Path(base_lm).name == "lm"
+    return str(folder) if is_kit and find_path(folder) is not None else None
+
+
+def _without_denoiser(sampler: Sampler, lam: float, base_lm: str) -> Sampler:
+    """The default moves without those that need a denoiser, where the base model has none."""
+    if not isinstance(sampler, Annealed | Chains) or sampler.moves != Annealed().moves:
+        return sampler
+    kept = [move for move in sampler.moves if "denoiser" not in move.needs(lam)]
+    _LOG.warning("%s: no denoiser belongs to this base model; moves: %s", base_lm, ", ".join(m.name for m in kept))
+    return replace(sampler, moves=kept)

@@ -1,0 +1,127 @@
+"""The exact moves of chains and populations, with their settings."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from dia_lightning.samplers.base import Models, Part, require, require_counts
+from dia_lightning.sampling.adaptation import Adapted
+from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, Kernel
+from dia_lightning.sampling.positions import Positions, Spans
+from dia_lightning.sampling.proposal import DenoiserProposal
+from dia_lightning.sampling.suffix import SuffixRegeneration
+from dia_lightning.target import TargetDensity
+
+
+class Move(Part, ABC):
+    """A kernel that leaves π invariant, for any λ.
+
+    left_to_right: p_θ writes on to the end, so blanks cannot be held. with_base: reads log p_θ.
+    """
+
+    left_to_right: ClassVar[bool] = False
+    with_base: ClassVar[bool] = True
+
+    @abstractmethod
+    def kernel(self, models: Models, target: TargetDensity) -> Kernel:
+        """The kernel for this target."""
+
+
+@dataclass(frozen=True)
+class Suffix(Move):
+    """Keeps a random beginning and draws the rest from p_θ (QUEST, arXiv:2406.00049)."""
+
+    name: ClassVar[str] = "suffix"
+    left_to_right: ClassVar[bool] = True
+    with_base: ClassVar[bool] = False
+
+    def kernel(self, models: Models, target: TargetDensity) -> Kernel:
+        return SuffixRegeneration(target)
+
+
+@dataclass(frozen=True)
+class DenoiseAccept(Move):
+    """Redraws some positions with the denoiser, and accepts by the exact ratio.
+
+    Args:
+        positions: what is redrawn.
+        rounds: reveal rounds, each one pass of the denoiser in both directions (but the first, which
+            they share).
+        levels: noise u of the redrawn positions in the denoiser's warped time; one is drawn a step.
+            1 = hidden.
+        tilt: trust κ in the critic's gradient, which makes proposals aware of the reward; 0 = off,
+            without a critic.
+        tilt_level: noise u at which the critic sees the redrawn positions, around the denoiser's
+            expectation of them; null: as they are noised for the move (useless at level 1).
+        expert: weight of p_θ's own next-token probabilities in the proposal; 0 = off. For denoisers
+            that know little: a good one has them already, and multiplied in once more they propose
+            the same text again.
+        adapt: steps of burn-in in which span length and level are adapted to an acceptance of 0.35,
+            for `Spans`, then frozen; 0 = off. `length` is then the longest span, and texts of those
+            steps are not yet distributed as the target: refine for longer, or in an annealed
+            population end before the last temperature.
+    """
+
+    positions: Positions = field(default_factory=Spans)
+    rounds: int = 4
+    levels: list[float] = field(default_factory=lambda: [1.0])
+    tilt: float = 0.0
+    tilt_level: float | None = 0.4
+    expert: float = 0.0
+    adapt: int = 0
+    name: ClassVar[str] = "denoise_accept"
+
+    def __post_init__(self) -> None:
+        require_counts(self, "rounds")
+        levels = bool(self.levels) and all(0 < u <= 1 for u in self.levels)
+        require("levels", self.levels, levels, "numbers above 0 up to 1")
+        for name in ("tilt", "expert", "adapt"):
+            require(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        fits = self.tilt_level is None or 0 <= self.tilt_level <= 1
+        require("tilt_level", self.tilt_level, fits, "null, or from 0 to 1")
+        fits = not self.adapt or isinstance(self.positions, Spans)
+        require("adapt", self.adapt, fits, "0 unless positions are Spans")
+
+    def needs(self, lam: float) -> Set[str]:
+        return {"denoiser", "critic"} if lam and self.tilt else {"denoiser"}
+
+    def kernel(self, models: Models, target: TargetDensity) -> Kernel:
+        assert models.denoiser is not None
+        schedule, proposal = models.denoiser.schedule, DenoiserProposal(models.denoiser)
+        levels = schedule.knots.new_tensor([*self.levels, self.tilt_level or 0.0])
+        *times, tilt_time = schedule.warp(levels).tolist()
+        # There is no critic where λ = 0, and then no tilt either.
+        tilt = 0.0 if models.critic is None else self.tilt
+        tilt_level = None if self.tilt_level is None else tilt_time
+        ladder: list[Kernel] = [
+            DenoiseAcceptKernel(
+                target, proposal, models.embedding, schedule, positions, some, self.rounds,
+                target.lm.end_id, models.critic, tilt, tilt_level, self.expert,
+            )
+            for positions, some in self._difficulties(times)
+        ]  # fmt: skip
+        return Adapted(ladder, self.adapt) if self.adapt else ladder[0]
+
+    def _difficulties(self, times: list[float]) -> list[tuple[Positions, list[float]]]:
+        """Positions and noise times of the moves, the easiest first; one unless they are adapted."""
+        spans = self.positions
+        if not self.adapt or not isinstance(spans, Spans):
+            return [(spans, times)]
+        powers = [2**k for k in range(spans.length.bit_length()) if 2**k < spans.length]
+        lengths = [*powers, spans.length]
+        return [(replace(spans, length=n), [t]) for n in lengths for t in sorted(set(times))]
+
+
+def needs_of(moves: Sequence[Move], lam: float) -> Set[str]:
+    """The networks without which these moves cannot work."""
+    return {network for move in moves for network in move.needs(lam)}
+
+
+def names_of(moves: Sequence[Move]) -> list[str]:
+    """A name for each, numbered from the second of a kind on."""
+    names = [move.name for move in moves]
+    seen = [names[:i].count(name) for i, name in enumerate(names)]
+    return [f"{name}_{n + 1}" if n else name for name, n in zip(names, seen, strict=True)]

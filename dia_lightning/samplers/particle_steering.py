@@ -1,0 +1,93 @@
+"""Particle steering of the reverse diffusion: Feynman–Kac steering and DAS."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from dia_lightning.guidance import Watched
+from dia_lightning.rewards import call_reward
+from dia_lightning.samplers.base import Drawn, Models, Sampler, refuse_blanks, require, require_counts
+from dia_lightning.samplers.guide import CriticGuidance, Guidance
+from dia_lightning.sampling.crowd import crowd_of, pick_by_weight, weight_diagnostics
+from dia_lightning.sampling.decode import starting_point
+from dia_lightning.sampling.particles import Steering, check_steering, lineage, smc
+from dia_lightning.target import seen_texts
+from dia_lightning.types import Prompts, fill_after_end
+
+
+@dataclass(frozen=True)
+class ParticleSteering(Sampler):
+    """Draws from p_ψ(x) exp(λ r(x)), p_ψ the denoiser's own law; exact in the limit of many particles.
+
+    The texts of a batch that share a prompt are drawn from one population of `particles` times their
+    number, by weight. The critic values unfinished texts; the true reward decides the final weights.
+
+    Args:
+        guidance: of the proposal, for which the weights correct.
+        potential: `difference`, `max`, `sum` (Feynman–Kac steering, arXiv:2501.06848) or `das`
+            (tempered, arXiv:2501.05803), see `sampling.particles`.
+        particles: size of the population per text.
+        every: steps between two weighings by the critic.
+        ess: resample below this share of effective particles; 0 = never.
+        resampling: `systematic`, `stratified` or `multinomial`.
+        steps: noise levels each text passes.
+        stagger: how far left positions run ahead of right ones (see `staggered`).
+        temperature: of the denoiser's token distribution; 1 = as trained.
+    """
+
+    guidance: Guidance = field(default_factory=CriticGuidance)
+    potential: Literal["difference", "max", "sum", "das"] = "das"
+    particles: int = 4
+    every: int = 1
+    ess: float = 0.5
+    resampling: Literal["systematic", "stratified", "multinomial"] = "systematic"
+    steps: int = 64
+    stagger: float = 4.0
+    temperature: float = 1.0
+    name: ClassVar[str] = "smc"
+
+    def __post_init__(self) -> None:
+        require_counts(self, "particles", "steps")
+        require("stagger", self.stagger, 0 <= self.stagger <= 1e4, "0 or more, up to 10000")
+        require("temperature", self.temperature, self.temperature > 0, "above 0")
+        check_steering(0.0, self.potential, self.every, self.ess, self.resampling)
+
+    def needs(self, lam: float) -> Set[str]:
+        return {"denoiser", *(["critic"] if lam else []), *self.guidance.needs(lam)}
+
+    def check(self, models: Models) -> None:
+        self.guidance.check(models)
+
+    def draw(self, models: Models, batch: Prompts, generator: torch.Generator) -> Drawn:
+        refuse_blanks(batch, self)
+        assert models.denoiser is not None
+        crowd, n_groups, group = crowd_of(batch, self.particles)
+        schedule, embedding = models.denoiser.schedule, models.embedding
+        z, times = starting_point(crowd, embedding, schedule, self.steps, self.stagger, generator)
+        predict = Watched(self.guidance.predictor(models, self.temperature))
+        steering = self._steering(models, crowd)
+        drawn = smc(predict, schedule, z, times, generator, steering, embedding, n_groups)
+        predict.check()
+        chosen = pick_by_weight(drawn.log_w, self.resampling, group, generator)
+        given, mask = crowd.tokens[chosen], crowd.prompt_mask[chosen]
+        tokens = _canonical(models, embedding.decode(drawn.z[chosen]), given, mask)
+        ancestors, resampled = lineage(drawn.trace.ancestors)[0], drawn.trace.resampled.double().sum(0)
+        found = weight_diagnostics(drawn.log_z, drawn.log_w, ancestors, resampled)
+        return Drawn(tokens, None, {name: values[group] for name, values in found.items()})
+
+    def _steering(self, models: Models, crowd: Prompts) -> Steering:
+        def reward(tokens: Tensor) -> Tensor:
+            tokens = _canonical(models, tokens, crowd.tokens, crowd.prompt_mask)
+            seen = seen_texts(models.lm, tokens, crowd)
+            return call_reward(models.reward, seen, crowd.records).to(tokens.device)
+
+        return Steering(reward, models.critic, models.lam, self.potential, self.every, self.ess, self.resampling)
+
+
+def _canonical(models: Models, tokens: Tensor, given: Tensor, prompt_mask: Tensor) -> Tensor:
+    return fill_after_end(torch.where(prompt_mask, given, tokens), prompt_mask, models.lm.end_id)
