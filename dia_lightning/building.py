@@ -77,9 +77,8 @@ class BuildingCLI(LightningCLI):
         name, colon, rest = str(error).partition(": ")
         if not colon or name not in inspect.signature(cls).parameters:
             return error
-        placed = UserError(f"{self._option([*path, 'init_args', name])}: {rest}")
-        placed.__cause__ = error
-        return placed
+        error.args = (f"{self._option([*path, 'init_args', name])}: {rest}",)
+        return error
 
     def _mistake(self, path: list[str], made: Any, error: BaseException) -> UserError:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300].removesuffix(": ")

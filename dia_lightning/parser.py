@@ -114,7 +114,7 @@ class DiaCLI(BuildingCLI):
         steps, loader, example = _NEEDS[str(self.subcommand)]
         for option, base, names in (("model", L.LightningModule, steps), ("data", L.LightningDataModule, (loader,))):
             cls = class_of(config[option])
-            if inspect.isclass(cls) and not any(_overrides(cls, base, name) for name in names):
+            if inspect.isclass(cls) and all(getattr(cls, name, None) is getattr(base, name, None) for name in names):
                 raise UserError(
                     f"--{option}: {cls.__name__} given, {self.subcommand} needs a class with {' or '.join(names)}; "
                     f"see for example --config {example}"
@@ -232,10 +232,6 @@ def _refuse_escape(option: str, value: Any) -> None:
         raise UserError(f"{option}: \\${{ given, which cannot be read; {_NO_TEXT}")
 
 
-def _overrides(cls: type, base: type, name: str) -> bool:
-    return getattr(cls, name, None) is not getattr(base, name, None)
-
-
 def _quiet() -> None:
     """Keep what a user can act on."""
     for message in _IGNORED_WARNINGS:
@@ -296,7 +292,8 @@ def _called(cli: type[DiaCLI], arguments: list[str], allow: Sequence[str]) -> Di
     except _ParsingError as failed:
         raise UserError(explain(str(failed), failed.error, arguments, _option_names(failed.parser, arguments))) from failed
     except UserError as error:
-        raise UserError(located(str(error), arguments)) from error
+        error.args = (located(str(error), arguments),)
+        raise
     except OmegaConfBaseException as error:
         path = re.sub(r"\[\d+\]", "", str(error.full_key or "")).split(".")[1:]
         option = typed_option(path, arguments)[0] if path else "--config"
