@@ -61,7 +61,7 @@ LOSSES: dict[str, list[str]] = {
     "denoiser": ["configs/ddpm_tiny.yaml", *ONE, *ROWS],
     "critic": ["configs/critic_tiny.yaml", *ONE, *ROWS],
     "base_model": [
-        "configs/lm_tiny.yaml", *ONE, "--data.path=texts.txt", "--data.val_path=texts.txt", "--data.column=null",
+        "configs/lm_tiny.yaml", *ONE, "--data.path=texts.txt", "--data.val_path=texts.txt",
         "--data.tokenizer=tokenizer", "--data.train_vocab_size=300", "--data.batch_size=8", "--model.vocab_size=300",
     ],
     "ppo": [
