@@ -297,6 +297,16 @@ def test_a_policy_is_scored_under_its_reference(base: str, tmp_path: Path) -> No
         BaseModel(policy=str(tmp_path / "policy"))
 
 
+def test_a_policy_that_cannot_be_loaded_is_named_by_its_own_option(lm_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    wrong = {"none": "no such folder", "empty": ".* holds no config.json", "file": ".* is a file"}
+    for name, reason in wrong.items():
+        sampler = BaseModel(policy=str(tmp_path / name), label="ppo")
+        with pytest.raises(UserError, match=f"^policy: {reason}"):
+            GuidedSamplerModule(Table(), sampler, str(lm_folder))
+
+
 SCRIPT = """
 import sys
 import torch
