@@ -8,7 +8,6 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from dia_lightning.baselines import BestOfNModule, ZeroShotModule
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,7 +20,7 @@ from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.lm import BaseLM
 from dia_lightning.rewards import Keyword, VaderSentiment
 from dia_lightning.rewards.compose import WeightedSum
-from dia_lightning.samplers import GuidedSamplerModule
+from dia_lightning.samplers import BaseModel, BestOfN, Chains, Diffusion, GuidedSamplerModule
 from dia_lightning.types import Cost, Prompts
 
 KIT = Path("checkpoints/tiny")
@@ -82,13 +81,14 @@ def test_without_a_gradient_to_come_training_weights_cost_a_pass_forward() -> No
 def test_every_method_is_counted_alike() -> None:
     """By hand: rows and positions that each method must ask for."""
     reward, length, n = VaderSentiment(), 12, 4
-    best = BestOfNModule(reward, n=3, compare_base=True)
+    best = GuidedSamplerModule(reward, BestOfN(n=3), compare_base=True)
     chosen, base = best.predict_step(free(best.lm, n, length))
     assert chosen.costs["base_lm"][:2] == (3 * n * length, 3 * n * length)
     assert chosen.costs["reward"] == Cost(3 * n)
     assert base.costs["base_lm"].flops * 3 == chosen.costs["base_lm"].flops
     assert base.costs.keys() == {"base_lm"}
-    guided = GuidedSamplerModule(reward, sampler="dia", refine="none", steps=5, lam=2.0, compare_base=False, stagger=0.0)
+    sampler = Diffusion(steps=5, stagger=0.0)
+    guided = GuidedSamplerModule(reward, sampler, lam=2.0, compare_base=False)
     (drawn,) = guided.predict_step(free(guided.lm, n, length))
     # Predictor and corrector at each of five levels; every position, and the start position is the network's own.
     assert drawn.costs["denoiser"][:2] == drawn.costs["critic"][:2] == (2 * 5 * n, 2 * 5 * n * length)
@@ -102,9 +102,7 @@ def test_every_method_is_counted_alike() -> None:
 
 
 def test_refinement_counts_its_start_and_its_moves() -> None:
-    module = GuidedSamplerModule(
-        VaderSentiment(), sampler="base_lm", refine="suffix", refine_steps=2, compare_base=False, denoiser=None, critic=None
-    )
+    module = GuidedSamplerModule(VaderSentiment(), Chains(rounds=2), compare_base=False)
     (drawn,) = module.predict_step(free(module.lm, 4))
     # Drawn once, scored once, and at each step a suffix is drawn and scored.
     assert drawn.costs["reward"] == Cost(4 * 3)
@@ -118,7 +116,7 @@ def test_networks_of_rewards_are_found() -> None:
 
 
 def test_a_policy_is_counted_beside_the_reference() -> None:
-    module = ZeroShotModule(VaderSentiment(), reference=str(KIT / "lm"), method="ppo")
+    module = GuidedSamplerModule(VaderSentiment(), BaseModel(policy=str(KIT / "lm"), label="ppo"), compare_base=False)
     (drawn,) = module.predict_step(free(module.lm, 2))
     assert drawn.costs.keys() == {"policy"}
     assert module.trained_parts() == {"policy": "checkpoints/tiny/lm"}

@@ -77,8 +77,8 @@ class SequenceClassifier(Reward):
         same = all(own.get(token) == number for token, number in tokenizer.get_vocab().items())
         if not same or tokenizer.eos_token_id != self._tokenizer.eos_token_id:
             raise UserError(
-                f"--model.init_args.gradient: the classifier {self.model} does not share the base model's tokenizer, "
-                "allowed for it: critic"
+                f"guidance: RewardGradient given, but the classifier {self.model} does not share the "
+                "base model's tokenizer; allowed for it: CriticGuidance, Unguided"
             )
 
     def soft(self, probabilities: Tensor) -> Tensor:

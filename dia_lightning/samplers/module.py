@@ -127,7 +127,10 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
             return None
         if self.shard_base_lm:
             raise UserError("shard_base_lm: true given, but a policy is a second model")
-        policy = BaseLM.load(path)
+        try:
+            policy = BaseLM.load(path)
+        except UserError as error:
+            raise UserError(str(error).replace("--model.init_args.base_lm", "policy", 1)) from error
         self.policy_network = policy.model
         if tokenizer_content(policy.tokenizer) != tokenizer_content(self.lm.tokenizer):
             raise UserError(f"policy: {path} has another tokenizer than base_lm, {self.base_lm}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dia_lightning.guidance import Watched
+from dia_lightning.resources import UserError
 from dia_lightning.rewards import call_reward
 from dia_lightning.samplers.base import Drawn, Models, Sampler, refuse_blanks, require, require_counts
 from dia_lightning.samplers.guide import CriticGuidance, Guidance
@@ -55,7 +56,10 @@ class ParticleSteering(Sampler):
         require_counts(self, "particles", "steps")
         require("stagger", self.stagger, 0 <= self.stagger <= 1e4, "0 or more, up to 10000")
         require("temperature", self.temperature, self.temperature > 0, "above 0")
-        check_steering(0.0, self.potential, self.every, self.ess, self.resampling)
+        try:
+            check_steering(0.0, self.potential, self.every, self.ess, self.resampling)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def needs(self, lam: float) -> Set[str]:
         return {"denoiser", *(["critic"] if lam else []), *self.guidance.needs(lam)}

@@ -10,16 +10,17 @@
       λ: {model.lam: [0, 2, 4, 8]}                       # an axis: its label, an option and its values
     baseline: {λ: 8}                                     # the stated default among them
 
-An axis with several options sets them together: `{model.lam: [1, 2], model.steps: [8, 16]}` has two values. Several axes make
-the product. An axis may also name its values, each with what it sets, a config of its own, and a training before it:
+An axis with several options sets them together: `{model.lam: [1, 2], model.sampler.rounds: [1, 4]}`
+has two values. Several axes make the product. An axis may also name its values, each with what it
+sets, a config of its own, and a training before it:
 
     grid:
       method:
-        best-of-16: {config: configs/baselines/best_of_n_{kit}.yaml, set: {model.n: 16}}
+        best-of-16: {config: configs/baselines/best_of_n_{kit}.yaml, set: {model.sampler.n: 16}}
         PPO:
           fit: {config: configs/baselines/ppo_{kit}.yaml, set: {model.beta: 0.125}}
           config: configs/zero_shot_{kit}.yaml
-          set: {model.base_lm: "{fit}", model.method: ppo}
+          set: {model.sampler.policy: "{fit}", model.sampler.label: ppo}
 
 `command: test` runs `lightning test` in place of `predict`. In values `{seed}` is the cell's seed, `{cell}` its folder and
 `{fit}` the folder that its training exports to; `{kit}` anywhere is what `--kit` says.

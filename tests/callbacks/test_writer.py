@@ -13,7 +13,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from dia_lightning.baselines import ZeroShotModule
 from torch import Tensor
 
 from dia_lightning import cli, parser
@@ -24,6 +23,7 @@ from dia_lightning.data import PromptData
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import Keyword, Regex
+from dia_lightning.samplers import BaseModel, GuidedSamplerModule
 from dia_lightning.types import Cost, Generations, Prompts, Reward
 
 
@@ -48,21 +48,14 @@ def trainer_for(folder: Path, **options: Any) -> L.Trainer:
     return L.Trainer(default_root_dir=folder, callbacks=[writer], enable_checkpointing=False, **quiet, **options)
 
 
-class WithBase(ZeroShotModule):
-    """Draws samples of p_θ twice, as a method and as its base line."""
-
-    def __init__(self, reward: Reward, base_lm: str) -> None:
-        super().__init__(reward, base_lm)
-        self.compare_base = True
-
-
 def predict(
     folder: Path, lm: Path, prompts: Any = None, n: int = 6, batch_size: int = 2, reward: Reward | None = None,
-    module: type[ZeroShotModule] = ZeroShotModule, **options: Any,
+    compare_base: bool = False, **options: Any,
 ) -> None:  # fmt: skip
-    """`n` texts a prompt."""
+    """`n` texts a prompt; with `compare_base` of p_θ twice, as a method and as its base line."""
     data = PromptData(str(lm), prompts, n_texts=n, batch_size=batch_size, max_length=12)
-    trainer_for(folder, **options).predict(module(reward or Length(), str(lm)), datamodule=data, return_predictions=False)
+    module = GuidedSamplerModule(reward or Length(), BaseModel(), str(lm), compare_base=compare_base)
+    trainer_for(folder, **options).predict(module, datamodule=data, return_predictions=False)
 
 
 def lines(folder: Path, name: str = "predictions.jsonl") -> list[dict[str, Any]]:
@@ -116,7 +109,7 @@ def test_other_weights_in_the_same_folder_are_another_run(lm_folder: Path, tmp_p
 
 def test_the_key_holds_precision_and_every_network(lm_folder: Path, tmp_path: Path) -> None:
     def key(add: float = 0.0, **options: Any) -> str:
-        module = ZeroShotModule(Length(), str(lm_folder))
+        module = GuidedSamplerModule(Length(), BaseModel(), str(lm_folder), compare_base=False)
         module.critic_network = torch.nn.Linear(1, 1)
         torch.nn.init.constant_(module.critic_network.weight, 1 + add)
         torch.nn.init.zeros_(module.critic_network.bias)
@@ -219,7 +212,7 @@ def test_a_part_comes_back_as_it_was(given: Generations) -> None:
 
 
 def test_base_texts_of_an_earlier_run_do_not_stay(lm_folder: Path, tmp_path: Path) -> None:
-    predict(tmp_path, lm_folder, module=WithBase)
+    predict(tmp_path, lm_folder, compare_base=True)
     assert len(lines(tmp_path, "base_predictions.jsonl")) == 6
     assert metrics(tmp_path)["base"]["n"] == 6
     predict(tmp_path, lm_folder)

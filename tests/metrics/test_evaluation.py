@@ -13,7 +13,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from dia_lightning.baselines import ZeroShotModule
 from scipy.stats import binomtest
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from dia_lightning.metrics.hacking import copied, repetition, wilson_interval
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import Keyword, call_reward
 from dia_lightning.rewards.base import field_of
+from dia_lightning.samplers import BaseModel, GuidedSamplerModule
 from dia_lightning.types import Generations, Record, Reward
 
 
@@ -296,8 +296,10 @@ trainer:
                 max_repetition: 0.0
                 n_gram: 1
 model:
-  class_path: dia_lightning.baselines.ZeroShotModule
+  class_path: dia_lightning.GuidedSamplerModule
   init_args:
+    sampler: BaseModel
+    compare_base: false
     reward: {class_path: dia_lightning.rewards.VaderSentiment}
 data:
   class_path: dia_lightning.data.PromptData
@@ -352,8 +354,7 @@ class Down(Reward):
 
 def test_base_texts_are_evaluated_too_and_a_judge_that_fails_costs_no_texts(lm_folder: Path, tmp_path: Path) -> None:
     def predict(evaluation: Evaluation) -> dict[str, Any]:
-        module = ZeroShotModule(Keyword(["the"]), str(lm_folder))
-        module.compare_base = True
+        module = GuidedSamplerModule(Keyword(["the"]), BaseModel(), str(lm_folder))
         data = PromptData(str(lm_folder), ["the good", "a"], n_texts=2, batch_size=3, max_length=12, reward_sees_prompt=False)
         quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         trainer = L.Trainer(

@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning as L
 import pytest
-from dia_lightning.baselines import ZeroShotModule
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
@@ -34,6 +33,7 @@ from dia_lightning.metrics.reasons import reasons
 from dia_lightning.reports.run import write_run_report
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import Coverage, Keyword, Length, check_reward
+from dia_lightning.samplers import BaseModel, GuidedSamplerModule
 from dia_lightning.types import Generations, Reward
 from tests.metrics.test_metrics import Processes
 
@@ -202,11 +202,11 @@ def test_odd_texts_have_a_meaning_or_none(tokenizer: str) -> None:
 # metrics.json
 
 
-class Says(ZeroShotModule):
+class Says(GuidedSamplerModule):
     """Draws as p_θ does and puts other texts in the place of what was drawn."""
 
     def __init__(self, reward: Reward, base_lm: str, texts: Sequence[str] = ()) -> None:
-        super().__init__(reward, base_lm)
+        super().__init__(reward, BaseModel(), base_lm)
         self._texts = list(texts)
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[Generations]:
@@ -225,7 +225,6 @@ def run(
     folder.mkdir(exist_ok=True)
     prompts.write_text(json.dumps({"prompt": "", "ref": field or "x"}), encoding="utf-8")
     module = Says(Keyword(["the"]), str(lm), texts)
-    module.compare_base = True
     data = PromptData(str(lm), str(prompts), n_texts=n, batch_size=2, max_length=8)
     writer = PredictionWriter(str(folder), evaluation=evaluation, tokenizer=tokenizer)
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}

@@ -11,7 +11,6 @@ from typing import Any
 
 import lightning as L
 import pytest
-from dia_lightning.baselines import ZeroShotModule
 
 from dia_lightning.callbacks import PredictionWriter
 from dia_lightning.data import PromptData
@@ -23,6 +22,7 @@ from dia_lightning.reports.results import Result, Study
 from dia_lightning.reports.run import write_run_report
 from dia_lightning.reports.study import write_report
 from dia_lightning.rewards import Keyword
+from dia_lightning.samplers import BaseModel, GuidedSamplerModule
 from tests.reports.made_up import made_up, write_run
 
 SCRIPT = "<script>alert('x')</script> & $x_1$ |"
@@ -244,7 +244,8 @@ def test_lightning_test_ends_in_a_report_and_predict_in_none(tmp_path: Path, lm_
             default_root_dir=tmp_path, callbacks=[PredictionWriter(str(tmp_path))], enable_checkpointing=False, **quiet
         )
         (tmp_path / "config.yaml").write_text("the: settings\n")
-        getattr(trainer, command)(ZeroShotModule(Keyword(["good"]), str(lm_folder)), datamodule=data)
+        module = GuidedSamplerModule(Keyword(["good"]), BaseModel(), str(lm_folder), compare_base=False)
+        getattr(trainer, command)(module, datamodule=data)
         assert (tmp_path / "report.html").exists() == (command == "test")
         if command == "test":
             page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))

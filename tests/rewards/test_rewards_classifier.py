@@ -20,7 +20,7 @@ from dia_lightning.guidance import guided, true_gradient, unguided
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import RewardError, SequenceClassifier, check_reward
-from dia_lightning.samplers import GuidedSamplerModule
+from dia_lightning.samplers import DDIM, Diffusion, GuidedSamplerModule, RewardGradient
 from dia_lightning.types import Prompts
 from tests.rewards.tiny_classifiers import FAMILIES, WINDOW, Oracle, make_classifier, make_tokenizer
 
@@ -228,7 +228,7 @@ def test_the_base_models_tokenizer_is_compared(folders: Folders, lm: BaseLM) -> 
     reward = make(folders("gpt2"))
     reward.check_tokenizer(make_tokenizer(False))
     for other in (lm.tokenizer, make_tokenizer(False, 310)):
-        with pytest.raises(UserError, match=r"--model.init_args.gradient: .* does not share the base model's tokenizer"):
+        with pytest.raises(UserError, match=r"^guidance: RewardGradient given, .* does not share the base model's tokenizer"):
             reward.check_tokenizer(other)
     with pytest.raises(RewardError, match=r"soft needs a tokenizer shared"):
         reward.soft(torch.zeros(1, 2, 0))
@@ -252,11 +252,11 @@ def test_guidance_climbs_it(folders: Folders) -> None:
 
 
 def test_a_sampler_takes_its_gradient_only_with_the_tokenizer_of_its_model(folders: Folders, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^--model.init_args.gradient: .* does not share the base model's tokenizer"):
-        GuidedSamplerModule(make(folders("gpt2")), critic=None, sampler="ddim", refine="none", gradient="true")
+    with pytest.raises(UserError, match=r"^guidance: RewardGradient given, .* does not share the base model's tokenizer"):
+        GuidedSamplerModule(make(folders("gpt2")), Diffusion(DDIM(0.1), RewardGradient()))
     tokenizer = BaseLM.load("checkpoints/tiny/lm").tokenizer
     folder = make_classifier(tmp_path / "own", "gpt2", tokenizer=tokenizer)
-    module = GuidedSamplerModule(make(folder), critic=None, sampler="ddim", refine="none", gradient="true", steps=2)
+    module = GuidedSamplerModule(make(folder), Diffusion(DDIM(0.1), RewardGradient(), steps=2))
     tokens = torch.full((2, 8), module.lm.end_id)
     batch = Prompts(0, [0, 1], ["", ""], tokens, torch.zeros(2, 8, dtype=torch.bool))
     assert torch.isfinite(module.predict_step(batch)[0].reward).all()

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from dia_lightning.baselines import PPOModule, ZeroShotModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
-from tests.baselines.test_ppo import Table, fit, module, rollouts
+from dia_lightning.samplers import BaseModel, GuidedSamplerModule
+from dia_lightning.training import PPOModule
 from tests.oracles import tiny_policy as listed
+from tests.training.test_ppo import Table, fit, module, rollouts
 
 RANK = 4
 # GPT-2 of width 32 and two blocks: inputs + outputs of attention in and out, and of the two layers behind.
@@ -88,7 +89,9 @@ def test_training_moves_the_policy_to_the_optimum_and_nothing_else(base: str, es
     assert set(exported.model.state_dict()) == set(model.lm.model.state_dict())
     torch.testing.assert_close(listed.log_p(exported.model), log_policy, atol=1e-5, rtol=0)
     assert torch.equal(listed.log_p(model.policy), log_policy)  # which exporting leaves as it is
-    sampler = ZeroShotModule(model.reward, str(tmp_path / "policy"), reference=base, method="ppo")
+    sampler = GuidedSamplerModule(
+        model.reward, BaseModel(policy=str(tmp_path / "policy"), label="ppo"), base, compare_base=False
+    )
     drawn = sampler.predict_step(rollouts(model, 16).rollout(0))[0]
     place = [listed.ROWS.index(row) for row in drawn.tokens.tolist()]
     torch.testing.assert_close(drawn.log_p, log_base[place], atol=1e-5, rtol=0)
@@ -105,7 +108,7 @@ def test_a_continued_run_does_what_an_uninterrupted_one_does(base: str, tmp_path
 
 
 def test_a_rank_below_one_and_a_missing_peft_are_named(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"--model.init_args.lora_rank: 0 given, allowed: 1 or more, or null"):
+    with pytest.raises(UserError, match=r"^lora_rank: 0 given, allowed: 1 or more, or null"):
         PPOModule(Table(), base, lora_rank=0)
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match=r"lora_rank: 4 given, which needs peft .*; pip install 'dia-lightning\[lora\]'"):

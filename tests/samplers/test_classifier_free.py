@@ -1,13 +1,12 @@
-"""Classifier-free guidance on texts that can be listed, and ClassifierFreeModule on a small random denoiser."""
+"""Classifier-free guidance on texts that can be listed, and the sampler on a small random denoiser."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from dia_lightning.baselines import ClassifierFreeModule
 from torch import Tensor
 
 from dia_lightning.data.prompts import prompt_rows
@@ -20,9 +19,20 @@ from dia_lightning.guidance import classifier_free, unguided
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import Keyword, Regex
+from dia_lightning.samplers import (
+    DDIM,
+    Ancestral,
+    ClassifierFree,
+    DiaLiteral,
+    Diffusion,
+    DPMpp2M,
+    GuidedSamplerModule,
+    PredictorCorrector,
+    Solver,
+)  # fmt: skip
 from dia_lightning.sampling.decode import commit_tokens, draw_texts
 from dia_lightning.sampling.solvers import sample
-from dia_lightning.types import Prompts
+from dia_lightning.types import Prompts, Reward
 from tests.oracles.enumerable import Enumerable, Floats
 
 N, V, T = 4000, 4, 3
@@ -121,9 +131,14 @@ def parts(tmp_path_factory: pytest.TempPathFactory, embedding: TokenEmbedding) -
     return folder
 
 
-def module(lm_folder: Path, parts: Path, **options: Any) -> ClassifierFreeModule:
-    files = {"base_lm": str(lm_folder), "denoiser": str(parts / "labelled")}
-    return ClassifierFreeModule(REWARD, **({**files, "steps": STEPS, "stagger": 2.0, "compare_base": False} | options))
+def module(
+    lm_folder: Path, parts: Path, guidance: ClassifierFree, solver: Solver = Ancestral(), seed: int = 0
+) -> GuidedSamplerModule:
+    sampler = Diffusion(solver, guidance, steps=STEPS, stagger=2.0)
+    denoiser = str(parts / "labelled")
+    return GuidedSamplerModule(
+        REWARD, sampler, str(lm_folder), denoiser, compare_base=False, seed=seed
+    )  # fmt: skip
 
 
 def work(lm: BaseLM, prompts: list[str]) -> Prompts:
@@ -131,14 +146,17 @@ def work(lm: BaseLM, prompts: list[str]) -> Prompts:
     return Prompts(0, list(range(len(prompts))), prompts, tokens, mask)
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "dia", "dia_literal", "ddim", "dpmpp_2m"])
-def test_both_ends_are_the_denoiser_with_and_without_its_label(lm_folder: Path, parts: Path, lm: BaseLM, sampler: str) -> None:
+@pytest.mark.parametrize("solver", [Ancestral(), PredictorCorrector(), DiaLiteral(), DDIM(), DPMpp2M()], ids=lambda s: s.name)
+def test_both_ends_are_the_denoiser_with_and_without_its_label(
+    lm_folder: Path, parts: Path, lm: BaseLM, solver: Solver
+) -> None:
     """w = 0 and w = −1, with the solver's own defaults; prompts stay; both branches of a level are one call."""
     batch = work(lm, ["the good", "the", "", ""])
     texts = {}
     for scale, label in ((0.0, 2), (-1.0, 0)):
-        model = module(lm_folder, parts, scale=scale, label=2, sampler=sampler)
+        model = module(lm_folder, parts, ClassifierFree(2, scale), solver)
         network, rows = model.denoiser_network, []
+        assert network is not None
         hook = network.trunk.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
         (made,) = model.predict_step(batch)
         hook.remove()
@@ -146,9 +164,17 @@ def test_both_ends_are_the_denoiser_with_and_without_its_label(lm_folder: Path, 
         assert made.costs["denoiser"].calls == sum(rows)
         plain = unguided(partial(network, label=torch.full((4,), label)), model.embedding)
         texts[label] = draw_texts(
-            plain, batch, model.embedding, network.schedule, lm.end_id, torch.Generator().manual_seed(0), sampler, STEPS, 2.0
+            plain,
+            batch,
+            model.embedding,
+            network.schedule,
+            lm.end_id,
+            torch.Generator().manual_seed(0),
+            solver.name,
+            STEPS,
+            2.0,
         )
-        if scale == -1 or sampler != "dia_literal":  # which begins at the noise of the plain branch
+        if scale == -1 or solver.name != "dia_literal":  # which begins at the noise of the plain branch
             assert torch.equal(made.tokens, texts[label])
         assert torch.equal(made.tokens[batch.prompt_mask], batch.tokens[batch.prompt_mask])
         assert made.method == "classifier_free"
@@ -157,21 +183,42 @@ def test_both_ends_are_the_denoiser_with_and_without_its_label(lm_folder: Path, 
 
 def test_the_highest_label_is_the_default_and_the_scale_counts(lm_folder: Path, parts: Path, lm: BaseLM) -> None:
     batch = work(lm, [""] * 8)
-    runs = [{}, {"label": 3}, {"label": 1}, {"scale": 5.0}, {"seed": 1}]
-    default, *others = (module(lm_folder, parts, **options).predict_step(batch)[0].tokens for options in runs)
+    last = ClassifierFree()
+    runs = [(last, 0), (ClassifierFree(3), 0), (ClassifierFree(1), 0), (ClassifierFree(scale=5.0), 0), (last, 1)]
+    default, *others = (module(lm_folder, parts, guidance, seed=seed).predict_step(batch)[0].tokens for guidance, seed in runs)
     assert [torch.equal(default, tokens) for tokens in others] == [True, False, False, False]
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
-    [({"scale": -1.5}, r"scale: -1.5 given, allowed: -1 or more"), ({"label": 4}, r"label: 4 given, allowed: 1 to 3, or null"),
-     ({"label": 0}, r"label: 0 given"), ({"sampler": "euler"}, r"sampler: euler given"), ({"steps": 0}, r"steps: 0 given"),
-     ({"temperature": 0.0}, r"temperature: 0.0 given"), ({"stagger": -1.0}, r"stagger: -1.0 given"),
-     ({"denoiser": "plain"}, r"denoiser: .*plain has no labels, needed are labels of 'regex"),
-     ({"reward": Keyword(["a"])}, r"denoiser: .* has labels of the reward 'regex', needed are labels of 'keyword'")],
+    ("make", "message"),
+    [
+        (lambda: ClassifierFree(scale=-1.5), r"scale: -1.5 given, allowed: -1 or more"),
+        (lambda: Diffusion(steps=0), r"steps: 0 given"),
+        (lambda: Diffusion(temperature=0.0), r"temperature: 0.0 given"),
+        (lambda: Diffusion(stagger=-1.0), r"stagger: -1.0 given"),
+    ],
+    ids=["scale", "steps", "temperature", "stagger"],
+)
+def test_settings_are_checked(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("label", "denoiser", "reward", "message"),
+    [
+        (4, "labelled", REWARD, r"label: 4 given, allowed: 1 to 3, or null"),
+        (0, "labelled", REWARD, r"label: 0 given"),
+        (None, "plain", REWARD, r"--model.init_args.denoiser: .*plain has no labels, needed are labels of 'regex"),
+        (
+            None, "labelled", Keyword(["a"]),
+            r"--model.init_args.denoiser: .* has labels of the reward 'regex', needed are labels of 'keyword'",
+        ),
+    ],
 )  # fmt: skip
-def test_mistakes_are_named(lm_folder: Path, parts: Path, options: dict[str, Any], message: str) -> None:
-    given = {**options, "denoiser": str(parts / options.get("denoiser", "labelled"))}
-    reward = given.pop("reward", REWARD)
-    with pytest.raises(UserError, match=f"--model.init_args.{message}"):
-        ClassifierFreeModule(reward, str(lm_folder), **given)
+def test_mistakes_are_named(
+    lm_folder: Path, parts: Path, label: int | None, denoiser: str, reward: Reward, message: str
+) -> None:
+    sampler = Diffusion(Ancestral(), ClassifierFree(label))
+    with pytest.raises(UserError, match=f"^{message}"):
+        GuidedSamplerModule(reward, sampler, str(lm_folder), str(parts / denoiser))

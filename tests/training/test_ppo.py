@@ -13,13 +13,14 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from dia_lightning.baselines import PPOModule, ZeroShotModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from dia_lightning import cli, parser
 from dia_lightning.data import RolloutData
 from dia_lightning.resources import UserError
+from dia_lightning.samplers import BaseModel, GuidedSamplerModule
+from dia_lightning.training import PPOModule
 from dia_lightning.training.ppo_loss import gae, token_rewards
 from dia_lightning.types import Reward
 from tests.oracles import tiny_policy as listed
@@ -261,7 +262,7 @@ def test_fit_export_and_predict(lm_folder: Path, tmp_path: Path, monkeypatch: py
     # Each text: written once (12 rows at most, of its length afterwards), read once more, and learned from in two epochs.
     assert 2 * 32 * 3 < costs["networks"]["policy"]["calls"] <= 2 * 32 * (12 + 1 + 2)
     assert costs["networks"]["base_lm"]["calls"] == 2 * 32
-    sampling = ["--model.base_lm=runs/ppo_tiny/lm", f"--model.reference={lm_folder}", "--model.method=ppo"]
+    sampling = [lm, "--model.sampler.policy=runs/ppo_tiny/lm", "--model.sampler.label=ppo"]
     parser.run(cli.prepare_arguments(
         ["predict", "--config", "configs/zero_shot_tiny.yaml", *sampling, "--model.compare_base=true", length,
          "--model.reward.target=2", "--data.n_texts=16", *size]
@@ -279,7 +280,9 @@ def test_fit_export_and_predict(lm_folder: Path, tmp_path: Path, monkeypatch: py
 def test_a_policy_is_scored_under_its_reference(base: str, tmp_path: Path) -> None:
     model = perturbed(module(base))
     model.export(tmp_path / "policy")
-    sampler = ZeroShotModule(model.reward, str(tmp_path / "policy"), reference=base, method="ppo")
+    sampler = GuidedSamplerModule(
+        model.reward, BaseModel(policy=str(tmp_path / "policy"), label="ppo"), base, compare_base=False
+    )
     batch = rollouts(model, 400).rollout(0)
     drawn = sampler.predict_step(batch)[0]
     place = [listed.ROWS.index(row) for row in drawn.tokens.tolist()]
@@ -290,14 +293,24 @@ def test_a_policy_is_scored_under_its_reference(base: str, tmp_path: Path) -> No
     ratio = (log_policy - log_base)[place]
     assert listed.kl(log_policy, log_base) > 10 * float(ratio.std()) / 20
     assert float(ratio.mean()) == pytest.approx(listed.kl(log_policy, log_base), abs=5 * float(ratio.std()) / 20)
-    with pytest.raises(UserError, match=r"method: 'zero_shot' given"):
-        ZeroShotModule(model.reward, str(tmp_path / "policy"), reference=base)
+    with pytest.raises(UserError, match=r"^label: 'zero_shot' given"):
+        BaseModel(policy=str(tmp_path / "policy"))
+
+
+def test_a_policy_that_cannot_be_loaded_is_named_by_its_own_option(lm_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    wrong = {"none": "no such folder", "empty": ".* holds no config.json", "file": ".* is a file"}
+    for name, reason in wrong.items():
+        sampler = BaseModel(policy=str(tmp_path / name), label="ppo")
+        with pytest.raises(UserError, match=f"^policy: {reason}"):
+            GuidedSamplerModule(Table(), sampler, str(lm_folder))
 
 
 SCRIPT = """
 import sys
 import torch
-from tests.baselines.test_ppo import fit, listed, module
+from tests.training.test_ppo import fit, listed, module
 
 if __name__ == "__main__":
     base, out = sys.argv[1:]

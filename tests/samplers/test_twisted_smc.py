@@ -6,21 +6,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dia_lightning.baselines import TwistedSMCModule
-from dia_lightning.baselines.twisted_smc import Particles, Twist, twisted_smc
 from torch import Tensor
 
 from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
+from dia_lightning.samplers import GuidedSamplerModule, TwistedSMC
+from dia_lightning.samplers.twisted_smc import Particles, Twist, twisted_smc
 from dia_lightning.types import Prompts, text_mask
-from tests.baselines.test_smc import ShareOfVowels, batch
 from tests.oracles.table_lm import REWARD, codes, pi
 from tests.oracles.table_model import P, TableValue, chi_square_ok, free, soft_values, table_lm
+from tests.samplers.test_particle_steering import ShareOfVowels, batch
 
 LAM = 0.8
 EXACT, PI, Z = soft_values(LAM), pi(LAM), float((P * np.exp(LAM * REWARD)).sum())
 _NOISE = np.random.default_rng(5).normal(size=len(EXACT))
+THREE = TwistedSMC(particles=3)
 POOR = {prefix: float(x) for prefix, x in zip(EXACT, _NOISE, strict=True)}
 
 
@@ -90,13 +91,14 @@ def test_one_particle_is_the_base_model() -> None:
     torch.testing.assert_close(done.log_z, LAM * reward(tokens, torch.arange(4000)))
 
 
-def module(lm_folder: Path, critic_folder: Path, **options: Any) -> TwistedSMCModule:
+def module(lm_folder: Path, critic_folder: Path, sampler: TwistedSMC = THREE, **options: Any) -> GuidedSamplerModule:
     files = {"base_lm": str(lm_folder), "critic": str(critic_folder / "mse")}
-    return TwistedSMCModule(ShareOfVowels(), **({**files, "lam": 0.7, "particles": 3, "compare_base": False} | options))
+    given = {**files, "lam": 0.7, "compare_base": False} | options
+    return GuidedSamplerModule(ShareOfVowels(), sampler, **given)
 
 
 def test_populations_prompts_and_calls(lm_folder: Path, critic_folder: Path, lm: BaseLM) -> None:
-    smc = module(lm_folder, critic_folder, every=2, ess=0.99)
+    smc = module(lm_folder, critic_folder, TwistedSMC(particles=3, every=2, ess=0.99))
     assert smc.value is not None
     calls = []
     smc.value.critic.trunk.register_forward_pre_hook(lambda network, inputs: calls.append(len(inputs[0])))
@@ -122,7 +124,8 @@ def test_log_z_of_the_module_against_plain_sampling(lm_folder: Path, critic_fold
     many = batch(lm, ["the"] * 2000)
     tokens = lm.generate(many.tokens, many.prompt_mask, seeded(1))
     weights = (0.7 * ShareOfVowels()([x.strip() for x in lm.decode(tokens, many.prompt_mask, with_prompt=True)])).exp()
-    smc, generator = module(lm_folder, critic_folder, particles=50, every=1, ess=0.9), seeded(2)
+    sampler = TwistedSMC(particles=50, every=1, ess=0.9)
+    smc, generator = module(lm_folder, critic_folder, sampler), seeded(2)
     drawn = [smc.draw(batch(lm, ["the"]), generator).diagnostics for _ in range(20)]
     z = torch.stack([x["log_z"][0] for x in drawn if x is not None]).exp() / weights.mean()
     error = (float(z.var()) / len(z) + float(weights.var() / weights.mean() ** 2) / len(weights)) ** 0.5
@@ -148,12 +151,8 @@ def test_texts_have_more_reward_with_lambda_and_need_no_critic_without(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lam": -1.0}, "--model.init_args.lam: -1.0 given, allowed: 0 or more"),
-        ({"particles": 0}, "--model.init_args.particles: 0 given, allowed: 1 or more"),
-        ({"every": 0}, "--model.init_args.every: 0 given, allowed: 1 or more"),
-        ({"ess": 2.0}, "--model.init_args.ess: 2.0 given"),
-        ({"resampling": "none"}, "--model.init_args.resampling: none given, allowed: systematic, stratified, multinomial"),
-        ({"critic": None}, "--model.init_args.critic: none given"),
+        ({"lam": -1.0}, "^lam: -1.0 given, allowed: 0 or more"),
+        ({"critic": None}, "^critic: none given"),
     ],
 )
 def test_options_are_checked(lm_folder: Path, critic_folder: Path, options: dict[str, Any], message: str) -> None:
@@ -161,8 +160,22 @@ def test_options_are_checked(lm_folder: Path, critic_folder: Path, options: dict
         module(lm_folder, critic_folder, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"particles": 0}, "^particles: 0 given, allowed: 1 or more"),
+        ({"every": 0}, "^every: 0 given, allowed: 1 or more"),
+        ({"ess": 2.0}, "^ess: 2.0 given"),
+        ({"resampling": "none"}, "^resampling: none given, allowed: systematic, stratified, multinomial"),
+    ],
+)
+def test_settings_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TwistedSMC(**options)
+
+
 def test_blanks_are_refused(lm_folder: Path, critic_folder: Path, lm: BaseLM) -> None:
     prompts = ["the[blank:2] pub"]
     given = Prompts(0, [0], prompts, *prompt_rows(lm, prompts, 8))
-    with pytest.raises(UserError, match="blanks or a length given, which TwistedSMCModule does not hold"):
+    with pytest.raises(UserError, match="blanks or a length given, but TwistedSMC writes from left to right"):
         module(lm_folder, critic_folder).draw(given, torch.Generator())

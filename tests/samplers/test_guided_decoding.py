@@ -5,19 +5,19 @@ from typing import Any
 
 import pytest
 import torch
-from dia_lightning.baselines import GuidedDecodingModule
-from dia_lightning.baselines.guided_decoding import decode_guided
-from dia_lightning.baselines.prefix import critic_of_prefixes, settled
 
 from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
+from dia_lightning.samplers import GuidedDecoding, GuidedSamplerModule
+from dia_lightning.samplers.guided_decoding import decode_guided
+from dia_lightning.samplers.prefix import critic_of_prefixes, settled
 from dia_lightning.sampling.loading import load_value
 from dia_lightning.types import Prompts, text_mask
-from tests.baselines.test_smc import ShareOfVowels, batch
 from tests.oracles.table_lm import END, LAM, NEXT, ROWS, T, pi
 from tests.oracles.table_model import P, TableValue, chi_square_ok, free, soft_values, table_lm
+from tests.samplers.test_particle_steering import ShareOfVowels, batch
 
 N = 4000
 
@@ -108,9 +108,10 @@ def test_the_critic_sees_a_clean_prefix_and_noise(critic_folder: Path, embedding
     assert float(got.std()) > 1e-3
 
 
-def module(lm_folder: Path, critic_folder: Path, **options: Any) -> GuidedDecodingModule:
+def module(lm_folder: Path, critic_folder: Path, **options: Any) -> GuidedSamplerModule:
     files = {"base_lm": str(lm_folder), "critic": str(critic_folder / "mse")}
-    return GuidedDecodingModule(ShareOfVowels(), **({**files, "lam": 0.7, "top_k": 4, "compare_base": False} | options))
+    given = {**files, "lam": 0.7, "compare_base": False} | options
+    return GuidedSamplerModule(ShareOfVowels(), GuidedDecoding(top_k=4), **given)
 
 
 def test_module(lm_folder: Path, critic_folder: Path, lm: BaseLM) -> None:
@@ -138,15 +139,25 @@ def test_without_weight_no_critic_is_needed(lm_folder: Path, critic_folder: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lam": -1.0}, "--model.init_args.lam: -1.0 given, allowed: 0 or more"),
-        ({"top_k": -1}, "--model.init_args.top_k: -1 given, allowed: 0 or more"),
-        ({"final": "beam"}, "--model.init_args.final: beam given, allowed: sample, argmax"),
-        ({"critic": None}, "--model.init_args.critic: none given"),
+        ({"lam": -1.0}, "^lam: -1.0 given, allowed: 0 or more"),
+        ({"critic": None}, "^critic: none given"),
     ],
 )
 def test_options_are_checked(lm_folder: Path, critic_folder: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         module(lm_folder, critic_folder, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": -1}, "^top_k: -1 given, allowed: 0 or more"),
+        ({"final": "beam"}, "^final: beam given, allowed: sample, argmax"),
+    ],
+)
+def test_settings_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        GuidedDecoding(**options)
 
 
 def test_a_soft_critic_is_for_one_lambda_and_blanks_are_refused(lm_folder: Path, critic_folder: Path, lm: BaseLM) -> None:
@@ -155,5 +166,5 @@ def test_a_soft_critic_is_for_one_lambda_and_blanks_are_refused(lm_folder: Path,
         module(lm_folder, critic_folder, critic=soft, lam=1.5)
     prompts = ["the[blank:2] pub"]
     given = Prompts(0, [0], prompts, *prompt_rows(lm, prompts, 8))
-    with pytest.raises(UserError, match="blanks or a length given, which GuidedDecodingModule does not hold"):
+    with pytest.raises(UserError, match="blanks or a length given, but GuidedDecoding writes from left to right"):
         module(lm_folder, critic_folder, critic=soft).draw(given, torch.Generator())

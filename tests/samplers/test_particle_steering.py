@@ -1,4 +1,4 @@
-"""SMCModule on a small random denoiser and critic: its log Z against plain sampling, its populations, calls and errors."""
+"""ParticleSteering on a small random denoiser and critic: log Z against plain sampling, populations, calls, errors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from dia_lightning.baselines import SMCModule
 from torch import Tensor
 
 from dia_lightning.critic.network import CriticNetwork
@@ -19,10 +18,12 @@ from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import unguided
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
+from dia_lightning.samplers import CriticGuidance, GuidedSamplerModule, ParticleSteering, Unguided
 from dia_lightning.sampling.decode import draw_texts
 from dia_lightning.types import Prompts, Reward, text_mask
 
 SIZE, T, STEPS = NetworkSize(width=16, layers=1, heads=2, max_length=8), 6, 5
+HALF = CriticGuidance(scale=0.5)
 
 
 class ShareOfVowels(Reward):
@@ -49,9 +50,13 @@ def parts(tmp_path_factory: pytest.TempPathFactory, lm: BaseLM, embedding: Token
     return folder
 
 
-def module(lm_folder: Path, parts: Path, **options: Any) -> SMCModule:
-    files = {"base_lm": str(lm_folder), "denoiser": str(parts / "denoiser"), "critic": str(parts / "critic")}
-    return SMCModule(ShareOfVowels(), **({**files, "steps": STEPS, "lam": 0.7, "compare_base": False} | options))
+def module(lm_folder: Path, parts: Path, steering: dict[str, Any] | None = None, **options: Any) -> GuidedSamplerModule:
+    """`steering` has the settings of the sampler but for its steps."""
+    files = {"base_lm": str(lm_folder)}
+    files |= {name: str(parts / name) for name in ("denoiser", "critic")}
+    given = {**files, "lam": 0.7, "compare_base": False} | options
+    sampler = ParticleSteering(steps=STEPS, **(steering or {}))
+    return GuidedSamplerModule(ShareOfVowels(), sampler, **given)
 
 
 def batch(lm: BaseLM, prompts: list[str]) -> Prompts:
@@ -60,23 +65,23 @@ def batch(lm: BaseLM, prompts: list[str]) -> Prompts:
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("critic", "steering"),
     [
-        {"potential": "das", "guidance_scale": 0.5, "stagger": 2.0},
-        {"potential": "max", "guidance_scale": 0.0, "every": 2},
-        {"potential": "difference", "guidance_scale": 0.5, "critic": "soft", "resampling": "stratified"},
+        ("critic", {"potential": "das", "guidance": HALF, "stagger": 2.0}),
+        ("critic", {"potential": "max", "guidance": Unguided(), "every": 2}),
+        ("soft", {"potential": "difference", "guidance": HALF, "resampling": "stratified"}),
     ],
-    ids=lambda options: options["potential"],
+    ids=["das", "max", "difference"],
 )
-def test_log_z_against_plain_sampling(lm_folder: Path, parts: Path, lm: BaseLM, options: dict[str, Any]) -> None:
+def test_log_z_against_plain_sampling(lm_folder: Path, parts: Path, lm: BaseLM, critic: str, steering: dict[str, Any]) -> None:
     """log E[exp(λ r)] over 2000 texts of `ancestral`, and of 8 populations of 100: within 4 joint standard errors."""
-    if "critic" in options:
-        options = {**options, "critic": str(parts / options["critic"])}
-    smc = module(lm_folder, parts, particles=100, **options)
+    smc = module(lm_folder, parts, {**steering, "particles": 100}, critic=str(parts / critic))
+    assert isinstance(smc.sampler, ParticleSteering)
+    assert smc.denoiser_network is not None
     network, many = smc.denoiser_network, batch(lm, ["the"] * 2000)
     tokens = draw_texts(
         unguided(network, smc.embedding), many, smc.embedding, network.schedule, lm.end_id,
-        torch.Generator().manual_seed(1), "ancestral", STEPS, smc.stagger,
+        torch.Generator().manual_seed(1), "ancestral", STEPS, smc.sampler.stagger,
     )  # fmt: skip
     weights = (0.7 * ShareOfVowels()([x.strip() for x in lm.decode(tokens, many.prompt_mask, with_prompt=True)])).exp()
     generator = torch.Generator().manual_seed(2)
@@ -89,7 +94,7 @@ def test_log_z_against_plain_sampling(lm_folder: Path, parts: Path, lm: BaseLM, 
 
 
 def test_populations_prompts_and_calls(lm_folder: Path, parts: Path, lm: BaseLM) -> None:
-    smc = module(lm_folder, parts, particles=3, guidance_scale=1.0, every=2)
+    smc = module(lm_folder, parts, {"particles": 3, "guidance": CriticGuidance(), "every": 2})
     calls = {"denoiser": 0, "critic": 0}
 
     def count(name: str) -> Any:
@@ -98,6 +103,7 @@ def test_populations_prompts_and_calls(lm_folder: Path, parts: Path, lm: BaseLM)
 
         return hook
 
+    assert smc.denoiser_network is not None
     smc.denoiser_network.trunk.register_forward_pre_hook(count("denoiser"))
     assert smc.value is not None
     smc.value.critic.trunk.register_forward_pre_hook(count("critic"))
@@ -132,18 +138,28 @@ def test_texts_have_more_reward_with_lambda_and_need_no_critic_without(lm_folder
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"potential": "best"}, "--model.init_args.potential: best given, allowed: difference, max, sum, das"),
-        ({"resampling": "none"}, "--model.init_args.resampling: none given, allowed: systematic, stratified, multinomial"),
-        ({"ess": 2.0}, "--model.init_args.ess: 2.0 given"),
-        ({"lam": -1.0}, "--model.init_args.lam: -1.0 given, allowed: 0 or more"),
-        ({"particles": 0}, "--model.init_args.particles: 0 given, allowed: 1 or more"),
-        ({"temperature": 0.0}, "--model.init_args.temperature: 0.0 given, allowed: above 0"),
-        ({"critic": None}, "--model.init_args.critic: none given"),
+        ({"lam": -1.0}, "^lam: -1.0 given, allowed: 0 or more"),
+        ({"critic": None}, "^critic: none given"),
     ],
 )
 def test_options_are_checked(lm_folder: Path, parts: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         module(lm_folder, parts, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"potential": "best"}, "^potential: best given, allowed: difference, max, sum, das"),
+        ({"resampling": "none"}, "^resampling: none given, allowed: systematic, stratified, multinomial"),
+        ({"ess": 2.0}, "^ess: 2.0 given"),
+        ({"particles": 0}, "^particles: 0 given, allowed: 1 or more"),
+        ({"temperature": 0.0}, "^temperature: 0.0 given, allowed: above 0"),
+    ],
+)
+def test_settings_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ParticleSteering(**options)
 
 
 def test_a_soft_critic_is_for_one_lambda(lm_folder: Path, parts: Path) -> None:

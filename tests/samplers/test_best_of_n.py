@@ -1,4 +1,4 @@
-"""BestOfNModule on a table that is small enough to enumerate: the law of the best of n in closed form."""
+"""BestOfN on a table that is small enough to enumerate: the law of the best of n in closed form."""
 
 from pathlib import Path
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dia_lightning.baselines import BestOfNModule, best_of_n
 
 from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.lm import BaseLM, rows_at_once
 from dia_lightning.resources import UserError
+from dia_lightning.samplers import BestOfN, GuidedSamplerModule, best_of_n
 from dia_lightning.types import Prompts
-from tests.baselines.test_smc import ShareOfVowels, batch
 from tests.oracles.table_lm import REWARD
 from tests.oracles.table_model import P, TableReward, chi_square_ok, free, table_lm
+from tests.samplers.test_particle_steering import ShareOfVowels, batch
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def best_law(n: int) -> np.ndarray:
 @pytest.mark.parametrize("n", [1, 3])
 def test_law_of_the_best_of_n(on_table: None, n: int) -> None:
     """χ² of 4000 texts at false-alarm rate 10⁻³, seed fixed; the laws of neighbouring n do not pass."""
-    drawn = BestOfNModule(TableReward(), n=n).draw(free(4000), torch.Generator().manual_seed(1))
+    drawn = GuidedSamplerModule(TableReward(), BestOfN(n)).draw(free(4000), torch.Generator().manual_seed(1))
     assert chi_square_ok(drawn.tokens, best_law(n))
     assert not chi_square_ok(drawn.tokens, best_law(n + 1))
 
@@ -42,7 +42,8 @@ def test_law_of_the_best_of_n(on_table: None, n: int) -> None:
 def test_law_by_weight(on_table: None) -> None:
     """One of two by weight: P(x) = 2 p(x) Σ_y p(y) w(x) / (w(x) + w(y)); χ² of 4000 texts at false-alarm rate 10⁻³."""
     lam = 2.5
-    drawn = BestOfNModule(TableReward(), n=2, lam=lam).draw(free(4000), torch.Generator().manual_seed(2))
+    module = GuidedSamplerModule(TableReward(), BestOfN(2, weighted=True), lam=lam)
+    drawn = module.draw(free(4000), torch.Generator().manual_seed(2))
     w = np.exp(lam * REWARD)
     law = 2 * P * ((P / (w[:, None] + w)).sum(1) * w)
     assert abs(law.sum() - 1) < 1e-9
@@ -59,7 +60,8 @@ def test_candidates_are_drawn_in_parts_and_scored_in_one_call(
     lm_folder: Path, lm: BaseLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each text is the best of the candidates of its own prompt."""
-    n, module, given = 300, BestOfNModule(ShareOfVowels(), str(lm_folder), n=300), batch(lm, ["the good", "the"])
+    n, given = 300, batch(lm, ["the good", "the"])
+    module = GuidedSamplerModule(ShareOfVowels(), BestOfN(n), str(lm_folder))
     asked: list[int] = []
     parts: list[torch.Tensor] = []
     generate = module.lm.generate
@@ -85,17 +87,15 @@ def test_candidates_are_drawn_in_parts_and_scored_in_one_call(
         assert torch.equal(drawn.tokens[i], own[rewards.argmax()])
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"n": 0}, "--model.init_args.n: 0 given, allowed: 1 or more"), ({"lam": -1.0}, "--model.init_args.lam: -1.0 given")],
-)
-def test_options_are_checked(lm_folder: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        BestOfNModule(ShareOfVowels(), str(lm_folder), **options)
+def test_options_are_checked(lm_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"^n: 0 given, allowed: 1 or more"):
+        BestOfN(n=0)
+    with pytest.raises(UserError, match=r"^lam: -1.0 given"):
+        GuidedSamplerModule(ShareOfVowels(), BestOfN(), str(lm_folder), lam=-1.0)
 
 
 def test_blanks_are_refused(lm_folder: Path, lm: BaseLM) -> None:
     prompts = ["the[blank:2] pub"]
     given = Prompts(0, [0], prompts, *prompt_rows(lm, prompts, 8))
-    with pytest.raises(UserError, match="blanks or a length given, which BestOfNModule does not hold"):
-        BestOfNModule(ShareOfVowels(), str(lm_folder)).draw(given, torch.Generator())
+    with pytest.raises(UserError, match="blanks or a length given, but BestOfN writes from left to right"):
+        GuidedSamplerModule(ShareOfVowels(), BestOfN(), str(lm_folder)).draw(given, torch.Generator())

@@ -1,4 +1,4 @@
-"""A critic of the small base model with random weights, for the baselines on p_θ."""
+"""A critic of the small base model with random weights, for the samplers on p_θ."""
 
 from pathlib import Path
 
