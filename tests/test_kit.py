@@ -5,6 +5,7 @@ import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from dia_lightning.guidance import gradient_of
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import SequenceClassifier, VaderSentiment
-from dia_lightning.samplers import GuidedSamplerModule
+from dia_lightning.samplers import CriticGuidance, Diffusion, GuidedSamplerModule, RewardGradient
 from dia_lightning.sampling.loading import embedding_for, load_critic, load_denoiser, load_labelled
 
 ROOT = Path(resources.__file__).parents[1]
@@ -106,19 +107,21 @@ def test_ablations_compare_networks_of_one_size(kit_lm: BaseLM, kit_embedding: T
 def test_the_ablations_classifier_is_found_from_any_folder_and_guides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     reward = SequenceClassifier("checkpoints/ablations/classifier", "positive")
-    options = {"sampler": "dia", "refine": "none", "steps": 2, "critic": "checkpoints/ablations/critic_classifier"}
+    critic = "checkpoints/ablations/critic_classifier"
     good, bad = reward(["The Eagle is a great, excellent and lovely place.", "The Eagle is a pub near the river."]).tolist()
     assert 0 >= good > bad + 1
-    for gradient in ("critic", "true"):
-        module = GuidedSamplerModule(reward, gradient=gradient, **options)
+    for guidance in (CriticGuidance(), RewardGradient()):
+        module = GuidedSamplerModule(reward, Diffusion(guidance=guidance, steps=2), critic=critic)
         z, t = torch.randn(2, 8, 128), torch.full((2, 8), 0.6)
-        assert module.denoiser_network is not None
-        value = module._log_value(module.denoiser_network)
+        value = guidance.log_value(module.models, temperature=1.0)
         assert float(gradient_of(value, z, t).norm()) > 0
 
 
 def test_denoiser_and_critic_must_share_their_embeddings() -> None:
-    options = {"sampler": "dia", "refine": "none", "denoiser": "checkpoints/ablations/denoiser_raw"}
+    options: dict[str, Any] = {
+        "sampler": Diffusion(),
+        "denoiser": "checkpoints/ablations/denoiser_raw",
+    }
     message = (
         r"^--model.init_args.critic: checkpoints/ablations/critic was trained on normalised embeddings, "
         r"but the rest is on raw ones \(when training: --model.init_args.normalise\)$"

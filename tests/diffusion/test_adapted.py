@@ -29,7 +29,7 @@ from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
-from dia_lightning.samplers import GuidedSamplerModule
+from dia_lightning.samplers import Chains, DenoiseAccept, Diffusion, GuidedSamplerModule
 from dia_lightning.sampling.loading import load_critic, load_denoiser
 from dia_lightning.types import Prompts, Reward
 
@@ -219,10 +219,8 @@ def test_moved_and_copied_there_is_one_p_theta(llama_folder: Path, tmp_path: Pat
         save_network(module.network, module.settings(), tmp_path / module.network.network_name)
         module.trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
         module.trainer.datamodule = ModelSamples(str(llama_folder), max_length=12)
-    sampler = GuidedSamplerModule(
-        Long(), base_lm=str(llama_folder), denoiser=str(tmp_path / "denoiser"), critic=str(tmp_path / "critic"), sampler="dia",
-        refine="none",
-    )  # fmt: skip
+    denoiser, critic = str(tmp_path / "denoiser"), str(tmp_path / "critic")
+    sampler = GuidedSamplerModule(Long(), Diffusion(), str(llama_folder), denoiser, critic)
     for module in (*adapted, sampler):
         copy = deepcopy(module)
         module.to("meta").setup("predict" if module is sampler else "validate")
@@ -397,8 +395,8 @@ def test_both_guide_a_sampler(llama_folder: Path, tmp_path: Path) -> None:
     for kind in ("denoiser", "critic"):
         fit(module_of(kind, llama_folder), tmp_path / kind, 2)
     module = GuidedSamplerModule(
-        Long(), base_lm=str(llama_folder), denoiser=str(tmp_path / "denoiser/export"), sampler="dia", refine="denoise_accept",
-        critic=str(tmp_path / "critic/export"), steps=3, refine_steps=2, lam=0.1, compare_base=False,
+        Long(), Chains(Diffusion(steps=3), [DenoiseAccept()], rounds=2), str(llama_folder),
+        str(tmp_path / "denoiser/export"), str(tmp_path / "critic/export"), lam=0.1, compare_base=False,
     )  # fmt: skip
     tokens = torch.full((4, 12), module.lm.end_id)
     (drawn,) = module.predict_step(Prompts(0, list(range(4)), [""] * 4, tokens, torch.zeros_like(tokens, dtype=torch.bool)))

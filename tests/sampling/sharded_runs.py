@@ -15,7 +15,7 @@ from dia_lightning.callbacks import PredictionWriter
 from dia_lightning.data import PromptData
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import Regex
-from dia_lightning.samplers import GuidedSamplerModule
+from dia_lightning.samplers import Annealed, Chains, GuidedSamplerModule
 from dia_lightning.sampling.sharded import blocks_of
 from dia_lightning.types import Reward
 
@@ -35,13 +35,12 @@ class FailsOnTheSecond(Reward):
 
 
 def annealed(**options: Any) -> GuidedSamplerModule:
-    return GuidedSamplerModule(Regex("the"), TINY, lam=1.0, particles=2, **options)
+    return GuidedSamplerModule(Regex("the"), Annealed(particles=2), TINY, lam=1.0, **options)
 
 
 def suffixes(base_lm: str, reward: Reward | None = None, **options: Any) -> GuidedSamplerModule:
-    return GuidedSamplerModule(
-        reward or Regex("the"), base_lm, None, None, "base_lm", lam=1.0, refine="suffix", compare_base=False, **options
-    )
+    sampler = Chains(rounds=1)
+    return GuidedSamplerModule(reward or Regex("the"), sampler, base_lm, lam=1.0, compare_base=False, **options)
 
 
 def predict(folder: Path, module: GuidedSamplerModule, n_texts: int, devices: int, prompts: list[str] | None = None) -> None:

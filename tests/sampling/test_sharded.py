@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from dia_lightning.baselines import ZeroShotModule
 from torch import nn
 
 from dia_lightning import cli
@@ -15,7 +14,7 @@ from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.diffusion.checkpoint import save_network
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import Regex
-from dia_lightning.samplers import GuidedSamplerModule
+from dia_lightning.samplers import DDIM, BaseModel, Diffusion, GuidedSamplerModule
 from dia_lightning.sampling.sharded import blocks_of
 from tests.sampling.sharded_runs import PROMPTS, annealed, predict, suffixes
 
@@ -53,13 +52,13 @@ def test_what_cannot_be_shared_out_is_refused(tmp_path: Path, llama_folder: Path
         predict(tmp_path, suffixes(str(llama_folder), shard_base_lm=True), 2, 1)
     adapted = DenoiserModule(str(llama_folder), width=16, layers=2, heads=4, max_length=12, adapter_rank=2)
     save_network(adapted.network, adapted.settings(), tmp_path / "denoiser")
-    module = GuidedSamplerModule(
-        Regex("the"), str(llama_folder), str(tmp_path / "denoiser"), None, "ddim", lam=0.0, refine="none", shard_base_lm=True
-    )
-    with pytest.raises(UserError, match=r"^--model.init_args.shard_base_lm: true given, but denoiser or critic adapt"):
+    diffusion, denoiser = Diffusion(DDIM(0.1)), str(tmp_path / "denoiser")
+    module = GuidedSamplerModule(Regex("the"), diffusion, str(llama_folder), denoiser, lam=0.0, shard_base_lm=True)
+    with pytest.raises(UserError, match=r"^shard_base_lm: true given, but denoiser or critic adapt"):
         module.setup("predict")
-    with pytest.raises(UserError, match=r"^--model.init_args.shard_base_lm: true given, but a reference is a second model"):
-        ZeroShotModule(Regex("the"), str(llama_folder), reference=str(llama_folder), method="ppo", shard_base_lm=True)
+    policy = BaseModel(policy=str(llama_folder), label="ppo")
+    with pytest.raises(UserError, match=r"^shard_base_lm: true given, but a policy is a second model"):
+        GuidedSamplerModule(Regex("the"), policy, str(llama_folder), shard_base_lm=True)
     with pytest.raises(UserError, match=r"^--model.init_args.shard_base_lm: true given, but Linear keeps its blocks in no"):
         blocks_of(nn.Linear(1, 1))
 

@@ -10,26 +10,41 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dia_lightning.baselines import (
-    BestOfNModule,
-    GuidedDecodingModule,
-    SMCModule,
-    TwistedSMCModule,
-    ZeroShotModule,
-)
-from dia_lightning.sampling.moves import Moves
 from torch import Tensor
 
 from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.samplers import GuidedSamplerModule
+from dia_lightning.samplers import (
+    DDIM,
+    Ancestral,
+    Annealed,
+    BaseModel,
+    BestOfN,
+    Chains,
+    CriticGuidance,
+    DenoiseAccept,
+    Diffusion,
+    DPMpp2M,
+    Guidance,
+    GuidedDecoding,
+    GuidedSamplerModule,
+    Move,
+    ParticleSteering,
+    PredictorCorrector,
+    Sampler,
+    Solver,
+    Suffix,
+    TwistedSMC,
+    Unguided,
+)
 from dia_lightning.sampling.loading import load_critic, load_denoiser
+from dia_lightning.sampling.positions import Spans
 from dia_lightning.types import Generations, Prompts
 from tests.oracles.table_lm import END, LOG_P, NEXT, REWARD, ROWS, T, V, codes, pi
 from tests.oracles.table_model import P, TableReward, chi_square_ok, free
 from tests.wiring.kit import SOFT_LAM, apart, same_table_lm, seed_of
 
 LAM = 1.5
-MOVES = Moves(size=2, rounds=1)
+SUFFIX, REDRAW = Suffix(), DenoiseAccept(Spans(2), rounds=1)
 pytestmark = pytest.mark.usefixtures("on_table")
 
 
@@ -37,8 +52,9 @@ def files(table_parts: Path, *names: str) -> dict[str, Any]:
     return {"compare_base": False, **{name: str(table_parts / name) for name in names}}
 
 
-def guided(table_parts: Path, **options: Any) -> GuidedSamplerModule:
-    return GuidedSamplerModule(TableReward(), **(files(table_parts, "denoiser", "critic") | {"lam": LAM} | options))
+def guided(table_parts: Path, sampler: Sampler, **options: Any) -> GuidedSamplerModule:
+    options = files(table_parts, "denoiser", "critic") | {"lam": LAM} | options
+    return GuidedSamplerModule(TableReward(), sampler, **options)
 
 
 def drawn(module: Any, batch: Prompts) -> Generations:
@@ -65,44 +81,45 @@ def by_weight(law: np.ndarray, lam: float = LAM) -> np.ndarray:
 # Exact moves and the annealed population.
 
 
-@pytest.mark.parametrize("refine", ["suffix", "denoise_accept", "cycle"])
-def test_annealed(table_parts: Path, refine: str) -> None:
+def names(moves: list[Move]) -> str:
+    return " ".join(move.name for move in moves)
+
+
+@pytest.mark.parametrize("moves", [[SUFFIX], [REDRAW], [SUFFIX, REDRAW]], ids=names)
+def test_annealed(table_parts: Path, moves: list[Move]) -> None:
     """400 of 6,000 particles, whose own spread adds a sixth to χ²; p_θ, and π at half of λ, do not pass."""
-    generations = drawn(guided(table_parts, particles=15, refine=refine, refine_steps=2, moves=MOVES), free(400))
+    generations = drawn(guided(table_parts, Annealed(moves, particles=15, rounds=2)), free(400))
     assert chi_square_ok(generations.tokens, pi(LAM))
     assert not chi_square_ok(generations.tokens, P)
     assert not chi_square_ok(generations.tokens, pi(0.5 * LAM))
-    assert float(generations.diagnostics[f"accept_{'suffix' if refine == 'cycle' else refine}"].mean()) > 0.05
+    assert float(generations.diagnostics[f"accept_{moves[0].name}"].mean()) > 0.05
 
 
 @pytest.mark.parametrize(
-    ("sampler", "refine", "steps"),
-    [("base_lm", "suffix", 40), ("ancestral", "denoise_accept", 150), ("base_lm", "cycle", 30)],
+    ("start", "moves", "rounds"),
+    [
+        (BaseModel(), [SUFFIX], 40),
+        (Diffusion(Ancestral(), steps=2), [REDRAW], 150),
+        (BaseModel(), [SUFFIX, REDRAW], 30),
+    ],
+    ids=["base_lm suffix", "ancestral denoise_accept", "base_lm cycle"],
 )
-def test_chains(table_parts: Path, sampler: str, refine: str, steps: int) -> None:
+def test_chains(table_parts: Path, start: Sampler, moves: list[Move], rounds: int) -> None:
     """500 chains from p_θ or from guided diffusion, neither of which passes."""
-    made = guided(
-        table_parts,
-        sampler=sampler,
-        refine=refine,
-        refine_steps=steps,
-        steps=2,
-        lam=1.0,
-        moves=MOVES,
-    )
+    made = guided(table_parts, Chains(start, moves, rounds), lam=1.0)
     assert chi_square_ok(drawn(made, free(500)).tokens, pi(1.0))
-    start = guided(table_parts, sampler=sampler, refine="none", steps=2, lam=1.0)
-    assert not chi_square_ok(drawn(start, free(500)).tokens, pi(1.0))
+    unmoved = guided(table_parts, start, lam=1.0)
+    assert not chi_square_ok(drawn(unmoved, free(500)).tokens, pi(1.0))
 
 
-@pytest.mark.parametrize("rungs", [2, 3])
-def test_rungs_return_the_chain_at_lambda(table_parts: Path, rungs: int) -> None:
+@pytest.mark.parametrize("temperatures", [2, 3])
+def test_tempering_returns_the_chain_at_lambda(table_parts: Path, temperatures: int) -> None:
     """1,000 texts at λ; the laws of all weaker chains do not pass."""
-    made = guided(table_parts, sampler="base_lm", refine="suffix", refine_steps=40, rungs=rungs, lam=1.2)
+    made = guided(table_parts, Chains(rounds=40, temperatures=temperatures), lam=1.2)
     tokens = drawn(made, free(1000)).tokens
     assert chi_square_ok(tokens, pi(1.2))
-    for weaker in range(1, rungs):
-        assert not chi_square_ok(tokens, pi(1.2 * weaker / rungs))
+    for weaker in range(1, temperatures):
+        assert not chi_square_ok(tokens, pi(1.2 * weaker / temperatures))
 
 
 # Log Z.
@@ -120,7 +137,7 @@ def test_log_z_of_the_annealed_population(table_parts: Path, options: dict[str, 
     mean would be off by more than 1.
     """
     for first in (0, 1):
-        made = guided(table_parts, refine="suffix", lam=2.0, seed=first, **options)
+        made = guided(table_parts, Annealed([SUFFIX], **options), lam=2.0, seed=first)
         generations = drawn(made, apart(30, first))
         found, exact = generations.diagnostics["log_z"], log_z(2.0, first)
         error = float(found.std()) / 30**0.5
@@ -138,7 +155,7 @@ def test_log_z_of_two_prompts_in_one_batch(table_parts: Path) -> None:
     mask[:, 0] = True
     batch = Prompts(0, list(range(6)), ["ab"[i] for i in tokens[:, 0]], tokens, mask)
     for pool, particles in ((1, 700), (5, 140)):
-        generations = drawn(guided(table_parts, pool=pool, particles=particles, refine="suffix"), batch)
+        generations = drawn(guided(table_parts, Annealed([SUFFIX], particles, pool)), batch)
         exact = [log_z(LAM, int(first)) for first in tokens[:, 0]]
         np.testing.assert_allclose(generations.diagnostics["log_z"].numpy(), exact, atol=0.1)
         assert torch.equal(generations.tokens[:, 0], tokens[:, 0])
@@ -155,7 +172,7 @@ def test_each_text_is_a_particle_of_its_own_prompt(table_parts: Path, pool: int)
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     mask[:, 0] = True
     batch = Prompts(0, list(range(400)), ["ab"[i] for i in tokens[:, 0]], tokens, mask)
-    made = guided(table_parts, particles=10, pool=pool, refine="suffix", refine_steps=2)
+    made = guided(table_parts, Annealed([SUFFIX], particles=10, pool=pool, rounds=2))
     generations = drawn(made, batch)
     assert torch.equal(generations.tokens[:, 0], tokens[:, 0])
     for first in (0, 1):
@@ -163,12 +180,10 @@ def test_each_text_is_a_particle_of_its_own_prompt(table_parts: Path, pool: int)
         assert chi_square_ok(generations.tokens[tokens[:, 0] == first], law / law.sum())
 
 
-@pytest.mark.parametrize("sampler", ["annealed", "twisted_smc"])
-def test_no_particle_is_picked_twice(table_parts: Path, sampler: str) -> None:
+@pytest.mark.parametrize("sampler", [Annealed([], particles=1), TwistedSMC(particles=1)])
+def test_no_particle_is_picked_twice(sampler: Sampler) -> None:
     """At λ = 0 with one particle a text, the texts are the samples of p_θ in another order."""
-    made: Any = guided(table_parts, lam=0.0, particles=1, refine="none")
-    if sampler == "twisted_smc":
-        made = TwistedSMCModule(TableReward(), critic=None, lam=0.0, particles=1, compare_base=False)
+    made = GuidedSamplerModule(TableReward(), sampler, lam=0.0, compare_base=False)
     batch = free(300)
     tokens = drawn(made, batch).tokens
     base = same_table_lm().generate(batch.tokens, batch.prompt_mask, seed_of(0, 0))
@@ -176,10 +191,10 @@ def test_no_particle_is_picked_twice(table_parts: Path, sampler: str) -> None:
 
 
 @pytest.mark.parametrize("resampling", ["systematic", "multinomial"])
-def test_twisted_smc_picks_by_weight(table_parts: Path, resampling: str) -> None:
+def test_twisted_smc_picks_by_weight(table_parts: Path, resampling: Any) -> None:
     """Two particles and no resampling on the way: one of two samples of p_θ by its weight, 4,000 populations."""
-    options = {"lam": LAM, "particles": 2, "ess": 0.0, "resampling": resampling}
-    generations = drawn(TwistedSMCModule(TableReward(), **files(table_parts, "critic"), **options), apart(4000))
+    sampler = TwistedSMC(particles=2, ess=0.0, resampling=resampling)
+    generations = drawn(guided(table_parts, sampler), apart(4000))
     assert chi_square_ok(generations.tokens, by_weight(P))
     assert not chi_square_ok(generations.tokens, P)
     z = generations.diagnostics["log_z"].exp()
@@ -188,8 +203,8 @@ def test_twisted_smc_picks_by_weight(table_parts: Path, resampling: str) -> None
 
 def test_twisted_smc_with_a_critic_and_resampling(table_parts: Path) -> None:
     """A critic of random weights, resampling at every token: Ẑ of 400 populations of 8 is unbiased."""
-    options = {"lam": LAM, "particles": 8, "ess": 1.0, "every": 1, "resampling": "multinomial"}
-    generations = drawn(TwistedSMCModule(TableReward(), **files(table_parts, "critic"), **options), apart(400))
+    sampler = TwistedSMC(particles=8, every=1, ess=1.0, resampling="multinomial")
+    generations = drawn(guided(table_parts, sampler), apart(400))
     assert float(generations.diagnostics["resampled"].min()) == T - 1
     z = generations.diagnostics["log_z"].exp() / np.exp(log_z(LAM))
     assert float(z.std()) / 400**0.5 < 0.05
@@ -211,35 +226,32 @@ def one_step_law(table_parts: Path) -> np.ndarray:
     return law
 
 
-def factorised(table_parts: Path) -> dict[str, Any]:
-    return files(table_parts, "critic") | {
-        "denoiser": str(table_parts / "factorised" / "denoiser"),
-        "steps": 1,
-        "stagger": 0.0,
-    }
+def factorised(table_parts: Path, sampler: Sampler, lam: float = LAM) -> GuidedSamplerModule:
+    """Guided by the critic of the table; `sampler` takes one step, all positions together."""
+    denoiser = str(table_parts / "factorised" / "denoiser")
+    return guided(table_parts, sampler, denoiser=denoiser, lam=lam)
 
 
-@pytest.mark.parametrize("solver", ["ancestral", "ddim", "dpmpp_2m", "dia"])
-def test_unguided_solvers(table_parts: Path, solver: str) -> None:
+@pytest.mark.parametrize("solver", [Ancestral(), DDIM(0.1), DPMpp2M(), PredictorCorrector()])
+def test_unguided_solvers(table_parts: Path, solver: Solver) -> None:
     """4,000 texts of one step; `temperature` makes them more likely ones."""
     law = one_step_law(table_parts)
-    options = factorised(table_parts) | {"sampler": solver, "refine": "none", "lam": 0.0}
-    tokens = drawn(GuidedSamplerModule(TableReward(), **options), free(4000)).tokens
+    made = factorised(table_parts, Diffusion(solver, steps=1, stagger=0.0), lam=0.0)
+    tokens = drawn(made, free(4000)).tokens
     assert chi_square_ok(tokens, law)
     assert not chi_square_ok(tokens, P)
 
 
+def steering(guidance: Guidance, **options: Any) -> ParticleSteering:
+    return ParticleSteering(guidance, steps=1, stagger=0.0, **options)
+
+
 @pytest.mark.parametrize("resampling", ["systematic", "stratified"])
-def test_smc_picks_by_weight(table_parts: Path, resampling: str) -> None:
+def test_smc_picks_by_weight(table_parts: Path, resampling: Any) -> None:
     """Two particles of p_ψ, unguided: one of two by its weight, 4,000 populations; log Z is that of p_ψ."""
     law = one_step_law(table_parts)
-    options = factorised(table_parts) | {
-        "lam": LAM,
-        "particles": 2,
-        "resampling": resampling,
-        "guidance_scale": 0.0,
-    }
-    generations = drawn(SMCModule(TableReward(), **options), apart(4000))
+    made = factorised(table_parts, steering(Unguided(), particles=2, resampling=resampling))
+    generations = drawn(made, apart(4000))
     assert chi_square_ok(generations.tokens, by_weight(law))
     assert not chi_square_ok(generations.tokens, law)
     z = generations.diagnostics["log_z"].exp()
@@ -249,8 +261,8 @@ def test_smc_picks_by_weight(table_parts: Path, resampling: str) -> None:
 def test_guided_smc(table_parts: Path) -> None:
     """Many particles, proposals guided by a critic of random weights: p_ψ(x) exp(λ r(x)), 400 of 6,000."""
     law = one_step_law(table_parts) * np.exp(LAM * REWARD)
-    options = factorised(table_parts) | {"lam": LAM, "particles": 15, "guidance_scale": 1.0}
-    assert chi_square_ok(drawn(SMCModule(TableReward(), **options), free(400)).tokens, law / law.sum())
+    made = factorised(table_parts, steering(CriticGuidance(), particles=15))
+    assert chi_square_ok(drawn(made, free(400)).tokens, law / law.sum())
 
 
 # Baselines.
@@ -275,21 +287,23 @@ def test_zero_shot(options: dict[str, Any]) -> None:
         kept = kept[np.cumsum(given[kept]) - given[kept] < options.get("top_p", 1.1)]
         rows[prefix] = np.where(np.isin(np.arange(V), kept), share, 0)
         rows[prefix] = rows[prefix] / rows[prefix].sum()
-    tokens = drawn(ZeroShotModule(TableReward(), **options), free(4000)).tokens
+    made = GuidedSamplerModule(TableReward(), BaseModel(**options), compare_base=False)
+    tokens = drawn(made, free(4000)).tokens
     law = cut(rows)
     assert law[codes(tokens)].min() > 0
     assert chi_square_ok(tokens, law)
     assert chi_square_ok(tokens, P) == (not options)
 
 
-@pytest.mark.parametrize("lam", [None, LAM])
-def test_best_of_n(lam: float | None) -> None:
+@pytest.mark.parametrize("sampler", [BestOfN(3), BestOfN(2, weighted=True)])
+def test_best_of_n(sampler: BestOfN) -> None:
     """The best of three: F(x)³ − F(x−)³; one of two by its weight. 4,000 texts."""
     order, law = REWARD.argsort(), np.empty_like(P)
     upper = P[order].cumsum()
     law[order] = upper**3 - (upper - P[order]) ** 3
-    made = BestOfNModule(TableReward(), n=3 if lam is None else 2, lam=lam, compare_base=False)
-    assert chi_square_ok(drawn(made, free(4000)).tokens, law if lam is None else by_weight(P))
+    made = GuidedSamplerModule(TableReward(), sampler, lam=LAM, compare_base=False)
+    wanted = by_weight(P) if sampler.weighted else law
+    assert chi_square_ok(drawn(made, free(4000)).tokens, wanted)
 
 
 @pytest.mark.parametrize("critic", ["critic", "soft"])
@@ -317,12 +331,8 @@ def test_guided_decoding(table_parts: Path, critic: str) -> None:
                 rows[prefix] = weight / weight.sum()
         laws.append(cut(rows))
     right, wrong = reversed(laws) if critic == "critic" else laws
-    made = GuidedDecodingModule(
-        TableReward(),
-        **{**files(table_parts), "critic": str(table_parts / critic)},
-        lam=SOFT_LAM,
-        top_k=0,
-    )
+    asked = str(table_parts / critic)
+    made = guided(table_parts, GuidedDecoding(top_k=0), critic=asked, lam=SOFT_LAM)
     tokens = drawn(made, free(4000)).tokens
     assert chi_square_ok(tokens, right)
     assert not chi_square_ok(tokens, wrong)

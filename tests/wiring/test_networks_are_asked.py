@@ -5,14 +5,31 @@ from typing import Any
 
 import pytest
 import torch
-from dia_lightning.baselines import ClassifierFreeModule, SMCModule, TwistedSMCModule
-from dia_lightning.sampling.moves import Moves
 from torch import Tensor
 
 from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.diffusion.loss import Noised
 from dia_lightning.lm import BaseLM
-from dia_lightning.samplers import GuidedSamplerModule
+from dia_lightning.samplers import (
+    DDIM,
+    Ancestral,
+    Annealed,
+    Chains,
+    ClassifierFree,
+    CriticGuidance,
+    DenoiseAccept,
+    DiaLiteral,
+    Diffusion,
+    DPMpp2M,
+    GuidedSamplerModule,
+    ParticleSteering,
+    PredictorCorrector,
+    Sampler,
+    Solver,
+    TwistedSMC,
+    Unguided,
+)
+from dia_lightning.sampling.positions import Spans
 from tests.wiring.kit import (
     LENGTH,
     SOFT_LAM,
@@ -39,9 +56,12 @@ def files(lm_folder: Path, parts: Path, critic: str = "critic") -> dict[str, Any
     return made | {"compare_base": False}
 
 
-def guided(lm_folder: Path, parts: Path, **options: Any) -> GuidedSamplerModule:
-    fixed = {"refine": "none", "steps": STEPS, "stagger": 2.0, "lam": 1.0}
-    return GuidedSamplerModule(Vowels(), **(files(lm_folder, parts) | fixed | options))
+def guided(lm_folder: Path, parts: Path, sampler: Sampler, lam: float = 1.0, critic: str = "critic") -> GuidedSamplerModule:
+    return GuidedSamplerModule(Vowels(), sampler, **files(lm_folder, parts, critic), lam=lam)
+
+
+def diffusion(solver: Solver, **options: Any) -> Diffusion:
+    return Diffusion(solver, **({"steps": STEPS, "stagger": 2.0} | options))
 
 
 class Asked:
@@ -61,7 +81,8 @@ class Asked:
 
 def test_the_denoiser_is_conditioned_on_its_earlier_estimate(lm_folder: Path, parts: Path, lm: BaseLM) -> None:
     """The module's texts are those of a loop that feeds ẑ_0 back, not those of one that does not."""
-    given, made = prompted(lm, PROMPTS), guided(lm_folder, parts, sampler="ancestral", lam=0.0)
+    given = prompted(lm, PROMPTS)
+    made = guided(lm_folder, parts, diffusion(Ancestral()), lam=0.0)
     (generations,) = made.predict_step(given)
     network = made.denoiser_network
     with_it, without = (
@@ -75,25 +96,39 @@ def test_the_denoiser_is_conditioned_on_its_earlier_estimate(lm_folder: Path, pa
     assert agree(generations.tokens, without, given) < 0.8
 
 
+MALA = PredictorCorrector(accept=True)
+
+
 @pytest.mark.parametrize(
     "sampler",
-    ["ancestral", "ddim", "dpmpp_2m", "dia", "dia mala", "dia_literal", "smc", "classifier_free"],
+    [
+        *(
+            diffusion(solver)
+            for solver in (
+                Ancestral(),
+                DDIM(0.1),
+                DPMpp2M(),
+                PredictorCorrector(),
+                MALA,
+                DiaLiteral(),
+            )
+        ),
+        ParticleSteering(particles=1, steps=STEPS, stagger=2.0),
+        diffusion(Ancestral(), guidance=ClassifierFree()),
+    ],
+    ids=["ancestral", "ddim", "dpmpp_2m", "dia", "dia mala", "dia_literal", "smc", "classifier_free"],
 )
-def test_every_sampler_feeds_the_estimate_back(lm_folder: Path, parts: Path, lm: BaseLM, sampler: str, tmp_path: Path) -> None:
+def test_every_sampler_feeds_the_estimate_back(
+    lm_folder: Path, parts: Path, lm: BaseLM, sampler: Sampler, tmp_path: Path
+) -> None:
     """A network is given Σ_v p(v) E(v) of its own logits of the call before, guided or not."""
     given = prompted(lm, PROMPTS)
-    if sampler == "smc":
-        options = {"steps": STEPS, "stagger": 2.0, "particles": 1, "lam": 1.0}
-        made: Any = SMCModule(Vowels(), **files(lm_folder, parts), **options)
-    elif sampler == "classifier_free":
-        made = labelled(lm_folder, tmp_path)
+    if "labels" in sampler.needs(1.0):
+        denoiser = labelled(lm_folder, tmp_path)
+        made = GuidedSamplerModule(Vowels(), sampler, str(lm_folder), denoiser, compare_base=False)
     else:
-        made = guided(
-            lm_folder,
-            parts,
-            sampler=sampler.split()[0],
-            corrector="mala" if "mala" in sampler else "ula",
-        )
+        made = guided(lm_folder, parts, sampler)
+    mala = isinstance(sampler, Diffusion) and sampler.solver == MALA
     asked = Asked(made.denoiser_network)
     made.predict_step(given)
     assert len(asked.calls) >= STEPS
@@ -102,7 +137,7 @@ def test_every_sampler_feeds_the_estimate_back(lm_folder: Path, parts: Path, lm:
     for (_, before), ((z, _, z0_prev), _) in zip(asked.calls, asked.calls[1:], strict=False):
         logits = before.masked_fill(~made.embedding.decodable, -torch.inf)
         expected = logits.softmax(-1) @ made.embedding.weight
-        if sampler == "dia mala":  # a rejected step keeps the estimate that it has
+        if mala:  # a rejected step keeps the estimate that it has
             told += int(((z0_prev - expected).abs().amax((1, 2)) < 1e-4).sum())
             continue
         torch.testing.assert_close(z0_prev, expected[: len(z0_prev)], atol=1e-4, rtol=1e-4)
@@ -110,15 +145,14 @@ def test_every_sampler_feeds_the_estimate_back(lm_folder: Path, parts: Path, lm:
     assert told > len(given.ids) * (STEPS - 1) / 2
 
 
-def labelled(lm_folder: Path, folder: Path) -> ClassifierFreeModule:
+def labelled(lm_folder: Path, folder: Path) -> str:
     training = DenoiserModule(
         str(lm_folder), width=16, layers=1, heads=2, max_length=LENGTH, init_from_lm=False, label_reward=Vowels(),
         label_edges=[2.0, 4.0],
     )  # fmt: skip
     randomise(training.network, 0.3)
     training.export(folder / "labelled")
-    options = {"steps": STEPS, "stagger": 2.0, "compare_base": False}
-    return ClassifierFreeModule(Vowels(), str(lm_folder), str(folder / "labelled"), **options)
+    return str(folder / "labelled")
 
 
 def test_self_conditioning_in_training(lm_folder: Path, lm: BaseLM) -> None:
@@ -141,13 +175,20 @@ def test_self_conditioning_in_training(lm_folder: Path, lm: BaseLM) -> None:
 # Levels are in u; networks are asked at t(u).
 
 
-@pytest.mark.parametrize("sampler", ["annealed", "base_lm"])
+@pytest.mark.parametrize("sampler", [Annealed, Chains])
 @pytest.mark.parametrize("levels", [[0.5], [0.2, 0.9]])
 @pytest.mark.parametrize("tilt", [0.0, 1.0])
-def test_levels_of_moves(lm_folder: Path, parts: Path, lm: BaseLM, sampler: str, levels: list[float], tilt: float) -> None:
+def test_levels_of_moves(
+    lm_folder: Path,
+    parts: Path,
+    lm: BaseLM,
+    sampler: type[Annealed | Chains],
+    levels: list[float],
+    tilt: float,
+) -> None:
     """Denoiser (all but clean positions) at exactly the warped levels, the critic of the tilt at its own."""
-    moves = Moves(levels=levels, tilt=tilt, tilt_level=0.3, size=2, rounds=2)
-    made = guided(lm_folder, parts, sampler=sampler, refine="denoise_accept", refine_steps=6, moves=moves)
+    move = DenoiseAccept(Spans(2), rounds=2, levels=levels, tilt=tilt, tilt_level=0.3)
+    made = guided(lm_folder, parts, sampler(moves=[move], rounds=6))
     assert made.denoiser_network is not None
     asked = Asked(made.denoiser_network.trunk)
     critic = None if made.value is None else Asked(made.value.critic)
@@ -162,17 +203,11 @@ def test_levels_of_moves(lm_folder: Path, parts: Path, lm: BaseLM, sampler: str,
 
 def test_strength_and_window_are_levels_too(lm_folder: Path, parts: Path, lm: BaseLM) -> None:
     """A start at u = 0.6 is noised to t(0.6), and with a window from 0.6 to 1 only the first step is guided."""
-    made = guided(
-        lm_folder,
-        parts,
-        sampler="ancestral",
-        strength=0.6,
-        stagger=0.0,
-        guidance_window=(0.59, 1.0),
-        guidance_scale=5.0,
-    )
+    guidance = CriticGuidance(scale=5.0, window=(0.59, 1.0))
+    sampler = diffusion(Ancestral(), guidance=guidance, strength=0.6, stagger=0.0)
+    made = guided(lm_folder, parts, sampler)
     assert made.denoiser_network is not None
-    predict, seen = made.predictor(), []
+    predict, seen = guidance.predictor(made.models, sampler.temperature), []
     asked = Asked(made.denoiser_network)
     made.predict_step(prompted(lm, PROMPTS))
     torch.testing.assert_close(asked.times[0].max(), warped(0.6))
@@ -193,9 +228,7 @@ def test_twisted_smc_weighs_every_so_many_tokens(
 ) -> None:
     """The critic is asked about texts of p + every, p + 2 every, … tokens, p those of the shortest prompt, and of no others."""
     given = prompted(lm, prompts)
-    options = {**files(lm_folder, parts), "lam": 1.0, "particles": 8, "ess": 1.0, "every": every}
-    del options["denoiser"]
-    made = TwistedSMCModule(Vowels(), **options)
+    made = guided(lm_folder, parts, TwistedSMC(particles=8, every=every, ess=1.0))
     assert made.value is not None
     asked = Asked(made.value.critic)
     (generations,) = made.predict_step(given)
@@ -209,15 +242,8 @@ def test_twisted_smc_weighs_every_so_many_tokens(
 @pytest.mark.parametrize("every", [1, 2, 4])
 def test_smc_weighs_every_so_many_steps(lm_folder: Path, parts: Path, lm: BaseLM, every: int) -> None:
     """Unguided, so that all that the critic is asked is for the weights; the last step has the reward itself."""
-    options = {
-        "lam": 1.0,
-        "particles": 2,
-        "every": every,
-        "steps": STEPS,
-        "stagger": 2.0,
-        "guidance_scale": 0.0,
-    }
-    made = SMCModule(Vowels(), **files(lm_folder, parts), **options)
+    sampler = ParticleSteering(Unguided(), particles=2, every=every, steps=STEPS, stagger=2.0)
+    made = guided(lm_folder, parts, sampler)
     assert made.value is not None
     asked = Asked(made.value.critic)
     made.predict_step(prompted(lm, PROMPTS))
@@ -231,13 +257,7 @@ def test_smc_weighs_every_so_many_steps(lm_folder: Path, parts: Path, lm: BaseLM
 def test_the_unit_of_the_critic(lm_folder: Path, parts: Path, lm: BaseLM, critic: str) -> None:
     """Guidance climbs λ times an `mse` critic, and a `soft` one as it is."""
     given = prompted(lm, PROMPTS)
-    options = files(lm_folder, parts, critic) | {
-        "sampler": "ancestral",
-        "refine": "none",
-        "stagger": 2.0,
-        "steps": STEPS,
-    }
-    made = GuidedSamplerModule(Vowels(), **options, lam=SOFT_LAM)
+    made = guided(lm_folder, parts, diffusion(Ancestral()), SOFT_LAM, critic)
     network, value = made.denoiser_network, made.value
     assert value is not None
     (generations,) = made.predict_step(given)

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from dia_lightning.baselines import PPOModule
 
 from dia_lightning.critic import CriticModule
 from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.lm_module import LMModule
 from dia_lightning.optim import adamw_warmup_cosine
+from dia_lightning.training import PPOModule
 from tests.wiring.kit import LENGTH, Vowels
 
 LR, DECAY = 0.01, 0.5

@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 
 from dia_lightning.lm import BaseLM
-from dia_lightning.samplers import GuidedSamplerModule
+from dia_lightning.samplers import (
+    DDIM,
+    Ancestral,
+    CriticGuidance,
+    DiaLiteral,
+    Diffusion,
+    DPMpp2M,
+    GuidedSamplerModule,
+    PredictorCorrector,
+    RewardGradient,
+)
 from dia_lightning.sampling.decode import draw_texts, source_rows
 from dia_lightning.sampling.langevin import Polynomial
 from dia_lightning.types import Prompts
@@ -26,29 +36,24 @@ from tests.wiring.kit import (
 )
 
 LAM, SEED = 1.5, 7
-FIXED = {
-    "lam": LAM,
-    "steps": STEPS,
-    "stagger": 2.0,
-    "refine": "none",
-    "compare_base": False,
-    "seed": SEED,
-}
-GUIDANCE = {
-    "guidance_scale": "scale",
-    "guidance_decay": "decay",
-    "guidance_cap": "cap",
-    "guidance_window": "window",
-}
+SOLVERS = {part.name: part for part in (Ancestral, DDIM, DPMpp2M, PredictorCorrector, DiaLiteral)}
+# Options of the solver as the part and as the function calls them.
+OF_SOLVER = {"eta": "eta", "steps": "corrector_steps", "reading": "reading"}
 
 
-def module(lm_folder: Path, parts: Path, **options: Any) -> GuidedSamplerModule:
-    files = {
-        "base_lm": str(lm_folder),
-        "denoiser": str(parts / "denoiser"),
-        "critic": str(parts / "critic"),
-    }
-    return GuidedSamplerModule(Vowels(), **(files | FIXED | options))
+def module(lm_folder: Path, parts: Path, options: dict[str, Any], solver: str = "ancestral") -> GuidedSamplerModule:
+    """`options` of `Diffusion` by name, but for λ and those of its solver and of its guidance."""
+    rest = {"steps": STEPS, "stagger": 2.0} | options
+    guidance = rest.pop("guidance", {})
+    if not isinstance(guidance, RewardGradient):
+        guidance = CriticGuidance(**guidance)
+    made = SOLVERS[solver](**rest.pop("solver", {}))
+    lam = rest.pop("lam", LAM)
+    denoiser, critic = str(parts / "denoiser"), str(parts / "critic")
+    return GuidedSamplerModule(
+        Vowels(), Diffusion(made, guidance, **rest), str(lm_folder), denoiser, critic, lam,
+        compare_base=False, seed=SEED,
+    )  # fmt: skip
 
 
 def batch(lm: BaseLM) -> Prompts:
@@ -57,9 +62,9 @@ def batch(lm: BaseLM) -> Prompts:
 
 def predictor(made: GuidedSamplerModule, options: dict[str, Any]) -> Any:
     lam, value, network = options.get("lam", LAM), made.value, made.denoiser_network
-    given = {GUIDANCE[name]: x for name, x in options.items() if name in GUIDANCE}
     log_value = None if value is None or not lam else lambda z, t: lam * value(z, t)
-    return guided_by_hand(network, made.embedding, log_value, temperature=options.get("temperature", 1.0), **given)
+    given = {"temperature": options.get("temperature", 1.0), **options.get("guidance", {})}
+    return guided_by_hand(network, made.embedding, log_value, **given)
 
 
 def ancestral(made: GuidedSamplerModule, given: Prompts, options: dict[str, Any]) -> Tensor:
@@ -78,18 +83,22 @@ def ancestral(made: GuidedSamplerModule, given: Prompts, options: dict[str, Any]
 @pytest.mark.parametrize(
     "options",
     [
-        {"guidance_scale": 4.0}, {"guidance_scale": 0.2}, {"guidance_decay": 2.0}, {"guidance_decay": 0.7},
-        {"guidance_cap": 0.5}, {"guidance_window": (0.0, 0.4)}, {"guidance_window": (0.8, 1.0)},
+        {"guidance": {"scale": 4.0}}, {"guidance": {"scale": 0.2}}, {"guidance": {"decay": 2.0}},
+        {"guidance": {"decay": 0.7}}, {"guidance": {"cap": 0.5}},
+        {"guidance": {"window": (0.0, 0.4)}}, {"guidance": {"window": (0.8, 1.0)}},
         {"temperature": 0.4}, {"temperature": 2.0}, {"final": "argmax"},
         {"steps": 9}, {"stagger": 0.0}, {"lam": 0.0}, {"lam": 5.0},
-        {"guidance_scale": 2.0, "guidance_decay": 1.0, "temperature": 0.7, "final": "argmax", "guidance_window": (0.1, 0.8)},
+        {
+            "guidance": {"scale": 2.0, "decay": 1.0, "window": (0.1, 0.8)},
+            "temperature": 0.7, "final": "argmax",
+        },
     ],
     ids=str,
 )  # fmt: skip
 def test_guidance_of_the_ancestral_solver(lm_folder: Path, parts: Path, lm: BaseLM, options: dict[str, Any]) -> None:
-    given, made = batch(lm), module(lm_folder, parts, sampler="ancestral", **options)
+    given, made = batch(lm), module(lm_folder, parts, options)
     (generations,) = made.predict_step(given)
-    plain = ancestral(module(lm_folder, parts, sampler="ancestral"), given, {})
+    plain = ancestral(module(lm_folder, parts, {}), given, {})
     assert agree(generations.tokens, ancestral(made, given, options), given) > 0.95
     assert agree(generations.tokens, plain, given) < 0.8
 
@@ -98,11 +107,12 @@ def drawn(made: GuidedSamplerModule, given: Prompts, solver: str, options: dict[
     """The solver as a function, with the estimate of the plain loop."""
     network = made.denoiser_network
     assert network is not None
-    kept = {name: x for name, x in options.items() if name in ("eta", "corrector_steps", "corrector", "reading")}
-    if "eta_decay" in options:
-        kept["eta"] = Polynomial(kept.get("eta", 0.1), gamma=options["eta_decay"])
-    if solver == "ddim":
-        kept.setdefault("eta", 0.1)
+    own = options.get("solver", {})
+    kept = {OF_SOLVER[name]: x for name, x in own.items() if name in OF_SOLVER}
+    if own.get("accept"):
+        kept["corrector"] = "mala"
+    if "eta_decay" in own:
+        kept["eta"] = Polynomial(kept.get("eta", 0.1), gamma=own["eta_decay"])
     if "strength" in options:
         kept |= {"begin": source_rows(made.lm, given), "strength": options["strength"]}
     return draw_texts(
@@ -114,27 +124,31 @@ def drawn(made: GuidedSamplerModule, given: Prompts, solver: str, options: dict[
 @pytest.mark.parametrize(
     ("solver", "options"),
     [
-        ("ancestral", {"strength": 0.6}), ("ddim", {"eta": 0.9}), ("ddim", {"eta": 0.0}), ("dpmpp_2m", {"guidance_scale": 4.0}),
-        ("dia", {"eta": 0.5}), ("dia", {"eta_decay": 0.9}), ("dia", {"corrector_steps": 3}), ("dia", {"corrector": "mala"}),
-        ("dia", {"eta": 0.8, "corrector": "mala", "corrector_steps": 2, "guidance_decay": 1.0}),
-        ("dia_literal", {"eta": 0.5}), ("dia_literal", {"reading": "per_step"}),
+        ("ancestral", {"strength": 0.6}), ("ddim", {"solver": {"eta": 0.9}}),
+        ("ddim", {"solver": {"eta": 0.1}}), ("dpmpp_2m", {"guidance": {"scale": 4.0}}),
+        ("dia", {"solver": {"eta": 0.5}}), ("dia", {"solver": {"eta_decay": 0.9}}),
+        ("dia", {"solver": {"steps": 3}}), ("dia", {"solver": {"accept": True}}),
+        (
+            "dia",
+            {"solver": {"eta": 0.8, "accept": True, "steps": 2}, "guidance": {"decay": 1.0}},
+        ),
+        ("dia_literal", {"solver": {"eta": 0.5}}), ("dia_literal", {"solver": {"reading": "per_step"}}),
     ],
     ids=str,
 )  # fmt: skip
 def test_options_of_the_other_solvers(lm_folder: Path, parts: Path, lm: BaseLM, solver: str, options: dict[str, Any]) -> None:
-    given, made = batch(lm), module(lm_folder, parts, sampler=solver, **options)
+    given, made = batch(lm), module(lm_folder, parts, options, solver)
     (generations,) = made.predict_step(given)
     assert agree(generations.tokens, drawn(made, given, solver, options), given) > 0.95
     assert agree(generations.tokens, drawn(made, given, solver, {}), given) < 0.8
 
 
-@pytest.mark.parametrize("gradient", ["true", "straight_through"])
-def test_the_reward_itself_guides(lm_folder: Path, parts: Path, lm: BaseLM, gradient: str) -> None:
+@pytest.mark.parametrize("straight", [False, True])
+def test_the_reward_itself_guides(lm_folder: Path, parts: Path, lm: BaseLM, straight: bool) -> None:
     """λ r of the denoiser's tokens, soft or the likeliest with the gradient of the soft ones, in the critic's place."""
-    given, made = (
-        batch(lm),
-        module(lm_folder, parts, sampler="ancestral", gradient=gradient, critic=None),
-    )
+    given = batch(lm)
+    made = module(lm_folder, parts, {"guidance": RewardGradient(straight_through=straight)})
+    assert made.value is None
     network, embedding = made.denoiser_network, made.embedding
 
     def log_value(straight: bool) -> Any:
@@ -153,5 +167,5 @@ def test_the_reward_itself_guides(lm_folder: Path, parts: Path, lm: BaseLM, grad
         return ancestral_by_hand(predict, network, embedding, given, made.lm.end_id, seed_of(SEED, given.index))
 
     (generations,) = made.predict_step(given)
-    assert agree(generations.tokens, by_hand(gradient == "straight_through"), given) > 0.95
-    assert agree(generations.tokens, by_hand(gradient != "straight_through"), given) < 0.8
+    assert agree(generations.tokens, by_hand(straight), given) > 0.95
+    assert agree(generations.tokens, by_hand(not straight), given) < 0.8

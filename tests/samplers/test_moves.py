@@ -1,17 +1,29 @@
 """Options of the exact moves, and adaptation: where it ends, and that it does end."""
 
+import shutil
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from dia_lightning.sampling.moves import Moves, make_kernels
+from torch import Tensor, nn
 
-from dia_lightning.diffusion.schedule import make_schedule
+from dia_lightning.diffusion.schedule import Schedule, make_schedule
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import Keyword, VaderSentiment
-from dia_lightning.samplers import GuidedSamplerModule
+from dia_lightning.samplers import (
+    Annealed,
+    Chains,
+    DenoiseAccept,
+    GuidedSamplerModule,
+    Models,
+    Suffix,
+)  # fmt: skip
 from dia_lightning.sampling.adaptation import Adapted
 from dia_lightning.sampling.denoise_accept import Info, State, start
+from dia_lightning.sampling.positions import RandomTokens, Spans
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Prompts, fill_after_end
 
@@ -57,19 +69,27 @@ def test_adaptation_checks_its_arguments() -> None:
             Adapted(ladder, burn_in, rate)
 
 
-def nearest(embedding: TokenEmbedding):  # type: ignore[no-untyped-def]
-    return lambda z, t: 0.7 * z @ embedding.weight.T
+class Nearest(nn.Module):
+    """A denoiser whose logits are the likeness to each token's embedding."""
+
+    def __init__(self, embedding: TokenEmbedding, schedule: Schedule) -> None:
+        super().__init__()
+        self.embedding, self.schedule = embedding, schedule
+
+    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+        return 0.7 * z @ self.embedding.weight.T
 
 
 def test_an_adapted_kernel_is_one_of_its_ladder(lm: BaseLM, embedding: TokenEmbedding) -> None:
     """After burn-in it makes the very steps of that kernel; two runs with one seed are one; calls of all rungs are counted."""
     target, schedule = TargetDensity(lm, Keyword(["good", "food", "e"]), 1.0), make_schedule("cosine")
-    moves = Moves(size=6, levels=[0.3, 0.8], rounds=2, adapt=8, expert=0.3)
+    move = DenoiseAccept(Spans(6), rounds=2, levels=[0.3, 0.8], adapt=8, expert=0.3)
+    models = Models(lm, embedding, Nearest(embedding, schedule), None, target.reward, 1.0)  # type: ignore[arg-type]
     empty = torch.full((64, 8), lm.end_id)
     tokens = lm.generate(empty, torch.zeros_like(empty, dtype=torch.bool), torch.Generator().manual_seed(0))
     ends = []
     for _ in range(2):
-        (kernel,) = make_kernels("denoise_accept", moves, target, nearest(embedding), embedding, schedule)
+        kernel = move.kernel(models, target)
         assert isinstance(kernel, Adapted)
         shapes = [(k.positions.length, *k.levels) for k in kernel.ladder]  # type: ignore[attr-defined]
         want = [(size, float(torch.tensor(t))) for size in (1, 2, 4, 6) for t in (0.3, 0.8)]
@@ -92,37 +112,44 @@ def test_an_adapted_kernel_is_one_of_its_ladder(lm: BaseLM, embedding: TokenEmbe
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tilt": -1.0}, r"moves\.tilt: -1\.0 given, allowed: 0 or more"),
-        ({"expert": -0.5}, r"moves\.expert: -0\.5 given, allowed: 0 or more"),
-        ({"adapt": -2}, r"moves\.adapt: -2 given, allowed: 0 or more"),
-        ({"tilt_level": 1.5}, r"moves\.tilt_level: 1\.5 given, allowed: null, or from 0 to 1"),
-        ({"positions": "random", "adapt": 5}, r"moves\.adapt: 5 given, allowed with positions span"),
+        ({"tilt": -1.0}, r"tilt: -1\.0 given, allowed: 0 or more"),
+        ({"expert": -0.5}, r"expert: -0\.5 given, allowed: 0 or more"),
+        ({"adapt": -2}, r"adapt: -2 given, allowed: 0 or more"),
+        ({"tilt_level": 1.5}, r"tilt_level: 1\.5 given, allowed: null, or from 0 to 1"),
+        ({"positions": RandomTokens(4), "adapt": 5}, r"adapt: 5 given, allowed: 0 unless positions are Spans"),
     ],
 )
-def test_options_are_checked(options: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        Moves(**options)  # type: ignore[arg-type]
+def test_options_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        DenoiseAccept(**options)
 
 
-def test_a_tilt_needs_a_critic_of_the_same_reward() -> None:
-    moves, reward = Moves(tilt=1.0), Keyword(["good"])
-    missing = r"critic: none given, needed for --model\.init_args\.moves\.tilt 1\.0"
-    with pytest.raises(UserError, match=missing):
-        GuidedSamplerModule(reward, critic=None, moves=moves)
-    with pytest.raises(UserError, match=missing):
-        GuidedSamplerModule(reward, critic=None, lam=0.0, sampler="base_lm", refine="denoise_accept", moves=moves)
-    with pytest.raises(UserError, match="was trained on the reward 'sentiment'"):
-        GuidedSamplerModule(reward, moves=moves, critic="checkpoints/tiny/critic")
-    assert GuidedSamplerModule(reward, moves=moves, refine="suffix").value is None
+@pytest.fixture
+def lm_alone(tmp_path: Path) -> str:
+    """The shipped kit's base model without denoiser and critic beside it."""
+    return str(shutil.copytree("checkpoints/tiny/lm", tmp_path / "alone"))
+
+
+def test_a_tilt_needs_a_critic_of_the_same_reward(lm_alone: str) -> None:
+    tilted, reward = DenoiseAccept(tilt=1.0), Keyword(["good"])
+    denoiser, critic = "checkpoints/tiny/denoiser", "checkpoints/tiny/critic"
+    for sampler in (Annealed([Suffix(), tilted]), Chains(moves=[tilted])):
+        missing = rf"^critic: none given, needed for the sampler {type(sampler).__name__} with these parts at λ = 6"
+        with pytest.raises(UserError, match=missing):
+            GuidedSamplerModule(reward, sampler, lm_alone, denoiser)
+        with pytest.raises(UserError, match="was trained on the reward 'sentiment'"):
+            GuidedSamplerModule(reward, sampler, critic=critic)
+        # At λ = 0 a reward tilts nothing.
+        assert GuidedSamplerModule(reward, sampler, lm_alone, denoiser, lam=0.0).value is None
+    assert GuidedSamplerModule(reward, Annealed([Suffix()]), critic=critic).value is None
 
 
 @pytest.mark.parametrize("kind", ["annealed", "base_lm"])
 def test_tilt_expert_and_adaptation_in_the_modules(kind: str) -> None:
     """All at once with the shipped kit, under the trainer's bf16: calls of every network are counted, chains move."""
-    moves = Moves(size=3, rounds=3, tilt=2.0, expert=0.3, adapt=1, levels=[0.5, 1.0])
-    module = GuidedSamplerModule(
-        VaderSentiment(), sampler=kind, particles=2, moves=moves, refine="denoise_accept", refine_steps=2
-    )
+    move = DenoiseAccept(Spans(3), rounds=3, tilt=2.0, expert=0.3, adapt=1, levels=[0.5, 1.0])
+    annealed, chains = Annealed([move], particles=2, rounds=2), Chains(moves=[move], rounds=2)
+    module = GuidedSamplerModule(VaderSentiment(), annealed if kind == "annealed" else chains)
     tokens = torch.full((8, 16), module.lm.end_id)
     batch = Prompts(0, list(range(8)), [""] * 8, tokens, torch.zeros_like(tokens, dtype=torch.bool))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
