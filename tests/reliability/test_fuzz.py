@@ -14,24 +14,41 @@ from typing import Any, get_type_hints
 import pytest
 import sacrebleu
 import torch
-from dia_lightning.sampling.moves import Moves
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dia_lightning import baselines, cli, parser
+from dia_lightning import cli, parser, samplers
 from dia_lightning.critic import CriticModule
 from dia_lightning.data import HubText, ModelSamples, PromptData, TextFiles
 from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.data.records import fill_template, read_records, template_fields
 from dia_lightning.data.text import read_texts
 from dia_lightning.diffusion import DenoiserModule
+from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 from dia_lightning.lm_module import LMModule
 from dia_lightning.metrics import DistinctN, SelfBLEU, distinct_n, perplexity, self_bleu
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import Regex
-from dia_lightning.samplers import GuidedSamplerModule
+from dia_lightning.samplers import (
+    BaseModel,
+    Chains,
+    ClassifierFree,
+    CriticGuidance,
+    DenoiseAccept,
+    Diffusion,
+    Guidance,
+    GuidedSamplerModule,
+    Move,
+    ParticleSteering,
+    RewardGradient,
+    Sampler,
+    Solver,
+)
+from dia_lightning.sampling.positions import Positions, RandomTokens, Spans, WholeText
+from dia_lightning.training import PPOModule
 from dia_lightning.words import resolve
+from tests.wiring.kit import save_parts
 
 MANY = settings.default.max_examples > 100  # as in the profile `fuzz` of tests/conftest.py
 fuzz = settings(deadline=None, derandomize=not MANY, suppress_health_check=list(HealthCheck))
@@ -40,14 +57,17 @@ fuzz_slowly = settings(fuzz, max_examples=max(6, settings.default.max_examples /
 
 
 @contextlib.contextmanager
-def one_line() -> Any:
-    """What may be raised: a `UserError` that says something, and not on and on."""
+def one_line(*names: str) -> Any:
+    """What may be raised: a `UserError` that says something, and not on and on.
+
+    It begins with an option as the command line has it, or with one of `names`.
+    """
     message = "--"
     try:
         yield
     except UserError as error:
         message = str(error)
-    assert message.startswith(("--", "reward"))
+    assert message.startswith(("--", "reward", *(f"{name}: " for name in names)))
     assert len(message) < 2000
 
 
@@ -176,30 +196,38 @@ PATHS = {
     "val_path",
     "dataset",
     "prompts",
-    "reference",
+    "policy",
 }
 SIZES = {
     "width", "layers", "heads", "vocab_size", "positions", "adapter_rank", "n_texts", "max_length", "minibatches",
-    "particles", "steps", "rungs", "n",
+    "n",
 }  # fmt: skip
-NAMES = st.sampled_from(["", "none", "cycle", "dia", "mse", "ce", "cosine", "annealed", "suffix", "argmax", "rloo", "mala"])
-SAMPLERS = [GuidedSamplerModule, *(getattr(baselines, name) for name in dir(baselines) if name.endswith("Module"))]
-CLASSES = [*SAMPLERS, DenoiserModule, CriticModule, LMModule, PromptData, ModelSamples, TextFiles, HubText, Moves]
+NAMES = st.sampled_from(["", "none", "zero_shot", "mse", "ce", "cosine", "argmax", "rloo"])
+KINDS = (Sampler, Move, Positions, Solver, Guidance)
+OFFERED = [*(getattr(samplers, name) for name in samplers.__all__), Spans, RandomTokens, WholeText]
+PARTS = [part for part in OFFERED if issubclass(part, KINDS) and not inspect.isabstract(part)]
+PARTS.remove(Solver)
+CLASSES = [DenoiserModule, CriticModule, LMModule, PPOModule, PromptData, ModelSamples, TextFiles, HubText]
+
+
+def parts_of(kind: type) -> Any:
+    return st.sampled_from([part() for part in PARTS if issubclass(part, kind)])
+
+
+for kind in KINDS:
+    st.register_type_strategy(kind, parts_of(kind))
 
 
 @st.composite
 def options(draw: Any, cls: type) -> dict[str, Any]:
     """Some of a class's options with values of their types; where a number makes memory, a small one."""
     hints = get_type_hints(cls.__init__)
-    names = [
-        name
-        for name in inspect.signature(cls).parameters
-        if name not in PATHS | {"reward", "label_reward", "moves", "lora_rank"}
-    ]
-    chosen = draw(st.lists(st.sampled_from(names), max_size=3, unique=True))
+    names = [name for name in inspect.signature(cls).parameters if name not in PATHS | {"reward", "label_reward", "lora_rank"}]
+    chosen = draw(st.lists(st.sampled_from(names), max_size=3, unique=True)) if names else []
+    sizes = set() if cls in PARTS else SIZES
     values = {}
     for name in chosen:
-        kind = st.integers(-2, 40) if name in SIZES else NAMES if hints[name] is str else st.from_type(hints[name])
+        kind = st.integers(-2, 40) if name in sizes else NAMES if hints[name] is str else st.from_type(hints[name])
         values[name] = draw(kind)
     return values
 
@@ -210,11 +238,12 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BaseLM, "load", lru_cache(BaseLM.load))
 
 
+def cases(classes: list[type]) -> Any:
+    return st.sampled_from(classes).flatmap(lambda cls: st.tuples(st.just(cls), options(cls)))
+
+
 @fuzz
-@given(st.sampled_from(CLASSES).flatmap(lambda cls: st.tuples(st.just(cls), options(cls))))
-@example((GuidedSamplerModule, {"guidance_cap": 1e300}))
-@example((GuidedSamplerModule, {"lam": math.nan}))
-@example((GuidedSamplerModule, {"guidance_window": (math.nan, 1.0)}))
+@given(cases(CLASSES))
 @example((DenoiserModule, {"width": 0}))
 @example((DenoiserModule, {"heads": 3}))
 @example((LMModule, {"width": 0}))
@@ -224,22 +253,98 @@ def test_options_of_the_right_type(loaded: None, lm_folder: Path, case: tuple[ty
     cls, values = case
     small = {
         "reward": REWARD, "base_lm": str(lm_folder), "path": "a.txt", "dataset": "a", "max_length": 8, "width": 16, "layers": 1,
-        "heads": 2, "vocab_size": 40, "positions": 8, "init_from_lm": False, "refine": "suffix", "denoiser": "nowhere/denoiser",
-        "critic": None,
+        "heads": 2, "vocab_size": 40, "positions": 8, "init_from_lm": False, "denoiser": "nowhere/denoiser", "critic": None,
     }  # fmt: skip
     values = {name: value for name, value in small.items() if name in inspect.signature(cls).parameters} | values
     with one_line():
         cls(**values)
 
 
+def numbers(value: Any) -> list[float]:
+    inside = value if isinstance(value, list | tuple) else [value]
+    return [x for x in inside if isinstance(x, float)]
+
+
+@fuzz
+@given(cases(PARTS))
+@example((CriticGuidance, {"cap": 1e300}))
+@example((CriticGuidance, {"window": (math.nan, 1.0)}))
+@example((RewardGradient, {"window": (0.5, 0.5)}))
+@example((ClassifierFree, {"scale": math.nan}))
+@example((DenoiseAccept, {"levels": []}))
+@example((DenoiseAccept, {"levels": [0.5, math.nan]}))
+@example((DenoiseAccept, {"adapt": 1, "positions": WholeText()}))
+@example((ParticleSteering, {"every": 0}))
+@example((BaseModel, {"label": ""}))
+def test_settings_of_a_part(case: tuple[type, dict[str, Any]]) -> None:
+    """It holds what it was given, none of it NaN, or says which setting it refuses, in its own name."""
+    cls, values = case
+    try:
+        made = cls(**values)
+    except UserError as error:
+        name, _, rest = str(error).partition(": ")
+        assert name in inspect.signature(cls).parameters
+        assert " given, allowed: " in rest
+        assert "\n" not in rest
+        return
+    assert {name: getattr(made, name) for name in values} == values
+    assert not any(math.isnan(x) for value in values.values() for x in numbers(value))
+
+
+@pytest.fixture(scope="session")
+def networks(tmp_path_factory: pytest.TempPathFactory, embedding: TokenEmbedding) -> Path:
+    folder = tmp_path_factory.mktemp("networks")
+    save_parts(folder, embedding, REWARD.name)
+    return folder
+
+
+SAMPLERS = st.one_of(
+    parts_of(Sampler),
+    st.builds(Diffusion, parts_of(Solver), parts_of(Guidance)),
+    st.builds(Chains, parts_of(Sampler), st.lists(parts_of(Move), max_size=2)),
+    st.builds(ParticleSteering, parts_of(Guidance)),
+)
+TILTED = Chains(Diffusion(), [DenoiseAccept(tilt=1.0)], temperatures=2)
+
+
+@fuzz
+@given(SAMPLERS, options(GuidedSamplerModule), st.booleans(), st.booleans())
+@example(Diffusion(), {"lam": math.nan}, True, True)
+@example(TILTED, {"lam": 0.0}, True, True)
+@example(TILTED, {"lam": 1.0}, True, False)
+@example(Diffusion(guidance=RewardGradient()), {}, True, True)
+@example(Chains(Diffusion(guidance=ClassifierFree(label=9))), {}, True, True)
+def test_a_module_with_any_sampler(
+    loaded: None,
+    lm_folder: Path,
+    networks: Path,
+    sampler: Sampler,
+    values: dict[str, Any],
+    denoiser: bool,
+    critic: bool,
+) -> None:
+    """It is made of all networks that its sampler needs, and of no others."""
+    given = {"denoiser": str(networks / "denoiser")} if denoiser else {}
+    given |= {"critic": str(networks / "critic")} if critic else {}
+    with one_line(*inspect.signature(GuidedSamplerModule).parameters, "guidance", "temperatures"):
+        made = GuidedSamplerModule(REWARD, **{"sampler": sampler, "base_lm": str(lm_folder), **given, **values})
+        needed = made.sampler.needs(made.lam)
+        assert (made.denoiser_network is not None) == ("denoiser" in needed)
+        assert (made.value is not None) == ("critic" in needed)
+
+
 WRONG = st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=8) | JSON.map(json.dumps)
 STRANGE = [
     "model.lam",
     "model.steps",
-    "model.sampler",
     "model.moves",
-    "model.moves.levels",
-    "model.guidance_window",
+    "model.moves.size",
+    "model.sampler",
+    "model.sampler.particles",
+    "model.sampler.moves",
+    "model.sampler.moves.levels",
+    "model.sampler.guidance.window",
+    "model.sampler.solver",
     "model.reward",
 ]
 STRANGE += [
@@ -264,7 +369,8 @@ STRANGE += [
 
 @fuzz_slowly
 @given(st.lists(st.tuples(st.sampled_from(STRANGE) | st.text(string.ascii_letters + "._-", max_size=8), WRONG), max_size=2))
-@example([("model.moves", "{size: 0}")])
+@example([("model.sampler.moves", "{size: 0}")])
+@example([("model.sampler", "Diffusion"), ("model.sampler.guidance.window", "[0.5]")])
 @example([("data.fields", "[1, {]")])
 @example([("model.reward", "os.system")])
 def test_options_of_any_type(given: list[tuple[str, Any]]) -> None:
