@@ -19,7 +19,8 @@ _NO_VALUE = re.compile(r"argument (\S+?)(?:/\S+)?: expected one argument")
 _UNRECOGNISED = re.compile(r"unrecognized arguments: (\S+)")
 _EXPECTED = re.compile(r"Expected an? (<class '.+?'>|typing\.\S.*?)(?:\. Got value: .*)?$", re.DOTALL)
 _DENIED = re.compile(r"Importing '([^']+)' is not allowed, denied by")
-_NOT_IMPORTED = re.compile(r"No module named|has no attribute|not a valid import path|Expected a dot import path")
+_NOT_IMPORTED = re.compile(r"No module named|has no attribute|not a valid import path")
+_NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 
 # What options, samplers and classes of version 0.1.0 are called now.
 _MOVED = dict.fromkeys(
@@ -85,6 +86,8 @@ def explain(message: str, error: BaseException | None, arguments: Sequence[str],
     for old in (class_path, given, *re.findall(r"(?:Got value|Given value): '?([\w.]+)", "\n".join(texts))):
         if old in _RENAMED:
             return f"{option}: {old} is {_RENAMED[old]} now; {_MIGRATION}"
+    if found := _NO_CLASS.search(leaf):  # `class_path` is the part around it
+        return f"{option}: {found[1].replace('None', 'null')} given, allowed is the path of a class that fits there"
     if _NOT_IMPORTED.search(leaf):
         reason = f"{_flat(leaf)}{_classes_beside(class_path)}"
         return f"{option}: {class_path or given} given, allowed is the path of a class ({reason})"
@@ -100,10 +103,19 @@ def located(message: str, arguments: Sequence[str]) -> str:
     name, _, rest = message.partition(": ")
     if not name.isidentifier():
         return message
-    option = next((a for a in reversed(arguments) if a.partition("=")[0].endswith(f".{name}")), "")
+    # Of parts that share a setting's name, the one with this value.
+    named = [a for a in _joined(arguments) if a.partition("=")[0].endswith(f".{name}")]
+    value = rest.partition(" given")[0]
+    option = max(reversed(named), key=lambda a: a.partition("=")[2] == value, default="")
     files = [b for a, b in pairwise(arguments) if a == "--config"]
     where = option.partition("=")[0] or (f"--config {files[-1]}: {name}" if files else name)
     return f"{where}: {rest}"
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Options with their values in one word each."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return [a if "=" in a else f"{a}={b}" for a, b in pairs if a.startswith("--")]
 
 
 def _denied(option: str, name: str) -> str:

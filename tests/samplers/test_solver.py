@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dia_lightning import cli, parser
+from dia_lightning.explain import located
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import VaderSentiment
 from dia_lightning.samplers import (
@@ -99,3 +100,22 @@ def test_an_option_of_another_solver_is_refused(solver: str, option: str) -> Non
     parse(*parts)
     with pytest.raises(UserError, match=rf"^--model\.sampler\.solver.*{name}"):
         parse(*parts, f"--model.sampler.solver.{option}")
+
+
+@pytest.mark.parametrize(
+    ("part", "given"),
+    [("sampler", "DenoiseAccept"), ("sampler.solver", "Suffix"), ("sampler.guidance", "null"), ("sampler.solver", "DDIN")],
+)  # fmt: skip
+def test_a_part_of_another_kind_is_named(part: str, given: str) -> None:
+    with pytest.raises(UserError, match=rf"^--model\.{part}: {given} given, allowed"):
+        parse("--model.sampler=Diffusion", f"--model.{part}={given}")
+
+
+def test_of_two_parts_with_one_setting_the_wrong_one_is_named() -> None:
+    arguments = ["--model.sampler.rounds=-1", "--model.sampler.moves.rounds", "3"]
+    assert located("rounds: -1 given", arguments) == "--model.sampler.rounds: -1 given"
+    arguments = ["--model.sampler.rounds", "3", "--model.sampler.moves.rounds", "0"]
+    assert located("rounds: 0 given", arguments) == "--model.sampler.moves.rounds: 0 given"
+    arguments = ["--model.sampler.steps", "0", "--model.sampler.solver.steps=2"]
+    assert located("steps: 0 given", arguments) == "--model.sampler.steps: 0 given"
+    assert located("ess: 2.0 given", ["--model.sampler.ess=2"]) == "--model.sampler.ess: 2.0 given"
