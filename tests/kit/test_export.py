@@ -248,7 +248,7 @@ def test_a_run_of_other_settings_gives_no_figures(settings: Change, tmp_path: Pa
     config = settings({"critic": None})
     with pytest.raises(UserError, match=r"--run: cannot read .*metrics.json"):
         export(config, tmp_path / "kit", run=Path("runs"))
-    predict(config, "runs/dia_tiny", "--model.lam=2", "--data.n_texts=1", "--model.sampler.moves=[]")
+    predict(config, "runs/dia_tiny", "--model.lam=2", "--data.n_texts=1")
     parser.run(cli.prepare_arguments(["predict", "--config", config, *SMALL, "--trainer.callbacks.folder=runs/later"]))
     with pytest.raises(UserError, match=r"--run: runs/dia_tiny was made with --model.init_args.lam 2.0, --config has 8.0"):
         export(config, tmp_path / "kit", run=Path("runs/dia_tiny"))

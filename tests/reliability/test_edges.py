@@ -160,12 +160,12 @@ def move(options: str) -> list[str]:
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        (["--model.lam=1e308"], ["--model.init_args.lam: 1e+308 given", "up to 1e+100"]),
+        (["--model.lam=1e308"], ["--model.lam: 1e+308 given", "up to 1e+100"]),
         (["--model.lam=inf"], ["--model.lam: inf given", "float"]),
         (["--model.sampler.particles=0"], ["--model.sampler.particles: 0 given", "1 or more"]),
         ([*DIFFUSION, "--model.sampler.steps=0"], ["--model.sampler.steps: 0 given", "1 or more"]),
-        (["--model.seed=-1"], ["--model.init_args.seed: -1 given", "0 to"]),
-        (["--model.seed=99999999999999999999"], ["--model.init_args.seed: 99999999999999999999 given", "0 to"]),
+        (["--model.seed=-1"], ["--model.seed: -1 given", "0 to"]),
+        (["--model.seed=99999999999999999999"], ["--model.seed: 99999999999999999999 given", "0 to"]),
         (["--model.sampler.pool=0"], ["--model.sampler.pool: 0 given", "1 or more"]),
         (move("positions: middle"), ["--model.sampler.moves", "middle", "Positions"]),
         (move("levels: [0.5, 2]"), ["levels: [0.5, 2.0] given", "up to 1"]),
