@@ -167,7 +167,7 @@ def move(options: str) -> list[str]:
         (["--model.seed=-1"], ["--model.seed: -1 given", "0 to"]),
         (["--model.seed=99999999999999999999"], ["--model.seed: 99999999999999999999 given", "0 to"]),
         (["--model.sampler.pool=0"], ["--model.sampler.pool: 0 given", "1 or more"]),
-        (move("positions: middle"), ["--model.sampler.moves", "middle", "Positions"]),
+        (move("positions: middle"), ["--model.sampler.moves: positions: middle given", "name or path of a class"]),
         (move("levels: [0.5, 2]"), ["levels: [0.5, 2.0] given", "up to 1"]),
         (move("positions: {class_path: Spans, init_args: {length: 0}}"), ["length: 0 given", "1 or more"]),
         (move("rounds: 0"), ["rounds: 0 given", "1 or more"]),

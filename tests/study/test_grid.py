@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dia_lightning import parser
 from dia_lightning.resources import UserError
 from dia_lightning.study import command
 from dia_lightning.study.grid import StudyGrid, read_study
@@ -164,3 +165,14 @@ def test_shipped_studies_have_what_they_name(path: Path, tmp_path: Path, monkeyp
     assert study.seconds is not None
     assert study.baseline.keys() == study.axes.keys()
     command.check_options([study])
+
+
+@pytest.mark.parametrize("name", ["equal_time", "methods", "smollm2"])
+def test_a_cell_of_suffix_moves_has_no_others(name: str, tmp_path: Path) -> None:
+    """A file's moves stay where another sampler is chosen."""
+    study = read_study(ROOT / f"configs/comparison/{name}.yaml", tmp_path)
+    cells = [cell for cell in study.cells if "suffix M" in str(cell.setting) or "suffix m" in str(cell.setting)]
+    assert len(cells) >= 2
+    for cell in cells:
+        sampler = parser.options_of(cell.run.arguments(cell.folder, cell.seed)).model.init_args.sampler
+        assert [move.class_path for move in sampler.init_args.moves] == ["dia_lightning.samplers.Suffix"], cell.name
