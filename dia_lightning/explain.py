@@ -19,8 +19,8 @@ _NO_VALUE = re.compile(r"argument (\S+?)(?:/\S+)?: expected one argument")
 _UNRECOGNISED = re.compile(r"unrecognized arguments: (\S+)")
 _EXPECTED = re.compile(r"Expected an? (<class '.+?'>|typing\.\S.*?)(?:\. Got value: .*)?$", re.DOTALL)
 _DENIED = re.compile(r"Importing '([^']+)' is not allowed, denied by")
+_NO_PATH = re.compile(r"Expected a dot import path string: (\S+)")
 _NOT_IMPORTED = re.compile(r"No module named|has no attribute|not a valid import path")
-_NO_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 
 # What options, samplers and classes of version 0.1.0 are called now.
 _MOVED = dict.fromkeys(
@@ -70,7 +70,15 @@ def explain(message: str, error: BaseException | None, arguments: Sequence[str],
         return _denied(option, found[1])
     if found := _UNRECOGNISED.search(leaf):
         name = found[1].partition("=")[0]
-        return f"{name}: unknown option{_near(name, options)}" if name.startswith("-") else f"{name}: an option was expected"
+        if not name.startswith("-"):
+            return f"{name}: an option was expected"
+        typed = (argument.partition("=")[0] for argument in arguments)
+        # Of --model.moves.size argparse says --moves.size.
+        name = next((a for a in typed if a == name or a.endswith(f".{name.lstrip('-')}")), name)
+        owner, _, old = _bare(name).partition(".")
+        if owner == "model" and (now := _MOVED.get(old.partition(".")[0])):
+            return f"{name}: {now}; {_MIGRATION}"
+        return f"{name}: unknown option{_near(name, options)}"
     if found := _NO_VALUE.search(leaf):
         return _without_value(found[1], arguments)
     if found := _UNKNOWN.search(leaf):
@@ -83,11 +91,13 @@ def explain(message: str, error: BaseException | None, arguments: Sequence[str],
     if path[-1:] == ["init_args"]:  # the class itself, none of its options
         path.pop()
     option, given = typed_option(path, arguments)
-    for old in (class_path, given, *re.findall(r"(?:Got value|Given value): '?([\w.]+)", "\n".join(texts))):
+    for old in (class_path, given, *re.findall(r"(?:Got value|Given value|import path string): '?([\w.]+)", "\n".join(texts))):
         if old in _RENAMED:
             return f"{option}: {old} is {_RENAMED[old]} now; {_MIGRATION}"
-    if found := _NO_CLASS.search(leaf):  # `class_path` is the part around it
-        return f"{option}: {found[1].replace('None', 'null')} given, allowed is the path of a class that fits there"
+    if wrong := _NO_PATH.search(leaf):  # `class_path` is the part around it
+        known = getattr(import_module("dia_lightning.samplers"), "__all__", [])
+        given = wrong[1].replace("None", "null")
+        return f"{option}: {given} given, allowed is the name or path of a class that fits there{_near(given, known)}"
     if _NOT_IMPORTED.search(leaf):
         reason = f"{_flat(leaf)}{_classes_beside(class_path)}"
         return f"{option}: {class_path or given} given, allowed is the path of a class ({reason})"
@@ -158,12 +168,22 @@ def _bare(name: str) -> str:
 def typed_option(path: list[str], arguments: Sequence[str]) -> tuple[str, str]:
     """The option as it stands on the command line, with its value, or its full name if it is in a file."""
     full = "--" + ".".join(path)
+    if typed := _typed(full, arguments):
+        return typed
+    for n in reversed(range(1, len(path))):
+        above = _typed("--" + ".".join(path[:n]), arguments)
+        if above and above[1].startswith(("[", "{")):  # what was typed holds it
+            return f"{above[0]}: {'.'.join(path[n:]).replace('init_args.', '')}", ""
+    files = [b for a, b in pairwise(arguments) if a == "--config"]
+    return f"{full} (in {', '.join(files)})" if files else full, ""
+
+
+def _typed(full: str, arguments: Sequence[str]) -> tuple[str, str] | None:
     for i in reversed(range(len(arguments))):
         name, equals, value = arguments[i].partition("=")
         if name.startswith("--") and _bare(name) in (_bare(full), _bare(full) + ".class_path"):
             return name, value if equals else "".join(arguments[i + 1 : i + 2])
-    files = [b for a, b in pairwise(arguments) if a == "--config"]
-    return f"{full} (in {', '.join(files)})" if files else full, ""
+    return None
 
 
 def _without_value(option: str, arguments: Sequence[str]) -> str:

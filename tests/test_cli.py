@@ -29,7 +29,7 @@ from dia_lightning.samplers import GuidedSamplerModule
 
 Run = Callable[..., tuple[int, str, str]]
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9"}
-SMALL = ["--data.n_texts=4", "--data.batch_size=4", "--model.steps=2", "--model.refine_steps=1"]
+SMALL = ["--data.n_texts=4", "--data.batch_size=4", "--model.sampler.rounds=1"]
 SMALL += ["--trainer.callbacks.folder=out"]
 SHIPPED = Path(cli.__file__).parents[1]
 
@@ -99,7 +99,13 @@ def test_every_setting_can_be_listed(lightning: Run) -> None:
     assert "--trainer.accumulate_grad_batches" in out
     code, out, _ = lightning("predict", "--model.help", "dia_lightning.GuidedSamplerModule")
     assert code == 0
-    assert "--model.guidance_scale" in out
+    assert "--model.sampler" in out
+    for part, option in (("Diffusion", "guidance"), ("CriticGuidance", "scale"), ("Annealed", "particles")):
+        kind = "sampler.guidance" if part == "CriticGuidance" else "sampler"
+        given = ["--model.sampler=Diffusion"] if part == "CriticGuidance" else []
+        code, out, err = lightning("predict", *given, f"--model.{kind}.help", part)
+        assert (code, err) == (0, "")
+        assert f".{option} " in out
 
 
 # Options
@@ -117,7 +123,7 @@ def test_predict_without_a_config_takes_the_shipped_one(lightning: Run) -> None:
     found = settings(lightning, "predict")
     assert found["model"]["class_path"] == shipped["model"]["class_path"]
     for name, value in shipped["model"]["init_args"].items():
-        assert name == "reward" or found["model"]["init_args"][name] == value
+        assert name in ("reward", "sampler") or found["model"]["init_args"][name] == value
 
 
 def test_short_and_long_names_are_one_option(lightning: Run) -> None:
@@ -151,8 +157,9 @@ def test_a_later_config_wins_and_only_named_ones_count(lightning: Run, tmp_path:
     both = settings(lightning, "predict", "--config", "configs/dia_tiny.yaml", "--config", "mine.yaml")
     assert both["model"]["init_args"]["lam"] == 12
     zero_shot = settings(lightning, "predict", "--config", "configs/zero_shot_tiny.yaml")
-    assert zero_shot["model"]["class_path"] == "dia_lightning.baselines.ZeroShotModule"
-    assert "lam" not in zero_shot["model"]["init_args"]
+    sampler = zero_shot["model"]["init_args"]["sampler"]
+    assert sampler["class_path"] == "dia_lightning.samplers.BaseModel"
+    assert "particles" not in sampler["init_args"]
 
 
 def test_interpolation_follows_the_command_line(lightning: Run, tmp_path: Path) -> None:
@@ -164,13 +171,17 @@ def test_interpolation_follows_the_command_line(lightning: Run, tmp_path: Path) 
 
 
 def test_a_checkpoint_never_brings_settings(lightning: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    hyper = {"_class_path": "dia_lightning.GuidedSamplerModule", "lam": 9.0, "steps": 3}
+    hyper = {
+        "_class_path": "dia_lightning.GuidedSamplerModule",
+        "lam": 9.0,
+        "sampler": {"class_path": "Annealed", "init_args": {"rounds": 3}},
+    }
     torch.save({"hyper_parameters": hyper, "state_dict": {}}, tmp_path / "old.ckpt")
     seen = []
     monkeypatch.setattr(parser.DiaCLI, "_run_subcommand", lambda self, command: seen.append(self.model))
     code, _, err = lightning("predict", "--ckpt_path", "old.ckpt", "--model.lam=2", *SMALL)
     assert code == 0, err
-    assert (seen[0].lam, seen[0].steps) == (2, 2)
+    assert (seen[0].lam, seen[0].sampler.rounds) == (2, 1)
 
 
 # Mistakes: one line, exit code 2
@@ -347,7 +358,7 @@ def test_predict_says_only_what_matters(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, lightning: Run) -> None:
-    few = ["--data.max_length=16", "--model.particles=2"]  # cheaper batches, still twenty
+    few = ["--data.max_length=16", "--model.sampler.particles=2"]  # cheaper batches, still twenty
     arguments = ["predict", "--data.n_texts=40", "--data.batch_size=2", "--trainer.callbacks.folder=out", *few]
     command = [sys.executable, "-m", "dia_lightning", *arguments]
     running = subprocess.Popen(

@@ -21,7 +21,7 @@ def script() -> str:
     [
         ("", [*COMMANDS, *TOOLS]),
         ("predict --model.la", ["--model.lam"]),
-        ("predict --model.sampler anc", ["ancestral"]),
+        ("predict --model.sampler Ann", ["Annealed"]),
         ("fit --model.adapter", ["--model.adapter_rank"]),
         ("fit --trainer.max_st", ["--trainer.max_steps"]),
         ("test --data.n_te", ["--data.n_texts"]),

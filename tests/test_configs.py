@@ -45,7 +45,8 @@ def parts(value: Any) -> Iterator[tuple[type, dict[str, Any]]]:
         return
     if "class_path" in value:
         module, _, name = value["class_path"].rpartition(".")
-        yield getattr(import_module(module), name), value.get("init_args", {})
+        # A short name is that of a part.
+        yield getattr(import_module(module or "dia_lightning.samplers"), name), value.get("init_args", {})
     for item in value.values():
         yield from parts(item)
 

@@ -43,7 +43,18 @@ NOISED = [f"--model.base_lm={LM}", "--model.max_length=24", *SIZE, *SAMPLES, "--
 DDPM = ["--config", "configs/ddpm_tiny.yaml", *NOISED, "--trainer.val_check_interval=2"]
 TEXTS = [f"--model.base_lm={LM}", f"--data.base_lm={LM}", "--data.n_texts=6", "--data.batch_size=4", "--data.max_length=24"]
 DIA = ["--config", "configs/dia_tiny.yaml", *TEXTS]
-GUIDED = ["--config", "configs/guided_tiny.yaml", *TEXTS, "--model.steps=4", "--model.refine_steps=2"]
+GUIDED = ["--config", "configs/guided_tiny.yaml", *TEXTS]
+STEPS = ["--model.sampler.steps=4"]
+START = "--model.sampler.start"
+# Chains from where guided diffusion ends.
+DIFFUSED = ["--model.sampler=Chains", f"{START}=Diffusion", f"{START}.steps=4"]
+DIFFUSED += [f"{START}.guidance=CriticGuidance", f"{START}.guidance.scale=10", "--model.sampler.rounds=2"]
+SPAN = "{class_path: Spans, init_args: {length: 2}}"
+MOVES = f"--model.sampler.moves=[{{class_path: DenoiseAccept, init_args: {{positions: {SPAN}}}}}]"
+SOLVERS = {
+    "ancestral": ["Ancestral"], "ddim": ["DDIM", f"{START}.solver.eta=0.1"], "dpmpp_2m": ["DPMpp2M"],
+    "dia": ["PredictorCorrector"], "dia_literal": ["DiaLiteral"],
+}  # fmt: skip
 PARTS = ["--model.denoiser=runs/ddpm_tiny/denoiser", "--model.critic=runs/critic_tiny/critic"]
 LAST = "runs/ddpm_tiny/version_0/checkpoints/last.ckpt"
 
@@ -139,8 +150,11 @@ def test_predict_and_test_with_what_was_exported(workshop: Path, capsys: pytest.
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpmpp_2m", "dia", "dia_literal", "base_lm"])
 def test_every_sampler_from_the_command_line(workshop: Path, sampler: str) -> None:
     folder = f"runs/by_{sampler}"
-    moves = ["--model.refine=denoise_accept", "--model.moves.size=2", "--model.compare_base=false"]
-    run("predict", *GUIDED, *PARTS, *moves, f"--model.sampler={sampler}", f"--trainer.callbacks.folder={folder}")
+    begin = ["--model.sampler=Chains", "--model.sampler.rounds=2"]
+    if sampler != "base_lm":
+        solver, *options = SOLVERS[sampler]
+        begin = [*DIFFUSED, f"{START}.solver={solver}", *options]
+    run("predict", *GUIDED, *PARTS, *begin, MOVES, "--model.compare_base=false", f"--trainer.callbacks.folder={folder}")
     metrics = json.loads(Path(folder, "metrics.json").read_text(encoding="utf-8"))
     assert metrics["method"] == sampler
     assert 0 <= metrics["accept_denoise_accept"] <= 1
@@ -148,13 +162,14 @@ def test_every_sampler_from_the_command_line(workshop: Path, sampler: str) -> No
 
 
 def test_tempered_chains_from_the_command_line(workshop: Path) -> None:
-    run("predict", *DIA, *PARTS, "--model.sampler=base_lm", "--model.rungs=3", "--model.refine_steps=2",
-        "--model.refine=suffix", "--trainer.callbacks.folder=runs/rungs")  # fmt: skip
+    three = ["--model.sampler=Chains", "--model.sampler.temperatures=3"]
+    run("predict", *DIA, *PARTS, *three, "--model.sampler.rounds=2",
+        "--model.sampler.moves=[Suffix]", "--trainer.callbacks.folder=runs/rungs")  # fmt: skip
     metrics = json.loads(Path("runs/rungs/metrics.json").read_text(encoding="utf-8"))
     assert metrics["n"] == len(predictions("runs/rungs")) == 6
     assert 0 <= metrics["accept_tempered"] <= 1
-    with pytest.raises(Exception, match="rungs: 3 given, allowed: 1 where λ is 0"):
-        run("predict", *DIA, *PARTS, "--model.sampler=base_lm", "--model.rungs=3", "--model.lam=0")
+    with pytest.raises(Exception, match="temperatures: 3 given, allowed: 1 where λ is 0"):
+        run("predict", *DIA, *PARTS, *three, "--model.lam=0")
 
 
 def test_a_source_is_rewritten_and_blanks_are_filled(workshop: Path) -> None:
@@ -165,22 +180,23 @@ def test_a_source_is_rewritten_and_blanks_are_filled(workshop: Path) -> None:
     Path("blanks.jsonl").write_text(json.dumps({"prompt": blanks}) + "\n", encoding="utf-8")
     base = ["predict", *GUIDED, *PARTS, "--model.compare_base=false"]
     source = ["--data.prompts=source.jsonl", "--data.template=", "--data.n_texts=3"]
-    still = ["--model.sampler=source", "--model.refine=none"]
+    still = ["--model.sampler=Source"]
     run(*base, *source, *still, "--trainer.callbacks.folder=runs/still")
     assert [row["text"] for row in predictions("runs/still")] == [text] * 3
-    run(*base, *source, "--model.sampler=ancestral", "--model.strength=0.05", "--trainer.callbacks.folder=runs/near")
+    ancestral = "--model.sampler.solver=Ancestral"
+    run(*base, *source, *STEPS, ancestral, "--model.sampler.strength=0.05", "--trainer.callbacks.folder=runs/near")
     assert len(predictions("runs/near")) == 3
     for sampler in ("ancestral", "dia"):
-        run(*base, "--data.prompts=blanks.jsonl", "--data.n_texts=3", f"--model.sampler={sampler}",
-            "--model.refine=denoise_accept", f"--trainer.callbacks.folder=runs/blanks_{sampler}")  # fmt: skip
+        run(*base, "--data.prompts=blanks.jsonl", "--data.n_texts=3", *DIFFUSED, f"{START}.solver={SOLVERS[sampler][0]}",
+            "--model.sampler.moves=[DenoiseAccept]", f"--trainer.callbacks.folder=runs/blanks_{sampler}")  # fmt: skip
         for row in predictions(f"runs/blanks_{sampler}"):
             assert row["prompt"] == blanks
             assert row["text"].startswith(words[0])
             assert row["text"].endswith(words[-1])
-    run(*base, "--data.length=5", "--model.sampler=dia", "--trainer.callbacks.folder=runs/five")
+    run(*base, "--data.length=5", *STEPS, "--trainer.callbacks.folder=runs/five")
     assert [row["n_tokens"] for row in predictions("runs/five")] == [6] * len(predictions("runs/five"))
     with pytest.raises(UserError, match="p_θ writes from left to right"):
-        run(*base, "--data.length=5", "--model.sampler=annealed", "--trainer.callbacks.folder=runs/none")
+        run(*base, "--data.length=5", "--model.sampler=Annealed", "--trainer.callbacks.folder=runs/none")
 
 
 def test_a_checkpoint_samples_as_its_export_does(workshop: Path) -> None:
@@ -188,8 +204,8 @@ def test_a_checkpoint_samples_as_its_export_does(workshop: Path) -> None:
     if not three.exists():  # before another test goes on training
         shutil.copytree("runs/ddpm_tiny/denoiser", three)
     unguided = ["--model.lam=0", "--model.compare_base=false"]
-    run("predict", *GUIDED, *unguided, f"--model.denoiser={three}", "--trainer.callbacks.folder=runs/from_folder")
-    run("predict", *GUIDED, *unguided, f"--model.denoiser={LAST}", "--trainer.callbacks.folder=runs/from_ckpt")
+    run("predict", *GUIDED, *STEPS, *unguided, f"--model.denoiser={three}", "--trainer.callbacks.folder=runs/from_folder")
+    run("predict", *GUIDED, *STEPS, *unguided, f"--model.denoiser={LAST}", "--trainer.callbacks.folder=runs/from_ckpt")
     texts = [[row["tokens"] for row in predictions(f"runs/from_{kind}")] for kind in ("folder", "ckpt")]
     assert texts[0] == texts[1]
 
@@ -276,7 +292,7 @@ def test_the_gpt2_configs_run_within_the_memory_stated(gpt2: Path) -> None:
     # A random model writes no sentiment, and few ids of the tokenizer: whether there is any text at all.
     reward = ["--model.reward=dia_lightning.rewards.Regex", r"--model.reward.pattern=\S"]
     peaks["critic"] = peak_gib(gpt2, "fit", "--config", "configs/critic_gpt2.yaml", *few, *reward)
-    texts = ["--data.n_texts=4", "--data.batch_size=4", "--model.steps=4", "--model.refine_steps=2"]
+    texts = ["--data.n_texts=4", "--data.batch_size=4", "--model.sampler.rounds=2"]
     peaks["dia"] = peak_gib(gpt2, "predict", "--config", "configs/dia_gpt2.yaml", *texts, *reward)
     assert len(predictions(str(gpt2 / "runs/dia_gpt2"))) == 4
     limits = {"ddpm": 8, "critic": 5, "dia": 3}  # GiB; 6.7, 3.9 and 2.3 were seen at these batch sizes

@@ -69,7 +69,7 @@ def test_predict_runs_from_an_empty_folder(environment: Path, tmp_path: Path) ->
     lightning = environment / "bin/lightning"
     settings = done(lightning, "predict", "--print_config", cwd=tmp_path)
     assert "checkpoints/tiny/lm" in settings
-    small = ["--data.n_texts=4", "--data.batch_size=4", "--model.steps=2", "--model.refine_steps=1"]
+    small = ["--data.n_texts=4", "--data.batch_size=4", "--model.sampler.rounds=1"]
     out = done(lightning, "predict", *small, cwd=tmp_path)
     assert "reward, mean" in out
     assert str(ROOT) not in out

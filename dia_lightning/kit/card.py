@@ -13,7 +13,7 @@ from dia_lightning.building import leaves
 from dia_lightning.callbacks.writer import versions
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.explain import TRUSTED
-from dia_lightning.kit.files import OWN
+from dia_lightning.kit.files import is_own
 from dia_lightning.lm_files import is_hub_id
 from dia_lightning.reports.labels import label, number
 from dia_lightning.resources import find_path, is_shipped
@@ -72,7 +72,7 @@ class Kit(NamedTuple):
     def foreign(self) -> list[str]:
         """Classes of others in the settings."""
         named = [str(value) for name, value in leaves("", self.content) if name.endswith(".class_path")]
-        return [name for name in dict.fromkeys(named) if not name.startswith(OWN)]
+        return [name for name in dict.fromkeys(named) if not is_own(name)]
 
     @property
     def allow(self) -> str:

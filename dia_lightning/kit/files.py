@@ -31,13 +31,18 @@ def settings_file(name: str, option: str) -> Path:
     return inside if inside.is_file() else path
 
 
+def is_own(class_path: str) -> bool:
+    """Whether it names a class of these packages; a short name, as `Annealed`, imports nothing."""
+    return class_path.startswith(OWN) or class_path.isidentifier()
+
+
 def _check_stranger(content: dict[str, Any], name: str, option: str) -> None:
     """Classes of other packages could run anything, `ckpt_path` a pickle, `${oc.env:…}` could read out keys."""
     from dia_lightning.building import leaves
 
     faults = [f"sets {key}" for key in content if key not in SECTIONS]
     for path, value in leaves("", content):
-        if path.endswith(".class_path") and not str(value).startswith(OWN):
+        if path.endswith(".class_path") and not is_own(str(value)):
             faults.append(f"names the class {value} ({path})")
         if "${oc." in str(value):
             faults.append(f"reads {value} ({path})")

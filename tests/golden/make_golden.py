@@ -24,35 +24,50 @@ BLANKS = {"prompt": "The Eagle is a [blank:3] in the city centre."}
 PLAIN = ["--trainer.precision=32-true"]
 NO_TASK = "--trainer.callbacks.evaluation=null"
 FEW = ["--data.n_texts=4", "--data.batch_size=4", "--data.max_length=20"]
-STEPS = ["--model.steps=8"]
-SMALL = ["--model.refine=cycle", "--model.particles=4", "--model.pool=3", "--model.lam=8", "--model.refine_steps=1"]
+SAMPLER = "--model.sampler"
+STEPS = [f"{SAMPLER}.steps=8"]
+SMALL = [f"{SAMPLER}.moves=[Suffix, DenoiseAccept]", f"{SAMPLER}.particles=4", f"{SAMPLER}.pool=3"]
+SMALL += ["--model.lam=8", f"{SAMPLER}.rounds=1"]
 STYLE = ["--data.limit=3", "--data.n_texts=1", "--data.batch_size=2", "--data.max_length=32", NO_TASK]
-MOVES = ["--model.moves.size=3", "--model.moves.levels=[0.4,0.9]", "--model.moves.tilt=1.0", "--model.moves.expert=0.3"]
+SPAN = "{class_path: Spans, init_args: {length: 3}}"
+TILTED = f"positions: {SPAN}, levels: [0.4, 0.9], tilt: 1.0, expert: 0.3"
+MOVES = f"{SAMPLER}.moves=[Suffix, {{class_path: DenoiseAccept, init_args: {{{TILTED}}}}}]"
+START = f"{SAMPLER}.start"
+REFINED = [f"{SAMPLER}=Chains", f"{SAMPLER}.moves=[DenoiseAccept]", f"{SAMPLER}.rounds=2"]
+REFINED += [f"{START}=Diffusion", f"{START}.solver=Ancestral", f"{START}.steps=8"]
+REFINED += [f"{START}.guidance=CriticGuidance", f"{START}.guidance.scale=10"]
 TEXTS: dict[str, list[str]] = {
     "annealed": ["configs/tasks/slots_tiny.yaml", *FEW, "--data.limit=2", NO_TASK, *SMALL],
     "chains": [
-        "configs/dia_tiny.yaml", *FEW, "--model.sampler=base_lm", "--model.rungs=3", "--model.refine_steps=2", *MOVES,
+        "configs/dia_tiny.yaml", *FEW, f"{SAMPLER}=Chains", f"{SAMPLER}.temperatures=3",
+        f"{SAMPLER}.rounds=2", MOVES,
     ],
-    "source": ["configs/tasks/style_formal_tiny.yaml", *STYLE, "--model.refine_steps=4"],
+    "source": ["configs/tasks/style_formal_tiny.yaml", *STYLE, f"{SAMPLER}.rounds=4"],
     "dia": [
-        "configs/guided_tiny.yaml", *FEW, *STEPS, "--model.guidance_decay=1", "--model.guidance_window=[0.1,0.9]",
-        "--model.corrector=mala", "--model.eta_decay=0.8", "--model.final=argmax",
+        "configs/guided_tiny.yaml", *FEW, *STEPS, f"{SAMPLER}.guidance.decay=1",
+        f"{SAMPLER}.guidance.window=[0.1,0.9]", f"{SAMPLER}.solver.accept=true",
+        f"{SAMPLER}.solver.eta_decay=0.8", f"{SAMPLER}.final=argmax",
     ],
-    "ancestral": [
-        "configs/guided_tiny.yaml", *FEW, *STEPS, "--model.sampler=ancestral", "--model.refine=denoise_accept",
-        "--model.refine_steps=2", "--data.prompts=blanks.jsonl",
-    ],
+    "ancestral": ["configs/guided_tiny.yaml", *FEW, *REFINED, "--data.prompts=blanks.jsonl"],
     "ddim": [
-        "configs/tasks/style_informal_tiny.yaml", *STYLE, *STEPS, "--model.sampler=ddim", "--model.strength=0.5",
-        "--model.refine=none", "--model.lam=0", "--model.temperature=0.8",
+        "configs/tasks/style_informal_tiny.yaml", *STYLE, f"{SAMPLER}=Diffusion", *STEPS,
+        f"{SAMPLER}.solver=DDIM", f"{SAMPLER}.solver.eta=0.1", f"{SAMPLER}.strength=0.5",
+        "--model.lam=0", f"{SAMPLER}.temperature=0.8",
     ],
-    "dpmpp_2m": ["configs/guided_tiny.yaml", *FEW, *STEPS, "--model.sampler=dpmpp_2m", "--data.length=7"],
-    "dia_literal": ["configs/guided_tiny.yaml", *FEW, *STEPS, "--model.sampler=dia_literal", "--model.reading=per_step"],
-    "smc": ["configs/smc_tiny.yaml", *FEW, *STEPS, "--model.every=2"],
+    "dpmpp_2m": [
+        "configs/guided_tiny.yaml", *FEW, *STEPS, f"{SAMPLER}.solver=DPMpp2M", "--data.length=7",
+    ],
+    "dia_literal": [
+        "configs/guided_tiny.yaml", *FEW, *STEPS, f"{SAMPLER}.solver=DiaLiteral",
+        f"{SAMPLER}.solver.reading=per_step",
+    ],
+    "smc": ["configs/smc_tiny.yaml", *FEW, *STEPS, f"{SAMPLER}.every=2"],
     "twisted_smc": ["configs/baselines/twisted_smc_tiny.yaml", *FEW],
     "guided_decoding": ["configs/baselines/guided_decoding_tiny.yaml", *FEW],
-    "best_of_n": ["configs/baselines/best_of_n_tiny.yaml", *FEW, "--model.lam=2"],
-    "zero_shot": ["configs/zero_shot_tiny.yaml", *FEW, "--model.top_p=0.9"],
+    "best_of_n": [
+        "configs/baselines/best_of_n_tiny.yaml", *FEW, f"{SAMPLER}.weighted=true", "--model.lam=2",
+    ],
+    "zero_shot": ["configs/zero_shot_tiny.yaml", *FEW, f"{SAMPLER}.top_p=0.9"],
     "classifier_free": ["configs/baselines/classifier_free_tiny.yaml", *FEW, *STEPS],
 }  # fmt: skip
 ONE = ["--trainer.max_steps=1", "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=0"]

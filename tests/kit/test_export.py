@@ -27,6 +27,7 @@ ROOT = Path(cli.__file__).parents[1]
 TINY = ROOT / "checkpoints/tiny"
 SMALL = ["--data.n_texts=3", "--data.batch_size=2", "--trainer.precision=32-true"]
 COSTS = {"flops": 2.5e13, "seconds": 754.0, "peak_memory_mib": 812.0, "networks": {}}
+SUFFIX = {"class_path": "Annealed", "init_args": {"moves": ["Suffix"]}}
 Change = Callable[..., str]
 
 
@@ -247,7 +248,7 @@ def test_a_run_of_other_settings_gives_no_figures(settings: Change, tmp_path: Pa
     config = settings({"critic": None})
     with pytest.raises(UserError, match=r"--run: cannot read .*metrics.json"):
         export(config, tmp_path / "kit", run=Path("runs"))
-    predict(config, "runs/dia_tiny", "--model.lam=2", "--data.n_texts=1", "--model.refine=none")
+    predict(config, "runs/dia_tiny", "--model.lam=2", "--data.n_texts=1")
     parser.run(cli.prepare_arguments(["predict", "--config", config, *SMALL, "--trainer.callbacks.folder=runs/later"]))
     with pytest.raises(UserError, match=r"--run: runs/dia_tiny was made with --model.init_args.lam 2.0, --config has 8.0"):
         export(config, tmp_path / "kit", run=Path("runs/dia_tiny"))
@@ -271,7 +272,7 @@ def test_a_run_of_other_settings_gives_no_figures(settings: Change, tmp_path: Pa
             "--model.init_args.critic: .* was trained on the reward 'sentiment', the reward is 'length'",
         ),
         (
-            {"model": {"denoiser": None, "critic": None, "refine": "suffix"}},
+            {"model": {"denoiser": None, "critic": None, "sampler": SUFFIX}},
             "--config: mine.yaml names no denoiser and no critic",
         ),
         ({"ckpt_path": "best"}, "--config: ckpt_path is set"),

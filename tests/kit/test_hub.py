@@ -135,6 +135,6 @@ def test_a_kit_of_the_hub_samples(fetched: list[str], tmp_path: Path, monkeypatc
     """From an empty folder, and with nothing of what ships."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(resources, "shipped_roots", list)
-    small = ["--data.n_texts=2", "--data.batch_size=2", "--model.refine=suffix", "--model.compare_base=false"]
+    small = ["--data.n_texts=2", "--data.batch_size=2", "--model.sampler.moves=[Suffix]", "--model.compare_base=false"]
     parser.run(cli.prepare_arguments(["predict", "--config", "hub:ann/kit", *small]))
     assert len((tmp_path / "runs/kit/predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 2

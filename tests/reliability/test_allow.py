@@ -146,7 +146,7 @@ def test_no_file_allows_anything(here: Path) -> None:
             parse("predict", "--config", name)
     Path("small.yaml").write_text(
         "title: t\nquestion: q\nconfig: configs/zero_shot_tiny.yaml\nset: {allow: evil, model.reward: evil.Bad}\n"
-        "grid: {t: {model.temperature: [1.0]}}\n",
+        "grid: {t: {model.sampler.temperature: [1.0]}}\n",
         encoding="utf-8",
     )
     from dia_lightning.study import command

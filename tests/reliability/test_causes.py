@@ -142,7 +142,7 @@ def test_names_of_judges_that_no_output_can_have(mine: Run, name: str) -> None:
 
 @pytest.mark.parametrize("value", ["-1e3", "-1E-3", "-.5e3"])
 def test_a_negative_exponent_is_a_value(lightning: Run, value: str) -> None:
-    assert_refused(lightning("predict", "--model.lam", value), f"--model.init_args.lam: {float(value)} given")
+    assert_refused(lightning("predict", "--model.lam", value), f"--model.lam: {float(value)} given")
 
 
 @pytest.mark.parametrize("value", ["-{prompt}", "-x", "--{prompt}"])

@@ -1,6 +1,7 @@
 """The smallest, the largest and the strangest that a person may ask of the command: it does it, or says why not in one line."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,21 @@ from typing import Any
 import pytest
 import torch
 
+from dia_lightning import cli
 from dia_lightning.lm import BaseLM
 from tests.test_cli import assert_one_line
 
 Run = Callable[..., tuple[int, str, str]]
-SMALL = ["--data.n_texts=2", "--data.max_length=12", "--model.steps=2", "--trainer.callbacks.folder=out"]
+ROOT = Path(cli.__file__).parents[1]
+SMALL = ["--data.n_texts=2", "--data.max_length=12", "--trainer.callbacks.folder=out"]
 PLAIN = ["predict", "--config", "configs/dia_tiny.yaml", *SMALL, "--model.compare_base=false"]
-DIFFUSED = [*PLAIN, "--model.sampler=dia"]
+START = "--model.sampler.start"
+# Guided diffusion, and a round of exact moves afterwards.
+REFINED = ["--model.sampler=Chains", "--model.sampler.rounds=1", f"{START}=Diffusion"]
+REFINED += ["--model.sampler.moves=[Suffix, DenoiseAccept]", f"{START}.steps=2"]
+REFINED += [f"{START}.guidance=CriticGuidance", f"{START}.guidance.scale=10"]
+DIFFUSED = [*PLAIN, *REFINED]
+GUIDED = [*PLAIN, "--model.sampler=Diffusion", "--model.sampler.steps=1"]
 
 
 def written(result: tuple[int, str, str], n: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -48,22 +57,25 @@ def test_texts_of_one_token(lightning: Run, start: list[str]) -> None:
 
 def test_a_pool_is_thinned(lightning: Run) -> None:
     """Sixteen times the texts; log Ẑ is an estimate of the same number."""
-    few, many = (written(lightning(*PLAIN, "--model.lam=2", f"--model.pool={pool}"), 2)[0] for pool in (1, 16))
+    few, many = (written(lightning(*PLAIN, "--model.lam=2", f"--model.sampler.pool={pool}"), 2)[0] for pool in (1, 16))
     assert many["tokens"]["base_lm"] > 3 * few["tokens"]["base_lm"]
     assert many["log_z"] == pytest.approx(few["log_z"], abs=2)
 
 
 def test_one_of_everything(lightning: Run) -> None:
-    ones = ["--data.n_texts=1", "--data.batch_size=1", "--model.particles=1", "--model.lam=1"]
-    metrics, _ = written(lightning(*PLAIN, *ones), 1)
+    ones = ["--data.n_texts=1", "--data.batch_size=1", "--model.lam=1"]
+    metrics, _ = written(lightning(*PLAIN, *ones, "--model.sampler.particles=1"), 1)
     assert metrics["log_z"] == pytest.approx(metrics["log_z_upper"], abs=1)
     assert metrics["self_bleu"] is None  # there are no others
-    written(lightning(*DIFFUSED, *ones, "--model.steps=1", "--model.eta=0", "--model.corrector_steps=1"), 1)
+    solver = [f"{START}.solver=PredictorCorrector", f"{START}.solver.eta=0", f"{START}.solver.steps=1"]
+    written(lightning(*DIFFUSED, *ones, f"{START}.steps=1", *solver), 1)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "ancestral", "dia_literal"])
-def test_one_step_without_noise(lightning: Run, sampler: str) -> None:
-    written(lightning(*PLAIN, f"--model.sampler={sampler}", "--model.steps=1", "--model.eta=0", "--model.refine=none"), 2)
+@pytest.mark.parametrize("solver", ["DDIM", "DPMpp2M", "Ancestral", "DiaLiteral"])
+def test_one_step_without_noise(lightning: Run, solver: str) -> None:
+    still = ["--model.sampler.solver.eta=0"] if solver in ("DDIM", "DiaLiteral") else []
+    guided = ["--model.sampler.guidance=CriticGuidance", "--model.sampler.guidance.scale=10"]
+    written(lightning(*GUIDED, *guided, f"--model.sampler.solver={solver}", *still), 2)
 
 
 PROMPT_FILES = {
@@ -121,7 +133,7 @@ def test_the_config_may_stand_behind_what_changes_it(lightning: Run) -> None:
     _, behind, _ = lightning(
         "predict", "--data.n_texts=3", "--model.lam=2", "--config", "configs/smc_tiny.yaml", "--print_config"
     )
-    assert "SMCModule" in before
+    assert "ParticleSteering" in before
     assert behind == before
 
 
@@ -137,29 +149,39 @@ def test_training_on_rows_one_by_one(lightning: Run) -> None:
     assert_one_line(lightning(*FIT, "--data.batch_size=0"), "--data.init_args.batch_size: 0 given", "at least 1")
 
 
+DIFFUSION = ["--model.sampler=Diffusion"]
+
+
+def move(options: str) -> list[str]:
+    """The move DenoiseAccept with these options."""
+    return [f"--model.sampler.moves=[{{class_path: DenoiseAccept, init_args: {{{options}}}}}]"]
+
+
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        (["--model.lam=1e308"], ["--model.init_args.lam: 1e+308 given", "up to 1e+100"]),
+        (["--model.lam=1e308"], ["--model.lam: 1e+308 given", "up to 1e+100"]),
         (["--model.lam=inf"], ["--model.lam: inf given", "float"]),
-        (["--model.particles=0"], ["--model.init_args.particles: 0 given", "1 or more"]),
-        (["--model.steps=0"], ["--model.init_args.steps: 0 given", "1 or more"]),
-        (["--model.seed=-1"], ["--model.init_args.seed: -1 given", "0 to"]),
-        (["--model.seed=99999999999999999999"], ["--model.init_args.seed: 99999999999999999999 given", "0 to"]),
-        (["--model.pool=0"], ["--model.init_args.pool: 0 given", "1 or more"]),
-        (["--model.moves.positions=middle"], ["moves.positions: 'middle' given", "span, shuffled_span"]),
-        (["--model.moves.levels=[0.5, 2]"], ["levels: [0.5, 2.0] given", "up to 1"]),
-        (["--model.moves.size=0"], ["size 0", "at least 1"]),
-        (["--model.moves.tilt=-1"], ["tilt: -1.0 given", "0 or more"]),
-        (["--model.moves.tilt_level=7"], ["tilt_level: 7.0 given", "from 0 to 1"]),
-        (["--model.moves.adapt=2", "--model.moves.positions=random"], ["adapt: 2 given", "shuffled_span"]),
-        (["--model.sampler=dia", "--model.denoiser=null"], ["--model.init_args.denoiser: none given"]),
+        (["--model.sampler.particles=0"], ["--model.sampler.particles: 0 given", "1 or more"]),
+        ([*DIFFUSION, "--model.sampler.steps=0"], ["--model.sampler.steps: 0 given", "1 or more"]),
+        (["--model.seed=-1"], ["--model.seed: -1 given", "0 to"]),
+        (["--model.seed=99999999999999999999"], ["--model.seed: 99999999999999999999 given", "0 to"]),
+        (["--model.sampler.pool=0"], ["--model.sampler.pool: 0 given", "1 or more"]),
+        (move("positions: middle"), ["--model.sampler.moves: positions: middle given", "name or path of a class"]),
+        (move("levels: [0.5, 2]"), ["levels: [0.5, 2.0] given", "up to 1"]),
+        (move("positions: {class_path: Spans, init_args: {length: 0}}"), ["length: 0 given", "1 or more"]),
+        (move("rounds: 0"), ["rounds: 0 given", "1 or more"]),
+        (move("tilt: -1"), ["tilt: -1.0 given", "0 or more"]),
+        (move("tilt_level: 7"), ["tilt_level: 7.0 given", "from 0 to 1"]),
+        (move("adapt: 2, positions: RandomTokens"), ["adapt: 2 given", "Spans"]),
+        ([*DIFFUSION, "--model.base_lm=bare", "--model.denoiser=null"], ["--model.denoiser: none given"]),
         (["--data.prompts=[]"], ["--data.init_args.prompts", "empty list"]),
         (["--data.max_length=1000000"], ["--data.init_args.max_length: 1000000 given", "at most"]),
     ],
-    ids=lambda value: value[0] if "=" in value[0] else "",
+    ids=lambda value: value[-1] if "=" in value[0] else "",
 )  # fmt: skip
 def test_values_that_cannot_be(lightning: Run, options: list[str], parts: list[str]) -> None:
+    shutil.copytree(ROOT / "checkpoints/tiny/lm", "bare")  # a base model beside which no denoiser is
     assert_one_line(lightning(*PLAIN, *options), *parts)
 
 
@@ -176,4 +198,4 @@ def test_more_than_the_memory_holds(lightning: Run, monkeypatch: pytest.MonkeyPa
         raise error
 
     monkeypatch.setattr(BaseLM, "generate", generate)
-    assert_one_line(lightning(*PLAIN), "not enough memory", "--data.batch_size", "--model.particles")
+    assert_one_line(lightning(*PLAIN), "not enough memory", "--data.batch_size", "--model.sampler.particles")

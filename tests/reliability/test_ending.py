@@ -22,9 +22,9 @@ PREDICT = ["predict", "--model.compare_base=false", "--data.max_length=12", "--t
 # Two processes do not share a machine's few cores.
 ALONE = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
 CASES = {
-    "inside a batch": ["--data.batch_size=2", "--data.n_texts=2", "--model.refine_steps=100000000"],
-    "10^10 texts": ["--data.batch_size=2", "--data.n_texts=10000000000", "--model.refine=none"],
-    "two processes": ["--data.batch_size=2", "--data.n_texts=100000", "--model.refine=none", "--trainer.devices=2"],
+    "inside a batch": ["--data.batch_size=2", "--data.n_texts=2", "--model.sampler.rounds=100000000"],
+    "10^10 texts": ["--data.batch_size=2", "--data.n_texts=10000000000", "--model.sampler.moves=[]"],
+    "two processes": ["--data.batch_size=2", "--data.n_texts=100000", "--model.sampler.moves=[]", "--trainer.devices=2"],
 }
 
 
@@ -62,7 +62,7 @@ def test_sigterm_ends_at_once(case: str, tmp_path: Path, monkeypatch: pytest.Mon
 def test_more_texts_than_can_be_numbered(lightning: Run) -> None:
     assert_one_line(lightning(*PREDICT, f"--data.n_texts={10**19}"), "n_texts", "more texts than can be numbered")
     Path("lengths.txt").write_text("The food\n", encoding="utf-8")
-    result = lightning(*PREDICT, f"--data.n_texts={10**10}", "--data.length=lengths.txt", "--model.sampler=dia")
+    result = lightning(*PREDICT, f"--data.n_texts={10**10}", "--data.length=lengths.txt", "--model.sampler=Diffusion")
     assert_one_line(result, "--data.init_args.n_texts: 10000000000 given", "10000000 with --data.init_args.length")
 
 

@@ -143,7 +143,13 @@ def test_a_reward_that_fails_late_loses_nothing(lightning: Run, monkeypatch: pyt
         return torch.full((len(texts),), torch.nan if len(asked) > 2 else 0.0)
 
     monkeypatch.setattr(VaderSentiment, "__call__", sometimes)
-    batches = ["--data.batch_size=1", "--data.n_texts=3", "--model.sampler=base_lm", "--model.refine=none", "--model.seed=5"]
+    batches = [
+        "--data.batch_size=1",
+        "--data.n_texts=3",
+        "--model.sampler=Chains",
+        "--model.sampler.moves=[]",
+        "--model.seed=5",
+    ]
     result = lightning(*PLAIN, *batches)
     assert_one_line(result, "'sentiment'", "'finite'", "returned nan", "base_lm batch 2", "not_finite_base_lm_batch_2")
     kept = Path("out/predictions.jsonl").read_text(encoding="utf-8").splitlines()

@@ -11,7 +11,7 @@ from dia_lightning.lm import BaseLM
 from dia_lightning.precision import KeepsBuffers, float32_default
 from dia_lightning.sampling.loading import embedding_for, load_critic
 from tests.conftest import CORPUS
-from tests.reliability.test_edges import FIT
+from tests.reliability.test_edges import FIT, REFINED, START
 
 Run = Callable[..., tuple[int, str, str]]
 TRUE = ["bf16-true", "16-true", "64-true"]
@@ -46,10 +46,10 @@ class Spread(Of):
 """
 METHODS = {
     "annealed": ["configs/dia_tiny.yaml"],
-    "dia": ["configs/guided_tiny.yaml", "--model.steps=2"],
-    "mala": ["configs/dia_tiny.yaml", "--model.sampler=dia", "--model.corrector=mala", "--model.steps=2"],
+    "dia": ["configs/guided_tiny.yaml", "--model.sampler.steps=2"],
+    "mala": ["configs/dia_tiny.yaml", *REFINED, f"{START}.solver=PredictorCorrector", f"{START}.solver.accept=true"],
     "twisted_smc": ["configs/baselines/twisted_smc_tiny.yaml"],
-    "classifier_free": ["configs/baselines/classifier_free_tiny.yaml", "--model.steps=2"],
+    "classifier_free": ["configs/baselines/classifier_free_tiny.yaml", "--model.sampler.steps=2"],
     "guided_decoding": ["configs/baselines/guided_decoding_tiny.yaml"],
 }
 
@@ -171,7 +171,7 @@ def test_huge_rewards_and_lambda(lightning: Run, rewards: str) -> None:
             f"--allow={rewards}",
             f"--model.reward={rewards}.{kind}",
         ]
-        found = metrics(lightning(*command, "--model.refine=suffix", "--model.lam=1e6"))
+        found = metrics(lightning(*command, "--model.sampler.moves=[Suffix]", "--model.lam=1e6"))
         assert abs(found["reward"]) < 4e38
 
 

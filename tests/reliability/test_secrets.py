@@ -34,7 +34,7 @@ def test_no_secret_is_written(
     data = ["--data.n_texts=16", "--data.n_val=2", "--data.batch_size=4", "--trainer.max_steps=1", "--data.shard_size=18"]
     assert lightning("fit", "--config", "configs/ddpm_tiny.yaml", *base, *size, *data, "--trainer.val_check_interval=1") == 0
     parts = ["--model.denoiser=runs/ddpm_tiny/denoiser", "--model.critic=null"]
-    few = [*base, *parts, "--data.n_texts=2", "--data.batch_size=2", "--model.steps=2", "--model.refine_steps=1"]
+    few = [*base, *parts, "--data.n_texts=2", "--data.batch_size=2", "--model.sampler.rounds=1"]
     assert lightning("test", "--config", "configs/dia_tiny.yaml", *few) == 0
     assert lightning("predict", "--config", "configs/dia_tiny.yaml", *few, "--data.prompts=none.txt", "--debug") == 2
     files = [path for path in tmp_path.rglob("*") if path.is_file()]

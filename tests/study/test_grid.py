@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dia_lightning import parser
 from dia_lightning.resources import UserError
 from dia_lightning.study import command
 from dia_lightning.study.grid import StudyGrid, read_study
@@ -29,19 +30,21 @@ def test_axes_make_the_product_and_options_of_one_axis_go_together(tmp_path: Pat
     study = read(
         tmp_path,
         HEAD + "set: {data.n_texts: 8, model.lam: 3}\nseeds: [5]\nbaseline: {λ: 2}\n"
-        "grid:\n  λ: {model.lam: [1, 2], model.rungs: [1, 4]}\n  solver: {model.sampler: [ddim, dia]}\n",
+        "grid:\n  λ: {model.lam: [1, 2], model.sampler.steps: [1, 4]}\n  solver: {model.sampler.solver: [DDIM, DPMpp2M]}\n",
     )
     assert [cell.setting for cell in study.cells] == [
-        {"λ": 1, "solver": "ddim"}, {"λ": 1, "solver": "dia"}, {"λ": 2, "solver": "ddim"}, {"λ": 2, "solver": "dia"},
+        {"λ": 1, "solver": "DDIM"}, {"λ": 1, "solver": "DPMpp2M"},
+        {"λ": 2, "solver": "DDIM"}, {"λ": 2, "solver": "DPMpp2M"},
     ]  # fmt: skip
     last = study.cells[-1]
-    assert last.folder == tmp_path / "out/mine/lam=2,sampler=dia/seed=5"
+    assert last.folder == tmp_path / "out/mine/lam=2,solver=DPMpp2M/seed=5"
     assert last.run.arguments(last.folder, 5) == [
-        "predict", "--config", str(ROOT / "configs/dia_tiny.yaml"), "--data.n_texts=8", "--model.lam=2", "--model.rungs=4",
-        "--model.sampler=dia", f"--trainer.default_root_dir={last.folder}", f"--trainer.callbacks.folder={last.folder}",
+        "predict", "--config", str(ROOT / "configs/dia_tiny.yaml"), "--data.n_texts=8", "--model.lam=2",
+        "--model.sampler.steps=4", "--model.sampler.solver=DPMpp2M",
+        f"--trainer.default_root_dir={last.folder}", f"--trainer.callbacks.folder={last.folder}",
         "--seed_everything=5", "--model.seed=5",
     ]  # fmt: skip
-    assert (study.axes, study.baseline) == ({"λ": [1, 2], "solver": ["ddim", "dia"]}, {"λ": 2})
+    assert (study.axes, study.baseline) == ({"λ": [1, 2], "solver": ["DDIM", "DPMpp2M"]}, {"λ": 2})
 
 
 def test_named_values_have_a_config_and_a_training_of_their_own(tmp_path: Path) -> None:
@@ -101,7 +104,7 @@ def test_seeds_and_kit_can_be_given(tmp_path: Path) -> None:
         (HEAD + "grid: {λ: {model.lam: 3}}\n", ["grid: λ", "lists of values"]),
         (HEAD + "grid: {λ: {model.lam: []}}\n", ["grid: λ", "values must be there"]),
         (HEAD + "grid: {λ: {model.lam: [1, 1]}}\n", ["grid: λ", "differ"]),
-        (HEAD + "grid: {λ: {model.lam: [1, 2], model.steps: [1]}}\n", ["grid: λ", "as many values"]),
+        (HEAD + "grid: {λ: {model.lam: [1, 2], model.sampler.steps: [1]}}\n", ["grid: λ", "as many values"]),
         (HEAD + "grid: {m: {a: {sets: {}}}}\n", ["grid: m: a", "sets: unknown", "config, set, fit"]),
         (HEAD + "grid: {m: {a: {fit: {set: {}}}}}\n", ["grid: m: a: fit: config: missing"]),
         (HEAD + "grid: {m: {a: {config: nope.yaml}}}\n", ["config: no such file", "nope.yaml"]),
@@ -162,3 +165,14 @@ def test_shipped_studies_have_what_they_name(path: Path, tmp_path: Path, monkeyp
     assert study.seconds is not None
     assert study.baseline.keys() == study.axes.keys()
     command.check_options([study])
+
+
+@pytest.mark.parametrize("name", ["equal_time", "methods", "smollm2"])
+def test_a_cell_of_suffix_moves_has_no_others(name: str, tmp_path: Path) -> None:
+    """A file's moves stay where another sampler is chosen."""
+    study = read_study(ROOT / f"configs/comparison/{name}.yaml", tmp_path)
+    cells = [cell for cell in study.cells if "suffix M" in str(cell.setting) or "suffix m" in str(cell.setting)]
+    assert len(cells) >= 2
+    for cell in cells:
+        sampler = parser.options_of(cell.run.arguments(cell.folder, cell.seed)).model.init_args.sampler
+        assert [move.class_path for move in sampler.init_args.moves] == ["dia_lightning.samplers.Suffix"], cell.name

@@ -25,7 +25,7 @@ set: {data.n_texts: 6, data.batch_size: 2, data.max_length: 8}
 seeds: [0, 1]
 seconds: 2
 grid:
-  temperature: {model.temperature: [0.5, 1.0]}
+  temperature: {model.sampler.temperature: [0.5, 1.0]}
 baseline: {temperature: 1.0}
 """
 MINE = ["my_reward"]
@@ -128,7 +128,7 @@ grid:
         config: ppo.yaml
         set: {{trainer.max_steps: 2, model.epochs: 1, model.minibatches: 1, {small}, model.reward: my_reward.Mine,
               model.reward.folder: '{here}', model.reward.at: 2}}
-      set: {{model.base_lm: "{{fit}}", model.reference: checkpoints/tiny/lm, model.method: ppo}}
+      set: {{model.sampler.policy: "{{fit}}", model.sampler.label: ppo}}
 """
     )
     seen: list[list[str]] = []
