@@ -37,7 +37,7 @@ from dia_lightning.types import Prompts, Reward, text_mask
 LENGTH, TEXTS = 40, 256
 MOVES: dict[str, list[Move]] = {
     "none": [], "suffix": [Suffix()], "denoise_accept": [DenoiseAccept()],
-    "cycle": [Suffix(), DenoiseAccept()],
+    "both": [Suffix(), DenoiseAccept()],
 }  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def refinement(kit: Kit, n: int = 512) -> str:
     base = start(TargetDensity(kit.lm, reward, 0.0), kit.base(4 * n))
     at, error = per_token(kit, base)
     rows.append(["p_θ itself", "", "", f"{at:.3f} ± {error:.3f}", mean_and_error(base.reward), "", "", ""])
-    for lam, plan in ((0.0, {"denoise_accept": (0, 5, 20), "cycle": (0, 5, 20)}), (6.0, {"cycle": (0, 5, 20, 100)})):
+    for lam, plan in ((0.0, {"denoise_accept": (0, 5, 20), "both": (0, 5, 20)}), (6.0, {"both": (0, 5, 20, 100)})):
         begun = kit.guided(n, lam)
         for moves, steps in plan.items():
             target = TargetDensity(kit.lm, reward, lam)
@@ -161,7 +161,7 @@ METHODS: dict[str, tuple[Method, tuple[int, ...]]] = {
     "best-of-{}": (best_of_n, (4, 16)),
     "population without moves, {} particles a text": (population("none"), (4, 16)),
     "population, suffix moves, {} particles a text": (population("suffix"), (2, 4)),
-    "population, both moves, {} particles a text": (population("cycle"), (1, 2)),
+    "population, both moves, {} particles a text": (population("both"), (1, 2)),
     "denoise-and-accept alone, {} steps": (chains("denoise_accept"), (10,)),
     "suffix regeneration alone, {} steps": (chains("suffix"), (20,)),
 }
