@@ -18,25 +18,25 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
-from dia_lightning.sampling.moves import Moves, make_kernels
 
 from benchmarks.theory import DOC, fill, table
 from dia_lightning.cost import Meter, difference
 from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 from dia_lightning.rewards import VaderSentiment
+from dia_lightning.samplers import DenoiseAccept, Models, Move, Suffix
 from dia_lightning.sampling.loading import load_denoiser, load_value
-from dia_lightning.sampling.proposal import DenoiserProposal
+from dia_lightning.sampling.positions import Spans
 from dia_lightning.target import TargetDensity
 
 CHAINS, LENGTH, LAM = 128, 40, 6.0
 NETWORKS = ("base_lm", "denoiser", "critic")
-KERNELS: dict[str, tuple[str, Moves]] = {
-    "suffix regeneration": ("suffix", Moves()),
-    "denoise-and-accept, span 4, 4 rounds": ("denoise_accept", Moves()),
-    "denoise-and-accept, span 8, 8 rounds": ("denoise_accept", Moves(size=8, rounds=8)),
-    "denoise-and-accept, span 4, 1 round": ("denoise_accept", Moves(rounds=1)),
-    "the same, tilted, with p_θ as expert": ("denoise_accept", Moves(rounds=1, tilt=2.0, expert=0.5)),
+KERNELS: dict[str, Move] = {
+    "suffix regeneration": Suffix(),
+    "denoise-and-accept, span 4, 4 rounds": DenoiseAccept(),
+    "denoise-and-accept, span 8, 8 rounds": DenoiseAccept(positions=Spans(8), rounds=8),
+    "denoise-and-accept, span 4, 1 round": DenoiseAccept(rounds=1),
+    "the same, tilted, with p_θ as expert": DenoiseAccept(rounds=1, tilt=2.0, expert=0.5),
 }
 
 
@@ -87,10 +87,9 @@ def main(steps: int = 5) -> None:
     meter.watch("base_lm", lm.multiplied())
     for network in (denoiser, value):
         meter.watch_all(network)
-    rows = []
-    for label, (refine, moves) in KERNELS.items():
-        target = TargetDensity(lm, reward, LAM)
-        [kernel] = make_kernels(refine, moves, target, DenoiserProposal(denoiser), embedding, denoiser.schedule, value)
+    rows, models = [], Models(lm, embedding, denoiser, value, reward, LAM)
+    for label, move in KERNELS.items():
+        kernel = move.kernel(models, TargetDensity(lm, reward, LAM))
         state: Any = kernel.init(begin)  # type: ignore[attr-defined]
         state, _ = kernel.step(state, generator)
         before = meter.read()

@@ -18,7 +18,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
-from dia_lightning.sampling.moves import Moves, make_kernels
 from torch import Tensor
 
 from benchmarks.theory import DOC, fill, table
@@ -26,16 +25,20 @@ from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import guided, unguided
 from dia_lightning.lm import BaseLM
 from dia_lightning.rewards import Keyword, VaderSentiment, call_reward
+from dia_lightning.samplers import DenoiseAccept, Models, Move, Suffix
 from dia_lightning.sampling.decode import draw_texts
-from dia_lightning.sampling.denoise_accept import State, start, take
+from dia_lightning.sampling.denoise_accept import Kernel, State, start, take
 from dia_lightning.sampling.diagnostics import chain_diagnostics
 from dia_lightning.sampling.loading import load_critic, load_denoiser
 from dia_lightning.sampling.population import anneal, cycle, from_base
-from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Prompts, Reward, text_mask
 
 LENGTH, TEXTS = 40, 256
+MOVES: dict[str, list[Move]] = {
+    "none": [], "suffix": [Suffix()], "denoise_accept": [DenoiseAccept()],
+    "both": [Suffix(), DenoiseAccept()],
+}  # fmt: skip
 
 
 class Kit:
@@ -68,9 +71,10 @@ class Kit:
                 corrector_steps=1, eta=0.1,
             )  # fmt: skip
 
-    def kernels(self, refine: str, target: TargetDensity) -> list:  # type: ignore[type-arg]
-        proposal = DenoiserProposal(self.denoiser)
-        return make_kernels(refine, Moves(), target, proposal, self.embedding, self.denoiser.schedule)
+    def kernels(self, moves: str, target: TargetDensity) -> list[Kernel]:
+        """The kernels of `MOVES`."""
+        models = Models(self.lm, self.embedding, self.denoiser, None, target.reward, target.lam)
+        return [move.kernel(models, target) for move in MOVES[moves]]
 
     def rewards(self, reward: Reward, tokens: Tensor) -> Tensor:
         return call_reward(reward, self.lm.decode(tokens, torch.zeros_like(tokens, dtype=torch.bool)))
@@ -97,11 +101,11 @@ def refinement(kit: Kit, n: int = 512) -> str:
     base = start(TargetDensity(kit.lm, reward, 0.0), kit.base(4 * n))
     at, error = per_token(kit, base)
     rows.append(["p_θ itself", "", "", f"{at:.3f} ± {error:.3f}", mean_and_error(base.reward), "", "", ""])
-    for lam, plan in ((0.0, {"denoise_accept": (0, 5, 20), "cycle": (0, 5, 20)}), (6.0, {"cycle": (0, 5, 20, 100)})):
+    for lam, plan in ((0.0, {"denoise_accept": (0, 5, 20), "both": (0, 5, 20)}), (6.0, {"both": (0, 5, 20, 100)})):
         begun = kit.guided(n, lam)
-        for refine, steps in plan.items():
+        for moves, steps in plan.items():
             target = TargetDensity(kit.lm, reward, lam)
-            state, kernels = start(target, begun), kit.kernels(refine, target)
+            state, kernels = start(target, begun), kit.kernels(moves, target)
             done, rewards, accepted = 0, [], math.nan
             for wanted in steps:
                 if wanted > done:
@@ -113,7 +117,7 @@ def refinement(kit: Kit, n: int = 512) -> str:
                 figures = [accepted, known.get("ess", math.nan), known.get("rhat", math.nan)]
                 start_name = "`dia`, unguided" if lam == 0 else f"`dia`, λ = {lam:g}"
                 rows.append([
-                    start_name, refine, str(wanted), f"{at:.3f} ± {error:.3f}", mean_and_error(state.reward),
+                    start_name, moves, str(wanted), f"{at:.3f} ± {error:.3f}", mean_and_error(state.reward),
                     *("" if math.isnan(f) else f"{f:.3g}" for f in figures),
                 ])  # fmt: skip
                 print(rows[-1], flush=True)
@@ -157,7 +161,7 @@ METHODS: dict[str, tuple[Method, tuple[int, ...]]] = {
     "best-of-{}": (best_of_n, (4, 16)),
     "population without moves, {} particles a text": (population("none"), (4, 16)),
     "population, suffix moves, {} particles a text": (population("suffix"), (2, 4)),
-    "population, both moves, {} particles a text": (population("cycle"), (1, 2)),
+    "population, both moves, {} particles a text": (population("both"), (1, 2)),
     "denoise-and-accept alone, {} steps": (chains("denoise_accept"), (10,)),
     "suffix regeneration alone, {} steps": (chains("suffix"), (20,)),
 }

@@ -12,8 +12,6 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dia_lightning.sampling.moves import Moves, make_kernels
-
 from benchmarks.theory import fill, table
 from dia_lightning.data.prompts import PromptData
 from dia_lightning.data.samples import ModelSamples
@@ -23,14 +21,17 @@ from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import LogValue
 from dia_lightning.lm import BaseLM
 from dia_lightning.rewards import LocalToxicity, VaderSentiment, WeightedSum
-from dia_lightning.samplers import GuidedSamplerModule
+from dia_lightning.samplers import BaseModel, Diffusion, GuidedSamplerModule, Sampler
+from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel
 from dia_lightning.sampling.loading import embedding_for, load_denoiser, load_value
+from dia_lightning.sampling.positions import Spans
 from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Prompts
 
 DOC, KIT = ROOT / "docs" / "results.md", ROOT / "checkpoints" / "smollm2"
 LENGTHS, LEVELS, LAM, TILT, CHAINS = (1, 2, 4, 8), (0.5, 1.0), 8.0, 10.0, 32
+TILT_LEVEL = 0.4
 STEPS, STAGGER = 64, 40.0
 
 
@@ -86,10 +87,13 @@ def spans(lm: BaseLM, network: DenoiserNetwork, value: LogValue, batch: Prompts)
         for level in LEVELS:
             rows.append([str(length), f"{level:g}"])
             for proposal, lam, critic in columns.values():
-                moves = Moves(size=length, rounds=length, levels=[level], tilt=TILT if critic else 0.0)
                 target, schedule = TargetDensity(lm, reward, lam, batch), network.schedule
-                [kernel] = make_kernels("denoise_accept", moves, target, proposal, embedding, schedule, critic)
-                state = kernel.init(begin, batch.prompt_mask)  # type: ignore[attr-defined]
+                time, tilt_time = schedule.warp(torch.tensor([level, TILT_LEVEL])).tolist()
+                kernel = DenoiseAcceptKernel(
+                    target, proposal, embedding, schedule, Spans(length), [time], length, lm.end_id,
+                    critic, TILT if critic else 0.0, tilt_time,
+                )  # fmt: skip
+                state = kernel.init(begin, batch.prompt_mask)
                 new, info = kernel.step(state, torch.Generator().manual_seed(length))
                 changed = (new.tokens != state.tokens).any(1).float().mean()
                 rows[-1].append(f"{100 * float(info.accepted.float().mean()):.0f} % / {100 * float(changed):.0f} %")
@@ -99,11 +103,13 @@ def spans(lm: BaseLM, network: DenoiserNetwork, value: LogValue, batch: Prompts)
 
 def unguided(lm: BaseLM, batch: Prompts) -> str:
     """Mean log p_θ per token of the denoiser's own texts beside p_θ's, and five of them."""
+    diffusion = Diffusion(steps=STEPS, stagger=STAGGER)
+    samplers: dict[str, Sampler] = {"p_θ": BaseModel(), "the denoiser": diffusion}
     lines = []
-    for name, sampler in (("p_θ", "base_lm"), ("the denoiser", "dia")):
+    for name, sampler in samplers.items():
         module = GuidedSamplerModule(
-            VaderSentiment(), base_lm="smollm2", denoiser=str(KIT / "denoiser"), sampler=sampler, lam=0.0, refine="none",
-            steps=STEPS, stagger=STAGGER, compare_base=False,
+            VaderSentiment(), sampler, base_lm="smollm2", denoiser=str(KIT / "denoiser"), lam=0.0,
+            compare_base=False,
         )  # fmt: skip
         (drawn,) = module.predict_step(batch)
         own = ~batch.prompt_mask & (drawn.tokens != lm.end_id)

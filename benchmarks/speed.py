@@ -41,7 +41,8 @@ from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.lm import BaseLM
 from dia_lightning.metrics.functional import self_bleu
 from dia_lightning.rewards import VaderSentiment
-from dia_lightning.samplers import GuidedSamplerModule, base
+from dia_lightning.samplers import Ancestral, Diffusion, GuidedSamplerModule
+from dia_lightning.samplers import module as sampler_module
 
 DOC, STORE = ROOT / "docs" / "performance.md", ROOT / "runs" / "bench.json"
 Found = dict[str, list[str]]
@@ -90,7 +91,7 @@ def prompts(**given: Any) -> PromptData:
 
 def predict() -> Found:
     """`predict` with its files and metrics against the drawing alone."""
-    module = GuidedSamplerModule(VaderSentiment(), critic=None, lam=8.0, compare_base=False)
+    module = GuidedSamplerModule(VaderSentiment(), lam=8.0, compare_base=False)
     given: dict[str, Any] = {"base_lm": "checkpoints/tiny/lm", "n_texts": 128, "batch_size": 64, "max_length": 40}
     data = prompts(**given)
 
@@ -114,12 +115,12 @@ def predict() -> Found:
 
 def text_work() -> Found:
     """What tokenisation, decoding, the reward's caller and the metrics take of a run like `make demo`; of processor time."""
-    module = GuidedSamplerModule(VaderSentiment(), critic=None, lam=8.0)
+    module = GuidedSamplerModule(VaderSentiment(), lam=8.0)
     timers, reward = Timers(), Timers()
     reward.wrap(module.reward._analyzer, "polarity_scores")  # type: ignore[attr-defined]
     for name in ("decode", "encode"):
         timers.wrap(BaseLM, name)
-    for part in (target, base):
+    for part in (target, sampler_module):
         timers.wrap(part, "call_reward")
     timers.wrap(writer, "compute_metrics")
     try:
@@ -209,7 +210,7 @@ def bleu(n: int = 2000) -> Found:
 def first_text() -> Found:
     """The command's start against importing what it is made of."""
     with tempfile.TemporaryDirectory() as folder:
-        shown = ["--data.n_texts", "1", "--model.particles", "1", "--model.compare_base", "false"]
+        shown = ["--data.n_texts", "1", "--model.sampler.particles", "1", "--model.compare_base", "false"]
         writes = ["--trainer.default_root_dir", folder, "--trainer.callbacks.init_args.folder", f"{folder}/x"]
         command = [sys.executable, "-m", "dia_lightning", "predict", *shown, *writes]
         runs = iter(range(100))
@@ -275,13 +276,13 @@ def big_loss(side: str, vocabulary: int = 50_257, width: int = 128, rows: int = 
 
 def growth() -> Found:
     """Exponents of the sampler's time in its sizes: slope between the ends of log time over log size."""
-    module = GuidedSamplerModule(VaderSentiment(), critic=None, sampler="ancestral", lam=0.0, refine="none", compare_base=False)
+    module = GuidedSamplerModule(VaderSentiment(), Diffusion(Ancestral()), lam=0.0, compare_base=False)
     found = []
     for name, sizes in (("steps", (16, 64, 256)), ("T", (10, 20, 39)), ("batch", (8, 64, 512))):
         took = []
         for size in sizes:
             options = {"steps": 16, "T": 32, "batch": 16} | {name: size}
-            module.steps = options["steps"]
+            module.sampler = Diffusion(Ancestral(), steps=options["steps"])
             n, length = options["batch"], options["T"]
             data = prompts(base_lm="checkpoints/tiny/lm", n_texts=n, batch_size=n, max_length=length)
             run = lambda data=data: module.draw(data.batch(0), torch.Generator().manual_seed(0))  # noqa: E731
@@ -299,7 +300,8 @@ def _growth_of_memory(module: GuidedSamplerModule) -> float:
 
     data = prompts(base_lm="checkpoints/tiny/lm", n_texts=8, batch_size=8, max_length=32)
     peaks, device = list[float](), torch.device("cpu")
-    for module.steps in (100, 100, 1000):
+    for steps in (100, 100, 1000):
+        module.sampler = Diffusion(Ancestral(), steps=steps)
         reset_peak_memory(device)
         module.draw(data.batch(0), torch.Generator().manual_seed(0))
         peaks.append(peak_memory_mib(device))

@@ -31,7 +31,8 @@ from dia_lightning.resources import INTERRUPTS, NEGATIVE, UserError, placed
 _IGNORED_WARNINGS = (
     "num_workers", r"isinstance\(treespec", "litlogger", "logging interval", "args parameter is intended",
     "Precision bf16-mixed is not", "The dirpath has changed", "WeightAveraging state cannot be restored",
-    "across ranks is zero", r"module\(s\) in eval mode", "ModelCheckpoint with manual optimization",
+    r"\s+Dump of a value that does not round-trip", "across ranks is zero",
+    r"module\(s\) in eval mode", "ModelCheckpoint with manual optimization",
 )  # fmt: skip
 # What no user can act on: advertising, and what is absent.
 _CHATTER = re.compile(

@@ -124,7 +124,8 @@ class PromptData(L.LightningDataModule):
         batch_size: texts sampled together; with the seed it determines the result, the number of processes does not.
         max_length: longest text in tokens, prompt and end token included.
         length: tokens after the prompt, end token not counted, exactly; or a file of texts whose lengths are drawn. By
-            default texts end where p_θ ends them. For solvers and denoise_accept, which can hold an end token in its place.
+            default texts end where p_θ ends them. For `Diffusion` and moves of `DenoiseAccept`, which can hold an end token
+            in its place.
         reward_sees_prompt: rewards read prompt and text as one; otherwise the text alone.
         end_tokens: tokens that end a text besides the model's own, for example a line feed.
         base_lm: hub id or folder of p_θ, for its tokenizer; the model's by default.

@@ -258,7 +258,7 @@ class PPOModule(WatchedModule):
     def export(self, folder: Path) -> None:
         """Write the policy and its tokenizer in transformers' format, loadable as `base_lm`.
 
-        `ZeroShotModule` samples it, with `reference` p_θ and `method` ppo.
+        The sampler `BaseModel` samples it, with this folder as `policy` and the `label` ppo.
         """
         policy = self.policy if self.lora_rank is None else merged(self.policy)
         policy.save_pretrained(folder)
