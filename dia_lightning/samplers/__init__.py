@@ -27,11 +27,12 @@ from dia_lightning.samplers.solver import (
 )  # fmt: skip
 from dia_lightning.samplers.source import Source
 from dia_lightning.samplers.twisted_smc import TwistedSMC
+from dia_lightning.sampling.positions import Positions, RandomTokens, Spans, WholeText
 
 __all__ = [
     "DDIM", "Ancestral", "Annealed", "BaseModel", "BestOfN", "Chains", "ClassifierFree",
     "CriticGuidance", "DPMpp2M", "DenoiseAccept", "DiaLiteral", "Diffusion", "Drawn", "Guidance",
     "GuidedDecoding", "GuidedSamplerModule", "Models", "Move", "ParticleSteering",
-    "PredictorCorrector", "RewardGradient", "Sampler", "Solver", "Source", "Suffix", "TwistedSMC",
-    "Unguided",
+    "Positions", "PredictorCorrector", "RandomTokens", "RewardGradient", "Sampler", "Solver",
+    "Source", "Spans", "Suffix", "TwistedSMC", "Unguided", "WholeText",
 ]  # fmt: skip
