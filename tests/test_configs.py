@@ -12,12 +12,15 @@ import lightning as L
 import pytest
 import yaml
 
-from dia_lightning import cli, parser
+from dia_lightning import cli, parser, samplers
 from dia_lightning.lm import BaseLM
+from dia_lightning.sampling import positions
 
 ROOT = Path(cli.__file__).parents[1]
 # Those of ablations/ and comparison/ are studies, see tests/study.
 CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in ("ablations", "comparison"))
+# Short names.
+PARTS = {**vars(samplers), **vars(positions)}
 each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
 
@@ -45,8 +48,7 @@ def parts(value: Any) -> Iterator[tuple[type, dict[str, Any]]]:
         return
     if "class_path" in value:
         module, _, name = value["class_path"].rpartition(".")
-        # A short name is that of a part.
-        yield getattr(import_module(module or "dia_lightning.samplers"), name), value.get("init_args", {})
+        yield getattr(import_module(module), name) if module else PARTS[name], value.get("init_args", {})
     for item in value.values():
         yield from parts(item)
 
@@ -93,7 +95,9 @@ def test_its_command_is_read_and_fits_its_classes(path: Path, monkeypatch: pytes
     for section in ("model", "data"):
         for name, value in read(path)[section]["init_args"].items():
             if name not in overruled and not isinstance(value, dict | list):
-                assert config[section].init_args[name] == value, name
+                found = config[section].init_args[name]
+                found = found.class_path.rpartition(".")[2] if name == "sampler" else found
+                assert found == value, name
     for name, value in read(path)["trainer"].items():
         assert name in ("logger", "callbacks") or config.trainer[name] == value, name
 

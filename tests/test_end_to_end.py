@@ -195,7 +195,7 @@ def test_a_source_is_rewritten_and_blanks_are_filled(workshop: Path) -> None:
             assert row["text"].endswith(words[-1])
     run(*base, "--data.length=5", *STEPS, "--trainer.callbacks.folder=runs/five")
     assert [row["n_tokens"] for row in predictions("runs/five")] == [6] * len(predictions("runs/five"))
-    with pytest.raises(UserError, match="p_θ writes from left to right"):
+    with pytest.raises(UserError, match="Annealed writes from left to right"):
         run(*base, "--data.length=5", "--model.sampler=Annealed", "--trainer.callbacks.folder=runs/none")
 
 
