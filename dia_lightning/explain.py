@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from itertools import pairwise
 
-from dia_lightning.resources import NEGATIVE
+from dia_lightning.resources import NEGATIVE, UserError
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)'")
@@ -106,6 +106,16 @@ def explain(message: str, error: BaseException | None, arguments: Sequence[str],
         return f"{option}: {given} given, allowed: {allowed}"
     reason = re.sub(r"\. Got value: .*", "", _flat(leaf))
     return f"{option}: {given + ' given, ' if given else ''}{reason[:1].lower()}{reason[1:]}" if path else reason
+
+
+def refuse_lost(arguments: Iterable[str]) -> None:
+    """Raises a UserError for an option of a part that a later option replaces: it would be dropped without a word."""
+    seen: list[str] = []
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if lost := next((name for name in seen if name.startswith(f"{option}.")), ""):
+            raise UserError(f"{lost}: given before {option}, which replaces the part; write {option} first")
+        seen += [option] if option.startswith("--") else []
 
 
 def located(message: str, arguments: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dia_lightning.building import BuildingCLI, class_of, leaves
 from dia_lightning.diffusion.checkpoint import load_checkpoint
-from dia_lightning.explain import TRUSTED, explain, located, typed_option
+from dia_lightning.explain import TRUSTED, explain, located, refuse_lost, typed_option
 from dia_lightning.processes import one_fit, one_for_all, refuse_lone
 from dia_lightning.resources import INTERRUPTS, NEGATIVE, UserError, placed
 
@@ -271,6 +271,7 @@ def options_of(arguments: list[str], allow: Sequence[str] = ()) -> Namespace:
 
 
 def _called(cli: type[DiaCLI], arguments: list[str], allow: Sequence[str]) -> DiaCLI:
+    refuse_lost(arguments)
     _quiet()
     _allow_only([*TRUSTED, *allow])
     # `${}` is resolved after the command line, and from the top of the file although the settings stand under the command.

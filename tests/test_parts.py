@@ -143,3 +143,15 @@ def test_default_moves_of_another_base_model_on_the_command_line(lightning: Run,
     metrics = json.loads(Path("out/metrics.json").read_text(encoding="utf-8"))
     assert "accept_suffix" in metrics
     assert "accept_denoise_accept" not in metrics
+
+
+@pytest.mark.parametrize(
+    ("given", "lost", "by"),
+    [
+        (["--model.sampler.particles", "3", "--model.sampler", "Chains"], "--model.sampler.particles", "--model.sampler"),
+        (["--model.sampler.ess=0.4", "--model.sampler=Annealed"], "--model.sampler.ess", "--model.sampler"),
+        (["--model.reward.n=2", "--model.reward=Coverage"], "--model.reward.n", "--model.reward"),
+    ],
+)
+def test_an_option_that_a_later_part_replaces_is_refused(lightning: Run, given: list[str], lost: str, by: str) -> None:
+    assert_one_line(lightning("predict", *given), f"{lost}: given before {by}", f"write {by} first")

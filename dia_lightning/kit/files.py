@@ -12,6 +12,8 @@ SETTINGS = "dia.yaml"
 SECTIONS = ("seed_everything", "trainer", "model", "data")
 # Of these a stranger's settings may name classes.
 OWN = ("dia_lightning.", "lightning.pytorch.")
+# Packages that settings may import from without being asked; a part may be named by its path alone.
+_IMPORTED = ("lightning", "torch", "torchmetrics", "transformers")
 
 
 def settings_file(name: str, option: str) -> Path:
@@ -42,7 +44,9 @@ def _check_stranger(content: dict[str, Any], name: str, option: str) -> None:
 
     faults = [f"sets {key}" for key in content if key not in SECTIONS]
     for path, value in leaves("", content):
-        if path.endswith(".class_path") and not is_own(str(value)):
+        root, *inner = str(value).split(".")
+        names_class = path.endswith(".class_path") or (inner and root in _IMPORTED)
+        if names_class and not is_own(str(value)):
             faults.append(f"names the class {value} ({path})")
         if "${oc." in str(value):
             faults.append(f"reads {value} ({path})")

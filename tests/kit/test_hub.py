@@ -111,6 +111,8 @@ def test_what_the_hub_does_not_have(fetched: list[str], tmp_path: Path) -> None:
     [
         ("ckpt_path: weights.ckpt", "sets ckpt_path"),
         ("model: {init_args: {reward: {class_path: mine.Reward}}}", r"names the class mine.Reward \(--model.init_args.reward"),
+        ("model: {init_args: {reward: torch.hub.load}}", r"names the class torch.hub.load \(--model.init_args.reward"),
+        ("trainer: {callbacks: [torch.hub.load]}", "names the class torch.hub.load"),
         ("trainer: {callbacks: [{class_path: dia_lightningx.Callback}]}", "names the class dia_lightningx.Callback"),
         ("data: {init_args: {prompts: '${oc.env:SECRET}'}}", r"reads \$\{oc.env:SECRET\} \(--data.init_args.prompts\)"),
     ],
