@@ -39,11 +39,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A reader's folder, with the files of the document."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    kept = {Path(name).stem: sys.modules.pop(Path(name).stem, None) for name in FILES}  # another test's
     for name, content in FILES.items():
         Path(name).write_text(content, encoding="utf-8")
     yield tmp_path
-    for name in FILES:
-        sys.modules.pop(Path(name).stem, None)
+    for module, before in kept.items():
+        sys.modules.pop(module, None)
+        sys.modules.update({} if before is None else {module: before})
 
 
 def metrics(run: str) -> dict[str, Any]:
