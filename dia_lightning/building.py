@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -135,6 +136,14 @@ def leaves(name: str, setting: Any) -> Iterator[tuple[str, Any]]:
             yield from leaves(name, value)
     else:
         yield name, setting
+
+
+def is_above(value: Any, error: OSError) -> bool:
+    """Whether `value` is the path that `error` is about, or a folder above it."""
+    if not isinstance(value, str) or not value or not isinstance(error.filename, str):
+        return False
+    path = Path(error.filename).absolute()
+    return Path(value).absolute() in (path, *path.parents)
 
 
 def class_of(setting: Any) -> Any:

@@ -22,7 +22,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
-from dia_lightning.building import BuildingCLI, class_of, leaves
+from dia_lightning.building import BuildingCLI, class_of, is_above, leaves
 from dia_lightning.diffusion.checkpoint import load_checkpoint
 from dia_lightning.explain import TRUSTED, explain, located, refuse_lost, typed_option
 from dia_lightning.processes import one_fit, one_for_all, refuse_lone
@@ -172,7 +172,7 @@ class DiaCLI(BuildingCLI):
             raise UserError(f"--trainer: {error}") from error
         except OSError as error:
             options = leaves("", self.config[self.subcommand])
-            above = [(len(str(value)), name) for name, value in options if _is_above(value, error)]
+            above = [(len(str(value)), name) for name, value in options if is_above(value, error)]
             if not above and error.errno not in _FULL:
                 raise
             option = max(above)[1] if above else "--trainer.default_root_dir"
@@ -217,14 +217,6 @@ def _check_checkpoint(path: str) -> None:
         load_checkpoint(Path(path))
     except ValueError as error:
         raise UserError(f"--ckpt_path: {path} is no checkpoint, or it is damaged ({error})") from error
-
-
-def _is_above(value: Any, error: OSError) -> bool:
-    """Whether `value` is the path that `error` is about, or a folder above it."""
-    if not isinstance(value, str) or not value or not isinstance(error.filename, str):
-        return False
-    path = Path(error.filename).absolute()
-    return Path(value).absolute() in (path, *path.parents)
 
 
 def _refuse_escape(option: str, value: Any) -> None:
@@ -277,10 +269,14 @@ def _called(cli: type[DiaCLI], arguments: list[str], allow: Sequence[str]) -> Di
     # `${}` is resolved after the command line, and from the top of the file although the settings stand under the command.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     mode = {"parser_mode": "omegaconf+"}
+    # A command's parser takes half a second to build: of the one that is called alone.
+    called = [name for name in arguments if name in _NEEDS][:1] or [*_NEEDS]
+    commands = {name: cli.subcommands()[name] for name in called}
+    one = type(cli.__name__, (cli,), {"subcommands": staticmethod(lambda: commands)})
     for i, argument in enumerate(arguments):
         _refuse_escape(argument.partition("=")[0] if argument.startswith("--") else arguments[i - 1], argument)
     try:
-        return cli(
+        return one(
             L.LightningModule,
             L.LightningDataModule,
             subclass_mode_model=True,
@@ -288,7 +284,7 @@ def _called(cli: type[DiaCLI], arguments: list[str], allow: Sequence[str]) -> Di
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"default_root_dir": "runs"},
-            parser_kwargs={"prog": "lightning", **mode, **dict.fromkeys(_NEEDS, mode)},
+            parser_kwargs={"prog": "lightning", **mode, **dict.fromkeys(commands, mode)},
             args=arguments,
         )
     except _ParsingError as failed:
