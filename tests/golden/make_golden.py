@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -136,8 +137,19 @@ def losses(name: str) -> dict[str, float]:
         return {tag: read.Scalars(tag)[0].value for tag in sorted(names)}
 
 
+def kind_of_cpu() -> str:
+    """What decides how sums are rounded: the processor's name, and the instructions that torch uses."""
+    import torch
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+
+
 def main() -> None:
-    golden = {"texts": {name: texts(name) for name in TEXTS}, "losses": {name: losses(name) for name in LOSSES}}
+    golden: dict[str, Any] = {"cpu": kind_of_cpu()}
+    golden |= {"texts": {name: texts(name) for name in TEXTS}, "losses": {name: losses(name) for name in LOSSES}}
     GOLDEN.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"wrote {GOLDEN}", file=sys.stderr)
 
