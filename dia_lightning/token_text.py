@@ -44,7 +44,7 @@ class TokenText:
             UserError: naming the first text with a token beyond the embedding table.
         """
         cut = {} if length is None else {"truncation": True, "max_length": length}
-        given = ["", *map(_encodable, texts)]  # never none
+        given = ["", *map(readable, texts)]  # never none
         found: list[list[int]] = self.tokenizer(given, add_special_tokens=False, **cut)["input_ids"][1:]
         for ids, text in zip(found, texts, strict=True):
             if ids and max(ids) >= self.vocab_size:
@@ -75,20 +75,17 @@ class TokenText:
         What follows a prompt is the whole row's text less the prompt's, to the character: some tokenizers drop the space
         before the first token they are given, which here belongs to the prompt.
         """
-        keep = text_mask(tokens, prompt_mask, self.end_id)
-        whole = self._texts(tokens, keep)
-        prompts = [""] * len(whole) if with_prompt else self._texts(tokens, keep & leading(prompt_mask))
-        apart = [not text.startswith(prompt) for text, prompt in zip(whole, prompts, strict=True)]
-        alone = self._texts(tokens, keep & ~leading(prompt_mask)) if any(apart) else whole
-        return [
-            by_itself if cut else text[len(prompt) :]
-            for text, prompt, by_itself, cut in zip(whole, prompts, alone, apart, strict=True)
-        ]
-
-    def _texts(self, tokens: Tensor, keep: Tensor) -> list[str]:
-        """The text of the tokens of each row that are kept, nothing tidied up."""
-        rows = [row[mask].tolist() for row, mask in zip(tokens.cpu(), keep.cpu(), strict=True)]
-        return self._read(rows)
+        rows = _kept(tokens, text_mask(tokens, prompt_mask, self.end_id))
+        whole = self._read(rows)
+        if with_prompt:
+            return whole
+        given = leading(prompt_mask).sum(1).tolist()
+        before = [tuple(row[:n]) for row, n in zip(rows, given, strict=True)]
+        known = dict.fromkeys(before)  # many texts have one prompt
+        prompts = dict(zip(known, self._read([*known]), strict=True))
+        apart = [i for i, text in enumerate(whole) if not text.startswith(prompts[before[i]])]
+        alone = dict(zip(apart, self._read([rows[i][given[i] :] for i in apart]), strict=True))
+        return [alone.get(i, text[len(prompts[before[i]]) :]) for i, text in enumerate(whole)]
 
     def _read(self, rows: Sequence[Sequence[int]]) -> list[str]:
         texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -101,11 +98,15 @@ class TokenText:
         """
         keep = text_mask(tokens, prompt_mask, self.end_id)
         keep &= prompt_mask | (tokens != self.end_id)
-        found = self.token_ids(texts)
-        rows = [row[mask].tolist() for row, mask in zip(tokens.cpu(), keep.cpu(), strict=True)]
-        return torch.tensor([ids[: len(row)] == row for ids, row in zip(found, rows, strict=True)])
+        pairs = zip(self.token_ids(texts), _kept(tokens, keep), strict=True)
+        return torch.tensor([ids[: len(row)] == row for ids, row in pairs])
 
 
-def _encodable(text: str) -> str:
-    """Text with `?` for what no tokenizer takes, halves of surrogate pairs."""
+def _kept(tokens: Tensor, keep: Tensor) -> list[list[int]]:
+    """The tokens of each row that are kept."""
+    return [row[mask].tolist() for row, mask in zip(tokens.cpu(), keep.cpu(), strict=True)]
+
+
+def readable(text: str) -> str:
+    """The text with `?` for halves of surrogate pairs, which JSON can hold and tokenizers refuse."""
     return text.encode("utf-8", "replace").decode("utf-8")

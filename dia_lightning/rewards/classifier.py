@@ -15,6 +15,7 @@ from dia_lightning.lm_files import folder_of, load_whole, positions_of
 from dia_lightning.resources import UserError
 from dia_lightning.rewards.base import RewardError
 from dia_lightning.rewards.options import OPTION, require, require_sign
+from dia_lightning.token_text import readable
 from dia_lightning.types import Reward
 
 # One tokenised text or pair, special tokens included.
@@ -219,11 +220,6 @@ def tokenize(network: Any, tokenizer: Any, texts: list[str], pairs: list[str] | 
     end = tokenizer.eos_token_id
     alone = {"input_ids": [network.config.get_text_config().pad_token_id if end is None else end], "attention_mask": [1]}
     return [row if row["input_ids"] else alone for row in rows]
-
-
-def readable(text: str) -> str:
-    """The text with `?` for halves of surrogate pairs, which JSON can hold and tokenizers refuse."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Set
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,6 +88,13 @@ def require_counts(part: object, *names: str) -> None:
     """Settings that are 1 or more."""
     for name in names:
         require(name, getattr(part, name), getattr(part, name) >= 1, "1 or more")
+
+
+def require_reverse_process(part: Any) -> None:
+    """Settings that every run of the reverse process has: `steps`, `stagger` and `temperature`."""
+    require_counts(part, "steps")
+    require("stagger", part.stagger, 0 <= part.stagger <= 1e4, "0 or more, up to 10000")
+    require("temperature", part.temperature, part.temperature > 0, "above 0")
 
 
 def refuse_blanks(batch: Prompts, sampler: Sampler) -> None:

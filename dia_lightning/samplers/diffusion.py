@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dia_lightning.samplers.base import Drawn, Models, Sampler, require, require_counts
+from dia_lightning.samplers.base import Drawn, Models, Sampler, require, require_reverse_process
 from dia_lightning.samplers.guide import ClassifierFree, CriticGuidance, Guidance
 from dia_lightning.samplers.solver import PredictorCorrector, Solver
 from dia_lightning.sampling.decode import draw_texts, source_rows
@@ -40,10 +40,8 @@ class Diffusion(Sampler):
     name: ClassVar[str] = "diffusion"
 
     def __post_init__(self) -> None:
-        require_counts(self, "steps")
-        require("stagger", self.stagger, 0 <= self.stagger <= 1e4, "0 or more, up to 10000")
+        require_reverse_process(self)
         require("strength", self.strength, 0 < self.strength <= 1, "0 < strength ≤ 1")
-        require("temperature", self.temperature, self.temperature > 0, "above 0")
         require("final", self.final, self.final in ("sample", "argmax"), "sample, argmax")
 
     @property

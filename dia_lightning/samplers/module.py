@@ -138,8 +138,7 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
 
     def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
         """Texts for a batch of prompts, with all randomness from `generator`."""
-        models = self.models._replace(embedding=self.embedding)
-        return self.sampler.draw(models, batch, generator)
+        return self.sampler.draw(self.models, batch, generator)
 
     def draw_base(self, batch: Prompts, generator: torch.Generator) -> Drawn:
         """Samples of p_θ."""

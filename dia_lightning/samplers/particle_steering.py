@@ -12,7 +12,7 @@ from torch import Tensor
 from dia_lightning.guidance import Watched
 from dia_lightning.resources import UserError
 from dia_lightning.rewards import call_reward
-from dia_lightning.samplers.base import Drawn, Models, Sampler, refuse_blanks, require, require_counts
+from dia_lightning.samplers.base import Drawn, Models, Sampler, refuse_blanks, require_counts, require_reverse_process
 from dia_lightning.samplers.guide import CriticGuidance, Guidance
 from dia_lightning.sampling.crowd import crowd_of, pick_by_weight, weight_diagnostics
 from dia_lightning.sampling.decode import starting_point
@@ -53,9 +53,8 @@ class ParticleSteering(Sampler):
     name: ClassVar[str] = "smc"
 
     def __post_init__(self) -> None:
-        require_counts(self, "particles", "steps")
-        require("stagger", self.stagger, 0 <= self.stagger <= 1e4, "0 or more, up to 10000")
-        require("temperature", self.temperature, self.temperature > 0, "above 0")
+        require_counts(self, "particles")
+        require_reverse_process(self)
         try:
             check_steering(0.0, self.potential, self.every, self.ess, self.resampling)
         except ValueError as error:
