@@ -27,11 +27,11 @@ from torch import Tensor
 
 from benchmarks.scaling import DOC, trained_parameters
 from benchmarks.theory import fill, table
-from dia_lightning.cost import peak_memory_mib, reset_peak_memory
-from dia_lightning.critic import CriticModule
 from dia_lightning.data.text import train_tokenizer
-from dia_lightning.diffusion import DenoiserModule, loss, trunk
+from dia_lightning.diffusion import loss, trunk
+from dia_lightning.meter import peak_memory_mib, reset_peak_memory
 from dia_lightning.rewards import Regex
+from dia_lightning.training import CriticModule, DenoiserModule
 
 # Everything on a GPU but what grows with the rows; bytes.
 WEIGHT = {

@@ -20,12 +20,12 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 from benchmarks.theory import DOC, fill, table
-from dia_lightning.cost import Meter, difference
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.lm import BaseLM
+from dia_lightning.diffusion.embedding import TokenEmbedding
+from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.meter import Meter, difference
 from dia_lightning.rewards import VaderSentiment
 from dia_lightning.samplers import DenoiseAccept, Models, Move, Suffix
-from dia_lightning.sampling.loading import load_denoiser, load_value
+from dia_lightning.samplers.networks import load_denoiser, load_value
 from dia_lightning.sampling.positions import Spans
 from dia_lightning.target import TargetDensity
 

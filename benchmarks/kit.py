@@ -21,16 +21,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.theory import DOC, fill, table
-from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.guidance import guided, unguided
-from dia_lightning.lm import BaseLM
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import Keyword, VaderSentiment, call_reward
 from dia_lightning.samplers import DenoiseAccept, Models, Move, Suffix
+from dia_lightning.samplers.networks import load_critic, load_denoiser
+from dia_lightning.sampling.annealing import anneal, cycle, from_base
 from dia_lightning.sampling.decode import draw_texts
 from dia_lightning.sampling.denoise_accept import Kernel, State, start, take
 from dia_lightning.sampling.diagnostics import chain_diagnostics
-from dia_lightning.sampling.loading import load_critic, load_denoiser
-from dia_lightning.sampling.population import anneal, cycle, from_base
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Prompts, Reward, text_mask
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.theory import fill, table
-from dia_lightning.lm import BaseLM
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.reports.results import Estimate, estimate
 from dia_lightning.rewards import Perplexity, VaderSentiment, WeightedSum
 

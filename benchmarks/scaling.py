@@ -30,14 +30,14 @@ import torch
 import yaml
 
 from benchmarks.theory import fill, table
-from dia_lightning.cost import weights_of
 from dia_lightning.data import ModelSamples, PromptData
-from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.diffusion.trunk import NetworkSize
+from dia_lightning.meter import weights_of
 from dia_lightning.rewards import VaderSentiment
 from dia_lightning.samplers import GuidedSamplerModule
+from dia_lightning.training import DenoiserModule
 
 DOC = ROOT / "docs" / "scaling.md"
 WORKS = {"drawing": "drawing the cache, texts/s", "training": "training, rows/s", "sampling": "`predict`, texts/s"}

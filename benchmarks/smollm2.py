@@ -16,16 +16,15 @@ from benchmarks.theory import fill, table
 from dia_lightning.data.prompts import PromptData
 from dia_lightning.data.samples import ModelSamples
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import Schedule
-from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import LogValue
-from dia_lightning.lm import BaseLM
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import LocalToxicity, VaderSentiment, WeightedSum
 from dia_lightning.samplers import BaseModel, Diffusion, GuidedSamplerModule, Sampler
+from dia_lightning.samplers.networks import DenoiserProposal, embedding_for, load_denoiser, load_value
 from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel
-from dia_lightning.sampling.loading import embedding_for, load_denoiser, load_value
 from dia_lightning.sampling.positions import Spans
-from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Prompts
 

@@ -30,19 +30,18 @@ from benchmarks.kernels import Timers
 from benchmarks.theory import fill, table
 from dia_lightning import target
 from dia_lightning.callbacks import PredictionWriter, writer
-from dia_lightning.critic import CriticModule
 from dia_lightning.data import ModelSamples, PromptData
-from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.loss import LOSSES, summed
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.diffusion.trunk import NetworkSize
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.lm import BaseLM
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.metrics.functional import self_bleu
 from dia_lightning.rewards import VaderSentiment
 from dia_lightning.samplers import Ancestral, Diffusion, GuidedSamplerModule
 from dia_lightning.samplers import module as sampler_module
+from dia_lightning.training import CriticModule, DenoiserModule
 
 DOC, STORE = ROOT / "docs" / "performance.md", ROOT / "runs" / "bench.json"
 Found = dict[str, list[str]]
@@ -250,7 +249,7 @@ def big_vocabulary() -> Found:
 
 def big_loss(side: str, vocabulary: int = 50_257, width: int = 128, rows: int = 4096) -> None:
     """Print the seconds of a forward and backward pass, and the memory that it needed over what was there before."""
-    from dia_lightning.cost import peak_memory_mib, reset_peak_memory
+    from dia_lightning.meter import peak_memory_mib, reset_peak_memory
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -296,7 +295,7 @@ def growth() -> Found:
 
 def _growth_of_memory(module: GuidedSamplerModule) -> float:
     """MiB by which the process's peak rises with 900 more steps."""
-    from dia_lightning.cost import peak_memory_mib, reset_peak_memory
+    from dia_lightning.meter import peak_memory_mib, reset_peak_memory
 
     data = prompts(base_lm="checkpoints/tiny/lm", n_texts=8, batch_size=8, max_length=32)
     peaks, device = list[float](), torch.device("cpu")

@@ -15,24 +15,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dia_lightning.categorical import draw_categorical
-from dia_lightning.critic.loss import OBJECTIVES
-from dia_lightning.critic.network import CriticNetwork
+from dia_lightning.diffusion.critic import CriticNetwork
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.loss import LOSSES, draw_times, noise
 from dia_lightning.diffusion.schedule import make_schedule, time_grid
 from dia_lightning.diffusion.trunk import NetworkSize
-from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import LogValue, Predict, Prediction, guided, unguided
-from dia_lightning.optim import adamw_warmup_cosine
+from dia_lightning.numerics import draw_categorical
+from dia_lightning.samplers.networks import DenoiserProposal
+from dia_lightning.sampling.annealing import anneal, cycle, from_base
 from dia_lightning.sampling.decode import commit_tokens
 from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, Kernel
 from dia_lightning.sampling.particles import Steering, smc
-from dia_lightning.sampling.population import anneal, cycle, from_base
 from dia_lightning.sampling.positions import RandomTokens
-from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.sampling.solvers import SOLVERS
 from dia_lightning.sampling.suffix import SuffixRegeneration
+from dia_lightning.training.critic import OBJECTIVES
+from dia_lightning.training.optim import adamw_warmup_cosine
 from tests.oracles.enumerable import Enumerable
 from tests.oracles.listed import ListedTarget
 

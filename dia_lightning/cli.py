@@ -15,16 +15,10 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from dia_lightning import __version__
+from dia_lightning.errors import INTERRUPTS, UserError, no_memory, root_user_error
+from dia_lightning.files import read_yaml, require_path
 from dia_lightning.kit.files import settings_file
-from dia_lightning.resources import (
-    INTERRUPTS,
-    UserError,
-    module_name,
-    no_memory,
-    read_yaml,
-    require_path,
-    root_user_error,
-)
+from dia_lightning.settings.options import module_name
 from dia_lightning.terminal import visible
 
 _DEFAULT_PREDICT = "configs/dia_tiny.yaml"
@@ -122,7 +116,7 @@ def command_help(command: str) -> str:
         default=f"by default {_DEFAULT_PREDICT}" if command == "predict" else "for example configs/ddpm_tiny.yaml"
         if not samples else "for example configs/dia_tiny.yaml",
         options=_SAMPLER_OPTIONS if samples else _TRAINING_OPTIONS,
-        example="dia_lightning.GuidedSamplerModule" if samples else "dia_lightning.diffusion.DenoiserModule",
+        example="dia_lightning.GuidedSamplerModule" if samples else "dia_lightning.training.DenoiserModule",
     )  # fmt: skip
 
 
@@ -250,7 +244,7 @@ def main() -> None:
         rest, modules = split_allow(arguments)
         prepared = prepare_arguments(["--help" if a == "--help-all" else a for a in rest])
         with _no_collection():
-            from dia_lightning.parser import run
+            from dia_lightning.settings.parser import run
         run(prepared, allow=modules)
     except KeyboardInterrupt:
         _end_interrupted(arguments[0])

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import Schedule
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.finite import FirstTime
+from dia_lightning.numerics import FirstTime
 from dia_lightning.types import Denoiser
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import regex  # type: ignore[import-untyped]
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 
 Tokenizer = Literal["auto", "13a", "intl", "zh", "ja-mecab", "char"]
 _NOT_INSTALLED = (ImportError, RuntimeError, AssertionError)

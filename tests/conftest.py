@@ -14,8 +14,8 @@ from hypothesis import settings
 
 from dia_lightning import cli
 from dia_lightning.data.text import train_tokenizer
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.lm import BaseLM
+from dia_lightning.diffusion.embedding import TokenEmbedding
+from dia_lightning.lm.base_lm import BaseLM
 
 CORPUS = [
     f"the {a} food is {b} near the {c}." for a in ("good", "bad", "cheap") for b in ("great", "poor") for c in ("river", "pub")

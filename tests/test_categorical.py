@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dia_lightning.categorical import draw_categorical
+from dia_lightning.numerics import draw_categorical
 
 
 @pytest.mark.parametrize("n_tokens", [5, 4096, 5000, 49_152])

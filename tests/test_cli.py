@@ -20,12 +20,13 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
-from dia_lightning import cli, parser
+from dia_lightning import cli
 from dia_lightning.callbacks import PredictionWriter
 from dia_lightning.data import ModelSamples, PromptData
-from dia_lightning.diffusion import DenoiserModule
-from dia_lightning.resources import require_path
+from dia_lightning.files import require_path
 from dia_lightning.samplers import GuidedSamplerModule
+from dia_lightning.settings import parser
+from dia_lightning.training import DenoiserModule
 
 Run = Callable[..., tuple[int, str, str]]
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9"}
@@ -217,7 +218,7 @@ def test_a_checkpoint_never_brings_settings(lightning: Run, monkeypatch: pytest.
         ),
         (["predict", "--model", "dia_lightning.data.HubText"], ["--model: dia_lightning.data.HubText", "LightningModule"]),
         (["fit"], ["--data", "--model", "required", "--config"]),
-        (["fit", "--model=dia_lightning.critic.CriticModule", "--data=dia_lightning.data.ModelSamples"], ["reward: required"]),
+        (["fit", "--model=dia_lightning.training.CriticModule", "--data=dia_lightning.data.ModelSamples"], ["reward: required"]),
         (["fit", "--config", "configs/dia_tiny.yaml"], ["--model: GuidedSamplerModule", "training_step", "configs/ddpm_tiny"]),
         (["validate", "--config", "configs/dia_tiny.yaml"], ["--model: GuidedSamplerModule", "validation_step"]),
         (["predict", "--config", "configs/ddpm_tiny.yaml"], ["--model: DenoiserModule", "predict_step", "configs/dia_tiny"]),

@@ -12,9 +12,10 @@ import lightning as L
 import pytest
 import yaml
 
-from dia_lightning import cli, parser, samplers
-from dia_lightning.lm import BaseLM
+from dia_lightning import cli, samplers
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.sampling import positions
+from dia_lightning.settings import parser
 
 ROOT = Path(cli.__file__).parents[1]
 # Those of ablations/ and comparison/ are studies, see tests/study.

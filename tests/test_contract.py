@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPTJConfig, GPTJForCausalLM
 
-from dia_lightning.lm import BaseLM
-from dia_lightning.lm_files import positions_of
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.lm.files import positions_of
 from dia_lightning.rewards import Perplexity
 from dia_lightning.types import fill_after_end
 from tests.test_cli import assert_one_line
@@ -200,9 +200,9 @@ def test_an_option_names_other_ends(lightning: Run, several_ends: str, lm: BaseL
 
 def test_a_cache_that_forgets_is_not_used(llama: BaseLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of a cache that stay where they were when others are dropped: seen, said once, and written right without."""
-    from dia_lightning import contract, kv_cache
+    from dia_lightning.lm import contract, decoding
 
-    monkeypatch.setattr(kv_cache._AllocatedLayer, "reorder_cache", lambda self, rows: None)
+    monkeypatch.setattr(decoding._AllocatedLayer, "reorder_cache", lambda self, rows: None)
     assert not contract.writes_as_it_reads(llama)
     lm = BaseLM(llama.model, llama.tokenizer)
     assert not lm.has_cache

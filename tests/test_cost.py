@@ -13,14 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dia_lightning.callbacks import Export
 from dia_lightning.callbacks.export import training_costs
-from dia_lightning.cost import Meter, difference, networks_of, peak_memory_mib, reset_peak_memory, weights_of
-from dia_lightning.critic import CriticModule
 from dia_lightning.data import ModelSamples
-from dia_lightning.diffusion import DenoiserModule
-from dia_lightning.lm import BaseLM
+from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.meter import Meter, difference, networks_of, peak_memory_mib, reset_peak_memory, weights_of
 from dia_lightning.rewards import Keyword, VaderSentiment
 from dia_lightning.rewards.compose import WeightedSum
 from dia_lightning.samplers import BaseModel, BestOfN, Chains, Diffusion, GuidedSamplerModule
+from dia_lightning.training import CriticModule, DenoiserModule
 from dia_lightning.types import Cost, Prompts
 
 KIT = Path("checkpoints/tiny")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.diffusion.embedding import TokenEmbedding
 
 
 def table() -> torch.Tensor:

@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 
 from benchmarks.gpt2 import GPUS, computed, random_gpt2
 from benchmarks.scaling import DOC
-from dia_lightning import cli, parser
-from dia_lightning.diffusion import DenoiserModule
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning import cli
+from dia_lightning.errors import UserError
+from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.settings import parser
+from dia_lightning.training import DenoiserModule
 
 GIB = 1 << 30
 

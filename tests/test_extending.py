@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from dia_lightning import cli
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.lm import BaseLM
+from dia_lightning.diffusion.embedding import TokenEmbedding
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.samplers import Models
 from dia_lightning.sampling.denoise_accept import start
 from dia_lightning.sampling.diagnostics import check_kernel

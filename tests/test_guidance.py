@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import dia_lightning
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import make_schedule, time_grid
-from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import Predict, Prediction, SoftSum, classifier_free, guided, true_gradient, unguided
 from dia_lightning.sampling.solvers import SOLVERS
 from dia_lightning.types import Denoiser

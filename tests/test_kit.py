@@ -10,18 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from dia_lightning import resources
-from dia_lightning.critic import CriticModule
-from dia_lightning.diffusion import DenoiserModule
-from dia_lightning.embedding import TokenEmbedding
+from dia_lightning import files
+from dia_lightning.diffusion.embedding import TokenEmbedding
+from dia_lightning.errors import UserError
 from dia_lightning.guidance import gradient_of
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import SequenceClassifier, VaderSentiment
 from dia_lightning.samplers import CriticGuidance, Diffusion, GuidedSamplerModule, RewardGradient
-from dia_lightning.sampling.loading import embedding_for, load_critic, load_denoiser, load_labelled
+from dia_lightning.samplers.networks import embedding_for, load_critic, load_denoiser, load_labelled
+from dia_lightning.training import CriticModule, DenoiserModule
 
-ROOT = Path(resources.__file__).parents[1]
+ROOT = Path(files.__file__).parents[1]
 KIT = ROOT / "checkpoints/tiny"
 KITS = (KIT, ROOT / "checkpoints/tiny_comments")
 ABLATIONS, LABELLED = ROOT / "checkpoints/ablations", ROOT / "checkpoints/tiny_labelled"

@@ -6,12 +6,9 @@ from pathlib import Path
 import dia_lightning
 
 ORDER = [
-    "resources", "files", "terminal", "progress", "finite", "precision", "categorical", "optim",
-    "types", "words", "cost",
-    "kv_cache", "lm_files", "writing", "contract", "token_text", "lm", "watched", "lm_module",
-    "rewards", "target", "data", "embedding", "diffusion", "critic", "guidance", "sampling",
-    "samplers", "training", "metrics", "reports", "callbacks", "doctor", "explain", "processes", "building",
-    "parser", "kit", "study", "completion", "cli", "__main__",
+    "errors", "files", "terminal", "progress", "numerics", "types", "words", "meter", "lm", "rewards", "target",
+    "data", "diffusion", "guidance", "sampling", "samplers", "training", "metrics", "reports", "callbacks", "distributed",
+    "settings", "doctor", "kit", "study", "cli", "__main__",
 ]  # fmt: skip
 PACKAGE = Path(dia_lightning.__file__).parent
 

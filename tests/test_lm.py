@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from dia_lightning import lm as lm_module
-from dia_lightning.categorical import draw_categorical
-from dia_lightning.cost import Meter
 from dia_lightning.data.prompts import prompt_rows
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.lm import base_lm as lm_module
+from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.lm.decoding import Writing
+from dia_lightning.meter import Meter
+from dia_lightning.numerics import draw_categorical
 from dia_lightning.types import fill_after_end, text_mask
-from dia_lightning.writing import Writing
 
 
 def rows(lm: BaseLM, n: int = 5, length: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,8 +53,8 @@ def test_padding_and_company_do_not_matter(lm: BaseLM) -> None:
 def test_chunks_give_the_same(lm: BaseLM, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, prompt_mask = rows(lm)
     whole = lm.log_prob(tokens, prompt_mask)
-    monkeypatch.setattr("dia_lightning.lm._LOGITS_AT_ONCE", {"cpu": 1})
-    monkeypatch.setattr("dia_lightning.lm._POSITIONS_AT_ONCE", {"cpu": 1})
+    monkeypatch.setattr("dia_lightning.lm.base_lm._LOGITS_AT_ONCE", {"cpu": 1})
+    monkeypatch.setattr("dia_lightning.lm.base_lm._POSITIONS_AT_ONCE", {"cpu": 1})
     torch.testing.assert_close(lm.log_prob(tokens, prompt_mask), whole)
     monkeypatch.setattr(lm, "has_body", False)
     torch.testing.assert_close(lm.log_prob(tokens, prompt_mask), whole)

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dia_lightning import lm_files
 from dia_lightning.data import TextFiles
-from dia_lightning.lm import BaseLM, _is_bf16_fast
-from dia_lightning.lm_files import cache_folder, folder_of
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.lm import files as lm_files
+from dia_lightning.lm.base_lm import BaseLM, _is_bf16_fast
+from dia_lightning.lm.files import cache_folder, folder_of
 
 TEXTS = ["the good food is great near the river.", "12 cheap  pubs — a naïve, BAD one?"]
 
@@ -103,7 +103,7 @@ def test_a_gguf_file_is_the_model_it_was_made_of(
         (False, torch.float32, rounded.float(), 1e-4),
         (True, torch.bfloat16, original.model, 0.15),
     ):
-        monkeypatch.setattr("dia_lightning.lm._is_bf16_fast", lambda fast=fast: fast)
+        monkeypatch.setattr("dia_lightning.lm.base_lm._is_bf16_fast", lambda fast=fast: fast)
         lm = BaseLM.load(str(file))
         assert lm.model.dtype == dtype
         want = BaseLM(same, lm.tokenizer).token_log_probs(tokens)

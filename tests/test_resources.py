@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dia_lightning import resources
-from dia_lightning.resources import UserError, find_path, require_path, shipped_roots
+from dia_lightning import files
+from dia_lightning.errors import UserError
+from dia_lightning.files import find_path, require_path, shipped_roots
 
 
 def test_the_current_folder_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +41,7 @@ def test_an_installed_package_ignores_the_configs_of_others(tmp_path: Path, monk
     for folder in (package / "share/configs", package.parent / "configs"):
         folder.mkdir(parents=True)
         (folder / "a.yaml").touch()
-    monkeypatch.setattr(resources, "_PACKAGE", package)
+    monkeypatch.setattr(files, "_PACKAGE", package)
     monkeypatch.chdir(tmp_path)
     assert shipped_roots() == [package / "share"]
     assert find_path("configs/a.yaml") == package / "share/configs/a.yaml"
@@ -50,7 +51,7 @@ def test_what_runs_wrote_in_the_source_tree_is_not_shipped(tmp_path: Path, monke
     for folder in ("tree/runs/lm_tiny", "tree/configs", "tree/checkpoints/tiny", "elsewhere"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "tree/pyproject.toml").touch()
-    monkeypatch.setattr(resources, "_PACKAGE", tmp_path / "tree/dia_lightning")
+    monkeypatch.setattr(files, "_PACKAGE", tmp_path / "tree/dia_lightning")
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert find_path("checkpoints/tiny") == tmp_path / "tree/checkpoints/tiny"
     assert find_path("runs/lm_tiny") is None

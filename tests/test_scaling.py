@@ -15,10 +15,11 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import scaling
-from dia_lightning import cli, parser
-from dia_lightning.cost import weights_of
-from dia_lightning.diffusion import DenoiserModule
-from dia_lightning.sampling.sharded import blocks_of
+from dia_lightning import cli
+from dia_lightning.meter import weights_of
+from dia_lightning.samplers.sharded import blocks_of
+from dia_lightning.settings import parser
+from dia_lightning.training import DenoiserModule
 
 ROOT = Path(cli.__file__).parents[1]
 DOC = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dia_lightning.lm import BaseLM
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import Keyword
 from dia_lightning.target import TargetDensity, TargetError, check_target, terms_of
 from dia_lightning.types import Prompts

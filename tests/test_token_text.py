@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.data.text import train_tokenizer
-from dia_lightning.resources import UserError
-from dia_lightning.token_text import TokenText
+from dia_lightning.errors import UserError
+from dia_lightning.lm.token_text import TokenText
 
 CORPUS = ["The baker mends an old net before dawn.", "My uncle waters the roses.", "été, naïve – “quoted”", "a  b\tc\nd"]
 BYTES = [f"<0x{i:02X}>" for i in range(256)]

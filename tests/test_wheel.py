@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from dia_lightning import __version__, resources
+from dia_lightning import __version__, files
 
-ROOT = Path(resources.__file__).parents[1]
+ROOT = Path(files.__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 

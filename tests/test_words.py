@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sacrebleu.metrics.bleu import BLEU
 
 from dia_lightning import words as module
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.words import check_tokenizer, cut, n_words, resolve, whole_word, words
 
 ODD = ["", " \n", "😀❤️", "！？…", "\ud800", "a\0b", "\u0301", "👩\u200d👧"]

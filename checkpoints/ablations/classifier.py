@@ -14,7 +14,7 @@ from transformers import GPT2ForSequenceClassification
 
 from dia_lightning.data import ModelSamples
 from dia_lightning.data.base import TokenRows
-from dia_lightning.lm import BaseLM
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import VaderSentiment
 
 LAYERS, STEPS, BATCH, ABOVE = 2, 800, 64, 0.5

@@ -15,7 +15,7 @@ from torch import Tensor
 from dia_lightning import __version__
 from dia_lightning.data.prompts import PromptData
 from dia_lightning.data.samples import fingerprint
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.samplers import GuidedSamplerModule
 from dia_lightning.types import SCHEMA
 

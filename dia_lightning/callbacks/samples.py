@@ -7,9 +7,9 @@ from typing import Any
 import lightning as L
 import torch
 
-from dia_lightning.diffusion.module import DenoiserModule
 from dia_lightning.guidance import unguided
 from dia_lightning.sampling.decode import draw_texts
+from dia_lightning.training.denoiser import DenoiserModule
 from dia_lightning.types import Prompts
 
 

@@ -20,12 +20,13 @@ from dia_lightning.callbacks.export import training_costs
 from dia_lightning.callbacks.run_key import run_key
 from dia_lightning.data.prompts import PromptData
 from dia_lightning.data.shared import Together, wait_for_files
+from dia_lightning.errors import INTERRUPTS, UserError
+from dia_lightning.files import in_place
 from dia_lightning.metrics import Evaluation, compute_metrics
 from dia_lightning.metrics.reasons import reasons
 from dia_lightning.reports.run import write_run_report
 from dia_lightning.reports.tables import print_results, print_unfinished
 from dia_lightning.reports.tensorboard import write_events
-from dia_lightning.resources import INTERRUPTS, UserError, in_place
 from dia_lightning.rewards.base import reported_names
 from dia_lightning.samplers import GuidedSamplerModule
 from dia_lightning.terminal import visible

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.types import text_mask
 
 

@@ -14,9 +14,9 @@ import torch
 from dia_lightning.data.lazy import Missing, Repeated
 from dia_lightning.data.records import fill_template, read_records, template_fields
 from dia_lightning.data.text import read_texts
+from dia_lightning.errors import UserError
 from dia_lightning.files import is_text
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.types import Prompts, Record
 
 _BLANK = re.compile(r"\[blank:(\d+)\]")

@@ -11,8 +11,8 @@ from string import Formatter
 from typing import Any
 
 from dia_lightning.data.sources import read_rows
+from dia_lightning.errors import UserError
 from dia_lightning.files import is_text
-from dia_lightning.resources import UserError
 from dia_lightning.types import Record
 
 Fields = Mapping[str, str | list[str]]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dia_lightning.data.prompts import PromptData, has_blank, prompt_rows
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.types import Prompts, Record
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 
 T = TypeVar("T")
 

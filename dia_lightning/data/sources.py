@@ -8,8 +8,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from dia_lightning.files import json_lines, lines, parse_json
-from dia_lightning.resources import UserError, require_path
+from dia_lightning.errors import UserError
+from dia_lightning.files import json_lines, lines, parse_json, require_path
 
 # Where a row stands, for messages, and its columns.
 Row = tuple[str, Mapping[str, Any]]

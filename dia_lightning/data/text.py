@@ -11,9 +11,9 @@ import torch
 
 from dia_lightning.data.base import TokenData, TokenRows
 from dia_lightning.data.sources import file_rows, hub_rows
-from dia_lightning.files import is_text
-from dia_lightning.lm_files import folder_of
-from dia_lightning.resources import UserError, find_path
+from dia_lightning.errors import UserError
+from dia_lightning.files import find_path, is_text
+from dia_lightning.lm.files import folder_of
 
 END_OF_TEXT = "<|endoftext|>"
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dia_lightning.diffusion.attention import attend
 from dia_lightning.diffusion.trunk import NetworkSize, Trunk, run_blocks
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 
 _RIGHT_RANK = 32
 

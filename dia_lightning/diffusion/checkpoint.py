@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from dia_lightning.diffusion.adapted import AdaptedTrunk
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.lm_files import hash_of, local
-from dia_lightning.resources import UserError, in_place, require_path
+from dia_lightning.diffusion.embedding import TokenEmbedding
+from dia_lightning.errors import UserError
+from dia_lightning.files import in_place, require_path
+from dia_lightning.lm.files import hash_of, local
 
 _SCHEMA = 1
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dia_lightning.cost import weights_of
 from dia_lightning.diffusion.adapted import FrozenLinear, make_trunk
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import Schedule
 from dia_lightning.diffusion.trunk import NetworkSize
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.meter import weights_of
 
 
 class DenoiserNetwork(nn.Module):

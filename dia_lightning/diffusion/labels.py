@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.rewards import CachedReward, call_reward
 from dia_lightning.types import Reward
 

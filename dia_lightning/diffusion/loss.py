@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import Schedule, staggered
-from dia_lightning.embedding import TokenEmbedding
 
 # Share of training rows: all positions at one time, a clean prefix, clean random positions, a noised span between clean
 # text, times rising to the right.

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 
 # Noise at t = 1 leaves a trace of the signal: 1/α stays finite, where the guidance needs it.
 _END = 2e-3

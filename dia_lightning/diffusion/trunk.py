@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dia_lightning.diffusion.attention import attend
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 
 
 @dataclass

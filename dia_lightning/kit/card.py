@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
 
-from dia_lightning.building import leaves
 from dia_lightning.callbacks.writer import versions
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.explain import TRUSTED
+from dia_lightning.diffusion.embedding import TokenEmbedding
+from dia_lightning.files import find_path, is_shipped
 from dia_lightning.kit.files import is_own
-from dia_lightning.lm_files import is_hub_id
+from dia_lightning.lm.files import is_hub_id
 from dia_lightning.reports.labels import label, number
-from dia_lightning.resources import find_path, is_shipped
 from dia_lightning.samplers import GuidedSamplerModule
+from dia_lightning.settings.building import leaves
+from dia_lightning.settings.messages import TRUSTED
 
 _TAGS = ["dia-lightning", "diffusion", "reward-guided", "text-generation"]
 _FIGURES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dia_lightning.resources import OptionParser
+from dia_lightning.settings.options import OptionParser
 from dia_lightning.terminal import visible
 
 _HELP = """Put denoiser and critic, the settings that use them and a model card into one folder of safetensors and YAML.

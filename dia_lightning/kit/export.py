@@ -14,18 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dia_lightning.building import leaves
 from dia_lightning.callbacks.export import training_costs
 from dia_lightning.diffusion.checkpoint import read_network, save_weights
-from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.diffusion.embedding import TokenEmbedding
+from dia_lightning.errors import UserError
+from dia_lightning.files import HERE, find_path, is_shipped, read_yaml
 from dia_lightning.kit.card import Kit, Part, card
 from dia_lightning.kit.files import SECTIONS, SETTINGS, settings_file
-from dia_lightning.lm_files import folder_of, is_hub_id
-from dia_lightning.parser import build_model, options_of
+from dia_lightning.lm.files import folder_of, is_hub_id
 from dia_lightning.reports.results import read_metrics
-from dia_lightning.resources import HERE, UserError, find_path, is_shipped, read_yaml
 from dia_lightning.samplers import GuidedSamplerModule
-from dia_lightning.sampling.loading import embedding_for, load_critic, load_denoiser
+from dia_lightning.samplers.networks import embedding_for, load_critic, load_denoiser
+from dia_lightning.settings.building import leaves
+from dia_lightning.settings.parser import build_model, options_of
 
 NETWORKS = ("denoiser", "critic")
 # Of a model's folder: no pickle and no code.

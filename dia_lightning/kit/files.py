@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dia_lightning.lm_files import HUB, from_hub
-from dia_lightning.resources import UserError, find_path, read_yaml, require_path
+from dia_lightning.errors import UserError
+from dia_lightning.files import find_path, read_yaml, require_path
+from dia_lightning.lm.files import HUB, from_hub
 
 SETTINGS = "dia.yaml"
 SECTIONS = ("seed_everything", "trainer", "model", "data")
@@ -40,7 +41,7 @@ def is_own(class_path: str) -> bool:
 
 def _check_stranger(content: dict[str, Any], name: str, option: str) -> None:
     """Classes of other packages could run anything, `ckpt_path` a pickle, `${oc.env:…}` could read out keys."""
-    from dia_lightning.building import leaves
+    from dia_lightning.settings.building import leaves
 
     faults = [f"sets {key}" for key in content if key not in SECTIONS]
     for path, value in leaves("", content):

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from dia_lightning.errors import UserError
 from dia_lightning.metrics.hacking import Hacking, flagged_texts, hacking_figures
 from dia_lightning.metrics.judge import OPTION, Judge, Row, RunTexts, prompt_groups, run_texts
 from dia_lightning.metrics.reference import ReferenceBLEU, reference_rouge
-from dia_lightning.resources import UserError
 from dia_lightning.terminal import one_line
 from dia_lightning.types import Generations, Record
 

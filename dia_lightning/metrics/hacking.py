@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dia_lightning.errors import UserError
 from dia_lightning.metrics.functional import check_order
 from dia_lightning.metrics.judge import OPTION, Row, RunTexts
-from dia_lightning.resources import UserError
 from dia_lightning.rewards import call_reward
 from dia_lightning.types import Record, Reward
 from dia_lightning.words import words

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.rewards import call_reward
 from dia_lightning.rewards.base import written_out
 from dia_lightning.types import Generations, Record, Reward

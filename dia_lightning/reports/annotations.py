@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dia_lightning.errors import UserError
 from dia_lightning.files import lines
-from dia_lightning.resources import UserError
 
 CHOICES = ("1", "2", "tie")
 

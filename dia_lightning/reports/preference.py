@@ -12,9 +12,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from dia_lightning.errors import UserError
 from dia_lightning.files import json_lines, no_formula
 from dia_lightning.reports.annotations import read_votes
-from dia_lightning.resources import OptionParser, UserError
+from dia_lightning.settings.options import OptionParser
 from dia_lightning.terminal import console, visible
 
 # Label Studio's template "Human Preference collection for RLHF", with a box for ties, which its Pairwise tag cannot express.

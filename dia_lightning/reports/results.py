@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.types import SCHEMA
 
 # Derived: how much less likely a token of the texts is under p_θ than one of p_θ's own texts, in nats.

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dia_lightning.finite import NotFinite
-from dia_lightning.precision import float32_default
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.numerics import NotFinite, float32_default
 from dia_lightning.terminal import one_line
 from dia_lightning.types import Record, Reward
 

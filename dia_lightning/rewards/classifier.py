@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dia_lightning import progress
-from dia_lightning.lm_files import folder_of, load_whole, positions_of
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.lm.files import folder_of, load_whole, positions_of
+from dia_lightning.lm.token_text import readable
 from dia_lightning.rewards.base import RewardError
 from dia_lightning.rewards.options import OPTION, require, require_sign
-from dia_lightning.token_text import readable
 from dia_lightning.types import Reward
 
 # One tokenised text or pair, special tokens included.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.rewards.base import field_of
 from dia_lightning.rewards.options import OPTION
 from dia_lightning.types import Record, Reward

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.lm.token_text import readable
 from dia_lightning.rewards.base import RewardError, field_of
 from dia_lightning.rewards.classifier import load_classifier, logits_of, tokenize, window_of
 from dia_lightning.rewards.options import OPTION, require
-from dia_lightning.token_text import readable
 from dia_lightning.types import Record, Reward
 
 # Full stops, with closing quotes or brackets, before white space and anything but a small letter; those of Chinese and

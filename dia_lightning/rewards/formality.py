@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.rewards import formality_words as words
 from dia_lightning.rewards.options import OPTION
 from dia_lightning.types import Reward

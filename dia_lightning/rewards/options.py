@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 
 OPTION = "--model.init_args.reward.init_args"
 

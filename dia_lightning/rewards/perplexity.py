@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards.options import OPTION
 from dia_lightning.types import Reward, text_mask
 

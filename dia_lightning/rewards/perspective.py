@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.rewards.base import RewardError
 from dia_lightning.rewards.cache import ScoreCache
 from dia_lightning.rewards.http import JsonService, Reply

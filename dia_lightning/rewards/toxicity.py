@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.rewards.options import require_sign
 from dia_lightning.types import Reward
 

@@ -18,9 +18,8 @@ from dia_lightning.samplers.base import (
     require_counts,
 )  # fmt: skip
 from dia_lightning.samplers.moves import DenoiseAccept, Move, Suffix, names_of, needs_of
-from dia_lightning.sampling.crowd import crowd_of, pick
+from dia_lightning.sampling.annealing import anneal, crowd_of, cycle, from_base, pick, thin
 from dia_lightning.sampling.diagnostics import log_z_upper
-from dia_lightning.sampling.population import anneal, cycle, from_base, thin
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Prompts
 

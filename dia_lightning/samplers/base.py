@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
-from dia_lightning.sampling.loading import RewardValue
+from dia_lightning.diffusion.embedding import TokenEmbedding
+from dia_lightning.errors import UserError
+from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.samplers.networks import RewardValue
 from dia_lightning.types import Prompts, Reward, must_go_on
 
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dia_lightning.categorical import draw_categorical
-from dia_lightning.lm import rows_at_once
+from dia_lightning.lm.base_lm import rows_at_once
+from dia_lightning.numerics import draw_categorical
 from dia_lightning.rewards import call_reward
 from dia_lightning.samplers.base import (
     Drawn,
@@ -19,7 +19,7 @@ from dia_lightning.samplers.base import (
     refuse_blanks,
     require_counts,
 )  # fmt: skip
-from dia_lightning.sampling.crowd import rows_of
+from dia_lightning.sampling.annealing import rows_of
 from dia_lightning.sampling.resampling import effective_size, log_mean_exp
 from dia_lightning.target import seen_texts
 from dia_lightning.types import Prompts

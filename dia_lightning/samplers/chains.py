@@ -11,10 +11,9 @@ import torch
 from dia_lightning.samplers.base import Drawn, Models, Sampler, refuse_blanks, require, require_counts
 from dia_lightning.samplers.base_model import BaseModel
 from dia_lightning.samplers.moves import Move, Suffix, names_of, needs_of
-from dia_lightning.sampling.crowd import rows_of
+from dia_lightning.sampling.annealing import cycle, rows_of
 from dia_lightning.sampling.denoise_accept import Kernel, start
 from dia_lightning.sampling.diagnostics import by_prompt
-from dia_lightning.sampling.population import cycle
 from dia_lightning.sampling.tempering import Tempering
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Prompts

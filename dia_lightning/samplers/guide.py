@@ -7,6 +7,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
+from dia_lightning.errors import UserError
 from dia_lightning.guidance import (
     CAP_MAX,
     LogValue,
@@ -16,7 +17,6 @@ from dia_lightning.guidance import (
     true_gradient,
     unguided,
 )  # fmt: skip
-from dia_lightning.resources import UserError
 from dia_lightning.samplers.base import Models, Part, require
 
 

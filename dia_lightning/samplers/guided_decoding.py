@@ -9,13 +9,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dia_lightning.categorical import draw_categorical
-from dia_lightning.lm import BaseLM
+from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.lm.decoding import Writing
+from dia_lightning.numerics import draw_categorical
 from dia_lightning.progress import steps
 from dia_lightning.samplers.base import Drawn, Models, Sampler, refuse_blanks, require
 from dia_lightning.samplers.prefix import PrefixValue, critic_of_prefixes, settled
 from dia_lightning.types import Prompts
-from dia_lightning.writing import Writing
 
 
 def decode_guided(

@@ -14,29 +14,21 @@ from typing import Any
 import lightning as L
 import torch
 
-from dia_lightning.cost import (
-    Meter,
-    Metered,
-    difference,
-    networks_of,
-    peak_memory_mib,
-    reset_peak_memory,
-    weights_of,
-)  # fmt: skip
 from dia_lightning.data.samples import tokenizer_content
 from dia_lightning.diffusion.adapted import AdaptedTrunk
-from dia_lightning.finite import NotFinite, named_rows
-from dia_lightning.lm import BaseLM
-from dia_lightning.precision import KeepsBuffers, float32_default
-from dia_lightning.resources import UserError, find_path
+from dia_lightning.errors import UserError
+from dia_lightning.files import find_path
+from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.meter import Meter, Metered, difference, networks_of, peak_memory_mib, reset_peak_memory, weights_of
+from dia_lightning.numerics import KeepsBuffers, NotFinite, float32_default, named_rows
 from dia_lightning.rewards import CachedReward, call_reward
 from dia_lightning.rewards.base import reported_names
 from dia_lightning.samplers.annealed import Annealed
 from dia_lightning.samplers.base import Drawn, Models, Sampler, draw_base, require
 from dia_lightning.samplers.chains import Chains
-from dia_lightning.sampling.loading import embedding_for, load_denoiser, load_labelled, load_value
+from dia_lightning.samplers.networks import embedding_for, load_denoiser, load_labelled, load_value
+from dia_lightning.samplers.sharded import ShardedBaseLM
 from dia_lightning.sampling.resampling import LAM_MAX
-from dia_lightning.sampling.sharded import ShardedBaseLM
 from dia_lightning.target import own_texts, whole_texts
 from dia_lightning.types import Cost, Generations, Prompts, Reward, scored_mask
 

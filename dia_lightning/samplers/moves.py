@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from dia_lightning.samplers.base import Models, Part, require, require_counts
+from dia_lightning.samplers.networks import DenoiserProposal
 from dia_lightning.sampling.adaptation import Adapted
 from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, Kernel
 from dia_lightning.sampling.positions import Positions, Spans
-from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.sampling.suffix import SuffixRegeneration
 from dia_lightning.target import TargetDensity
 

@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from dia_lightning.errors import UserError
 from dia_lightning.guidance import Watched
-from dia_lightning.resources import UserError
 from dia_lightning.rewards import call_reward
 from dia_lightning.samplers.base import Drawn, Models, Sampler, refuse_blanks, require_counts, require_reverse_process
 from dia_lightning.samplers.guide import CriticGuidance, Guidance
-from dia_lightning.sampling.crowd import crowd_of, pick_by_weight, weight_diagnostics
+from dia_lightning.sampling.annealing import crowd_of, pick_by_weight, weight_diagnostics
 from dia_lightning.sampling.decode import starting_point
 from dia_lightning.sampling.particles import Steering, check_steering, lineage, smc
 from dia_lightning.target import seen_texts

@@ -9,17 +9,17 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dia_lightning.categorical import draw_categorical
-from dia_lightning.lm import BaseLM
+from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.lm.decoding import Writing
+from dia_lightning.numerics import draw_categorical
 from dia_lightning.progress import steps
 from dia_lightning.rewards import call_reward
 from dia_lightning.samplers.base import Drawn, Models, Sampler, refuse_blanks, require, require_counts
 from dia_lightning.samplers.prefix import PrefixValue, critic_of_prefixes, settled
-from dia_lightning.sampling.crowd import crowd_of, pick_by_weight, rows_of, weight_diagnostics
+from dia_lightning.sampling.annealing import crowd_of, pick_by_weight, rows_of, weight_diagnostics
 from dia_lightning.sampling.resampling import RESAMPLING, effective_size, log_mean_exp
 from dia_lightning.target import seen_texts
 from dia_lightning.types import Prompts
-from dia_lightning.writing import Writing
 
 
 @dataclass(frozen=True)

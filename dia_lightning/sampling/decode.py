@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dia_lightning.categorical import draw_categorical
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import Schedule, time_grid
-from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.errors import UserError
 from dia_lightning.guidance import Predict, Prediction, Watched
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.numerics import draw_categorical
 from dia_lightning.sampling.solvers import Commit
 from dia_lightning.sampling.solvers import sample as sample_latent
 from dia_lightning.types import Prompts, fill_after_end, must_go_on

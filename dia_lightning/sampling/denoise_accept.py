@@ -8,11 +8,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from dia_lightning.categorical import draw_categorical
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import Schedule
-from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import LogValue, gradient_of
-from dia_lightning.lm import rows_at_once
+from dia_lightning.lm.base_lm import rows_at_once
+from dia_lightning.numerics import draw_categorical
 from dia_lightning.sampling.positions import Choice, Positions, Spans, gather, put
 from dia_lightning.target import Target, TargetDensity, Terms, terms_of
 from dia_lightning.types import fill_after_end

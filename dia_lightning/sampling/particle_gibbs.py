@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dia_lightning.categorical import draw_categorical
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import Schedule
-from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import Predict
+from dia_lightning.numerics import draw_categorical
 from dia_lightning.sampling.particles import Particles, Steering, lineage, paths, smc
 
 

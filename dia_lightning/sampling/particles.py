@@ -18,10 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dia_lightning.categorical import draw_categorical
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import Schedule
-from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import Predict, Prediction
+from dia_lightning.numerics import draw_categorical
 from dia_lightning.sampling.langevin import normal_like
 from dia_lightning.sampling.resampling import LAM_MAX, RESAMPLING, effective_size, log_mean_exp
 from dia_lightning.sampling.solvers import posterior

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.types import text_mask
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dia_lightning.lm import BaseLM
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.sampling.denoise_accept import Info, State, accept, score, start
 from dia_lightning.sampling.positions import n_text
 from dia_lightning.target import TargetDensity

@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from dia_lightning.resources import OptionParser, UserError, require_path
+from dia_lightning.errors import UserError
+from dia_lightning.files import require_path
+from dia_lightning.settings.options import OptionParser
 from dia_lightning.study.grid import Cell, StudyGrid, read_study
 from dia_lightning.study.worker import Outcome, read_outcome, run_cell
 from dia_lightning.terminal import console, visible
@@ -49,7 +51,7 @@ def check_options(studies: Sequence[StudyGrid], allow: Sequence[str] = ()) -> No
     Raises:
         UserError: naming the cell and the option.
     """
-    from dia_lightning import parser
+    from dia_lightning.settings import parser
 
     seen = set()
     for cell in [cell for study in studies for cell in study.cells]:

@@ -38,7 +38,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dia_lightning import __version__
-from dia_lightning.resources import UserError, read_yaml, require_path
+from dia_lightning.errors import UserError
+from dia_lightning.files import read_yaml, require_path
 
 _KINDS = {
     "title": str, "question": str, "command": str, "config": str, "set": dict, "seeds": list, "seconds": int | float,

@@ -9,7 +9,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from time import monotonic
 
-from dia_lightning.processes import death
+from dia_lightning.distributed import death
 from dia_lightning.study.grid import Cell
 from dia_lightning.study.worker import Outcome, run_cell, work, write_outcome
 

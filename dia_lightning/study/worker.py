@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import is_zipfile
 
-from dia_lightning.resources import UserError, root_user_error
+from dia_lightning.errors import UserError, root_user_error
 from dia_lightning.study.grid import Cell
 
 
@@ -97,7 +97,7 @@ def run_cell(cell: Cell, allow: Sequence[str] = ()) -> Outcome:
     cell.folder.mkdir(parents=True, exist_ok=True)
     error = ""
     with _output_to(cell.folder / "log.txt"):
-        from dia_lightning import parser
+        from dia_lightning.settings import parser
 
         start = time.monotonic()
         try:
@@ -117,8 +117,8 @@ def run_cell(cell: Cell, allow: Sequence[str] = ()) -> Outcome:
 
 def _train(cell: Cell, allow: Sequence[str]) -> None:
     """The cell's `fit`, from its last checkpoint where it was stopped; nothing where it is finished."""
-    from dia_lightning import parser
     from dia_lightning.callbacks.writer import write_atomically
+    from dia_lightning.settings import parser
 
     assert cell.fit is not None
     folder, key = cell.folder / "fit", cell.fit.key(cell.seed)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.samplers.base import require
 
 

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dia_lightning.lm import BaseLM
-from dia_lightning.optim import adamw_warmup_cosine, check_recipe
-from dia_lightning.precision import float32_default
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.numerics import float32_default
 from dia_lightning.rewards import CachedReward, call_reward
-from dia_lightning.sampling.crowd import crowd_of
+from dia_lightning.sampling.annealing import crowd_of
 from dia_lightning.target import seen_texts
 from dia_lightning.training.lora import add_adapters, merged
+from dia_lightning.training.optim import adamw_warmup_cosine, check_recipe
 from dia_lightning.training.ppo_loss import (
     adapted_beta,
     clipped_loss,
@@ -27,8 +27,8 @@ from dia_lightning.training.ppo_loss import (
     was_clipped,
     whiten,
 )
+from dia_lightning.training.watched import WatchedModule
 from dia_lightning.types import Prompts, Reward, scored_mask
-from dia_lightning.watched import WatchedModule
 
 ESTIMATORS = ("ppo", "rloo")
 

@@ -15,15 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from dia_lightning import cli, parser
+from dia_lightning import cli
 from dia_lightning.callbacks import PredictionWriter
 from dia_lightning.callbacks.batch_files import from_json, records, to_json
 from dia_lightning.callbacks.run_key import describe, run_key
 from dia_lightning.data import PromptData
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import Keyword, Regex
 from dia_lightning.samplers import BaseModel, GuidedSamplerModule
+from dia_lightning.settings import parser
 from dia_lightning.types import Cost, Generations, Prompts, Reward
 
 

@@ -8,16 +8,15 @@ import lightning as L
 import pytest
 import torch
 
-from dia_lightning.critic import CriticModule
-from dia_lightning.critic.loss import OBJECTIVES
-from dia_lightning.critic.network import CriticNetwork
 from dia_lightning.data import TextFiles
-from dia_lightning.diffusion import DenoiserModule
-from dia_lightning.diffusion.module import BANDS
+from dia_lightning.diffusion.critic import CriticNetwork
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.diffusion.trunk import NetworkSize
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.rewards import Regex
+from dia_lightning.training import CriticModule, DenoiserModule
+from dia_lightning.training.critic import OBJECTIVES
+from dia_lightning.training.denoiser import BANDS
 
 REWARD, PROBS = torch.tensor([-1.0, 0.2, 2.0]), torch.tensor([0.5, 0.3, 0.2])
 

@@ -13,8 +13,8 @@ from dia_lightning.data import HubText, ModelSamples, PromptData, TextFiles
 from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.data.rollouts import RolloutData
 from dia_lightning.data.text import read_texts
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.types import fill_after_end
 
 
@@ -237,7 +237,7 @@ def test_a_tokenizer_is_looked_up_on_the_hub(lm_folder: Path, tmp_path: Path, mo
         return str(lm_folder)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dia_lightning.lm_files._fetch", fetch)
+    monkeypatch.setattr("dia_lightning.lm.files._fetch", fetch)
     data = TextFiles("a.txt", tokenizer="gpt2")
     data.setup("fit")
     assert asked == ["gpt2"]
@@ -246,7 +246,7 @@ def test_a_tokenizer_is_looked_up_on_the_hub(lm_folder: Path, tmp_path: Path, mo
     def unreachable(repo_id: str) -> str:
         raise UserError(f"--model.init_args.base_lm: cannot fetch {repo_id!r}")
 
-    monkeypatch.setattr("dia_lightning.lm_files._fetch", unreachable)
+    monkeypatch.setattr("dia_lightning.lm.files._fetch", unreachable)
     with pytest.raises(UserError, match=r"^--data.init_args.tokenizer: cannot fetch 'gpt2'"):
         TextFiles("a.txt", tokenizer="gpt2").setup("fit")
 

@@ -13,9 +13,9 @@ from dia_lightning.callbacks.batch_files import dumps
 from dia_lightning.data import HubText, PromptData, TextFiles
 from dia_lightning.data.records import read_records
 from dia_lightning.data.text import read_texts
+from dia_lightning.errors import UserError
 from dia_lightning.files import json_lines, no_formula
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.lm.base_lm import BaseLM
 
 PUBS = ["The Eagle is", "The Mill is", "The Vaults is"]
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from dia_lightning.data.records import fill_template, read_records, template_fields
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError, shipped_roots
+from dia_lightning.errors import UserError
+from dia_lightning.files import shipped_roots
+from dia_lightning.lm.base_lm import BaseLM
 
 ROOT = shipped_roots()[0]
 DATA = ROOT / "configs/tasks/data"

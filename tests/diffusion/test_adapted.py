@@ -16,21 +16,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from dia_lightning.callbacks import Export, WeightEMA
-from dia_lightning.cost import Meter
-from dia_lightning.critic import CriticModule
-from dia_lightning.critic.network import CriticNetwork
 from dia_lightning.data import ModelSamples
-from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.diffusion.adapted import AdaptedBlock, AdaptedLinear, AdaptedTrunk, FrozenLinear, Shared
 from dia_lightning.diffusion.checkpoint import save_network
+from dia_lightning.diffusion.critic import CriticNetwork
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.diffusion.trunk import NetworkSize
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.meter import Meter
 from dia_lightning.samplers import Chains, DenoiseAccept, Diffusion, GuidedSamplerModule
-from dia_lightning.sampling.loading import load_critic, load_denoiser
+from dia_lightning.samplers.networks import load_critic, load_denoiser
+from dia_lightning.training import CriticModule, DenoiserModule
 from dia_lightning.types import Prompts, Reward
 
 SIZE: dict[str, int] = {"width": 16, "layers": 2, "heads": 4, "max_length": 12, "adapter_rank": 3}
@@ -347,7 +346,7 @@ def test_training_moves_all_that_is_trained_and_nothing_of_p_theta(
     In float32, and with a p_θ in bfloat16 and training in mixed precision.
     """
     folder, precision = tmp_path / "lm", "bf16-mixed" if low else "32-true"
-    monkeypatch.setattr("dia_lightning.lm._is_bf16_fast", lambda: True)
+    monkeypatch.setattr("dia_lightning.lm.base_lm._is_bf16_fast", lambda: True)
     deepcopy(llama.model).to(torch.bfloat16 if low else torch.float32).save_pretrained(folder)
     llama.tokenizer.save_pretrained(folder)
     module = module_of(kind, folder)

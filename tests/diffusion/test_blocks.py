@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dia_lightning.critic import CriticModule
 from dia_lightning.data import ModelSamples
-from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.diffusion.trunk import Block
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.rewards import Regex
+from dia_lightning.training import CriticModule, DenoiserModule
 from tests.diffusion.test_module import TINY, at, rows
 
 SMALL = {**TINY, "layers": 3}

@@ -6,12 +6,12 @@ import torch.nn.functional as F
 
 from dia_lightning.diffusion.attention import attend
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.loss import LOSSES, draw_times, noise, summed
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.diffusion.trunk import NetworkSize
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.lm.base_lm import BaseLM
 
 
 def network(embedding: TokenEmbedding, **size: int | bool) -> DenoiserNetwork:

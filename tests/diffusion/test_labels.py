@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.labels import Labeller
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.diffusion.trunk import NetworkSize
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.rewards import SlotConsistency
-from dia_lightning.sampling.loading import load_denoiser, load_labelled
+from dia_lightning.samplers.networks import load_denoiser, load_labelled
+from dia_lightning.training import DenoiserModule
 from dia_lightning.types import Reward
 from tests.diffusion.test_module import TINY, at, rows
 

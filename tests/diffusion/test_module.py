@@ -10,13 +10,12 @@ from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from dia_lightning.critic import CriticModule
 from dia_lightning.data import ModelSamples, TextFiles
 from dia_lightning.data.text import train_tokenizer
-from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.rewards import Regex
+from dia_lightning.training import CriticModule, DenoiserModule
 
 TINY: dict[str, Any] = {"width": 16, "layers": 1, "heads": 2, "max_length": 8, "init_from_lm": False}
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from dia_lightning.callbacks import Export, WeightEMA
 from dia_lightning.data import ModelSamples
-from dia_lightning.diffusion import DenoiserModule
+from dia_lightning.training import DenoiserModule
 
 
 class Losses(L.Callback):

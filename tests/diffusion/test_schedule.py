@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from dia_lightning.diffusion.convert import eps_from_z0, score_from_z0, z0_from_eps, z0_from_score
 from dia_lightning.diffusion.loss import warp_knots
 from dia_lightning.diffusion.schedule import SCHEDULES, make_schedule, staggered, time_grid
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 
 T = torch.linspace(0, 1, 101)
 

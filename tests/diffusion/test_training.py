@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dia_lightning import cli, parser
+from dia_lightning import cli
+from dia_lightning.settings import parser
 
 WORDS = ["the", "good", "bad", "cheap", "food", "is", "great", "poor", "near", "river", "pub"]
 SIZE = ["--model.width=16", "--model.layers=1", "--model.heads=2", "--model.max_length=16"]

@@ -109,7 +109,8 @@ def workshop() -> Iterator[Path]:
 
 
 def _run(command: str, config: str, *options: str) -> None:
-    from dia_lightning import cli, parser
+    from dia_lightning import cli
+    from dia_lightning.settings import parser
 
     parser.run(cli.prepare_arguments([command, "--config", config, *PLAIN, *options]))
 

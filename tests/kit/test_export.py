@@ -14,14 +14,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from dia_lightning import cli, parser, resources
+from dia_lightning import cli, files
 from dia_lightning.diffusion.checkpoint import read_network
-from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.diffusion.embedding import TokenEmbedding
+from dia_lightning.errors import UserError
 from dia_lightning.kit import export as exporting
 from dia_lightning.kit.export import export
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
-from dia_lightning.sampling.loading import load_critic, load_denoiser
+from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.samplers.networks import load_critic, load_denoiser
+from dia_lightning.settings import parser
 
 ROOT = Path(cli.__file__).parents[1]
 TINY = ROOT / "checkpoints/tiny"
@@ -70,7 +71,7 @@ def test_a_moved_kit_samples_the_same_texts(kit: Path, tmp_path: Path, monkeypat
     home = tmp_path / "anna's kits, 2"
     home.mkdir()
     shutil.copytree(kit / "whole", home / "renamed")
-    monkeypatch.setattr(resources, "shipped_roots", list)
+    monkeypatch.setattr(files, "shipped_roots", list)
     assert predict("anna's kits, 2/renamed", "moved") == want
     assert predict(str(home / "renamed/dia.yaml"), "absolute") == want
     saved = yaml.safe_load((tmp_path / "runs/whole/config.yaml").read_text(encoding="utf-8"))
@@ -230,7 +231,7 @@ def test_what_a_kit_does_not_hold_is_said(
 
 
 def test_a_base_model_of_the_hub_stays_one(settings: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dia_lightning.lm_files._fetch", lambda repo_id: str(TINY / "lm"))
+    monkeypatch.setattr("dia_lightning.lm.files._fetch", lambda repo_id: str(TINY / "lm"))
     config = settings({"base_lm": "ann/restaurants", "critic": None}, {"base_lm": "ann/restaurants"})
     for name, with_base_lm in (("named", False), ("copied", True)):
         export(config, tmp_path / name, with_base_lm=with_base_lm)

@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from dia_lightning import cli, lm_files, parser, resources
+from dia_lightning import cli, files
 from dia_lightning.callbacks.export import training_costs
-from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.diffusion.embedding import TokenEmbedding
+from dia_lightning.errors import UserError
+from dia_lightning.files import read_yaml
 from dia_lightning.kit.export import export
 from dia_lightning.kit.files import settings_file
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError, read_yaml
-from dia_lightning.sampling.loading import load_denoiser
+from dia_lightning.lm import files as lm_files
+from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.samplers.networks import load_denoiser
+from dia_lightning.settings import parser
 from tests.kit.fake_hub import COMMIT, fake_hub
 
 PICKLES = ("lm/pytorch_model.bin", "denoiser/denoiser.ckpt", "reward.py")
@@ -136,7 +139,7 @@ def test_a_strangers_settings_run_only_what_is_ours(
 def test_a_kit_of_the_hub_samples(fetched: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From an empty folder, and with nothing of what ships."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(resources, "shipped_roots", list)
+    monkeypatch.setattr(files, "shipped_roots", list)
     small = ["--data.n_texts=2", "--data.batch_size=2", "--model.sampler.moves=[Suffix]", "--model.compare_base=false"]
     parser.run(cli.prepare_arguments(["predict", "--config", "hub:ann/kit", *small]))
     assert len((tmp_path / "runs/kit/predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 2

@@ -16,15 +16,16 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from dia_lightning import cli, parser
+from dia_lightning import cli
 from dia_lightning.callbacks import PredictionWriter
 from dia_lightning.data import PromptData
+from dia_lightning.errors import UserError
 from dia_lightning.metrics import Evaluation, Hacking, Judge, hacking, judge, reference_bleu, reference_rouge
 from dia_lightning.metrics.hacking import copied, repetition, wilson_interval
-from dia_lightning.resources import UserError
 from dia_lightning.rewards import Keyword, call_reward
 from dia_lightning.rewards.base import field_of
 from dia_lightning.samplers import BaseModel, GuidedSamplerModule
+from dia_lightning.settings import parser
 from dia_lightning.types import Generations, Record, Reward
 
 

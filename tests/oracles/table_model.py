@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config
 
-from dia_lightning.lm import BaseLM
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.types import Prompts, Reward
 from tests.oracles.table_lm import END, LAM, LOG_P, NEXT, REWARD, ROWS, T, V, codes
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dia_lightning import cli, parser
-from dia_lightning.explain import TRUSTED
-from dia_lightning.resources import UserError
+from dia_lightning import cli
+from dia_lightning.errors import UserError
+from dia_lightning.settings import parser
+from dia_lightning.settings.messages import TRUSTED
 
 # Whoever imports it leaves a file behind.
 EVIL = """from pathlib import Path

@@ -182,7 +182,7 @@ def test_processes_that_do_not_know_of_each_other(lightning: Run, monkeypatch: p
     expected = ("--trainer.devices: 4 processes", "--trainer.devices 2 --trainer.num_nodes 2 --trainer.strategy ddp")
     assert_refused(lightning("predict", "--config", "configs/zero_shot_tiny.yaml", *SMALL), *expected)
     monkeypatch.setitem(os.environ, "RANK", "1")
-    monkeypatch.setattr("dia_lightning.processes._GRACE_S", 0.0)
+    monkeypatch.setattr("dia_lightning.distributed._GRACE_S", 0.0)
     assert lightning("predict", "--config", "configs/zero_shot_tiny.yaml", *SMALL)[::2] == (2, "")
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dia_lightning import cli
-from dia_lightning.lm import BaseLM
+from dia_lightning.lm.base_lm import BaseLM
 from tests.test_cli import assert_one_line
 
 Run = Callable[..., tuple[int, str, str]]

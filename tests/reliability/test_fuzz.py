@@ -17,18 +17,15 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from dia_lightning import cli, parser, samplers
-from dia_lightning.critic import CriticModule
+from dia_lightning import cli, samplers
 from dia_lightning.data import HubText, ModelSamples, PromptData, TextFiles
 from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.data.records import fill_template, read_records, template_fields
 from dia_lightning.data.text import read_texts
-from dia_lightning.diffusion import DenoiserModule
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.lm import BaseLM
-from dia_lightning.lm_module import LMModule
+from dia_lightning.diffusion.embedding import TokenEmbedding
+from dia_lightning.errors import UserError
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.metrics import DistinctN, SelfBLEU, distinct_n, perplexity, self_bleu
-from dia_lightning.resources import UserError
 from dia_lightning.rewards import Regex
 from dia_lightning.samplers import (
     BaseModel,
@@ -46,7 +43,9 @@ from dia_lightning.samplers import (
     Solver,
 )
 from dia_lightning.sampling.positions import Positions, RandomTokens, Spans, WholeText
-from dia_lightning.training import PPOModule
+from dia_lightning.settings import parser
+from dia_lightning.training import CriticModule, DenoiserModule, PPOModule
+from dia_lightning.training.base_model import LMModule
 from dia_lightning.words import resolve
 from tests.wiring.kit import save_parts
 

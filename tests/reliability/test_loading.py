@@ -12,19 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 
-from dia_lightning import parser
 from dia_lightning.callbacks.export import training_costs
-from dia_lightning.critic import CriticModule
 from dia_lightning.data import ModelSamples, TextFiles
-from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.diffusion.checkpoint import read_network
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.diffusion.embedding import TokenEmbedding
+from dia_lightning.errors import UserError
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import Length
-from dia_lightning.sampling.loading import load_critic, load_denoiser
+from dia_lightning.samplers.networks import load_critic, load_denoiser
+from dia_lightning.settings import parser
 from dia_lightning.study.grid import Cell, read_study
 from dia_lightning.study.worker import run_cell
+from dia_lightning.training import CriticModule, DenoiserModule
 
 SIZE = {"width": 16, "layers": 1, "heads": 2, "max_length": 12, "init_from_lm": False}
 

@@ -8,16 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dia_lightning.critic import CriticModule
-from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.diffusion.loss import LOSSES
-from dia_lightning.finite import FirstTime, NotFinite, named_rows
 from dia_lightning.guidance import Prediction, Watched
+from dia_lightning.numerics import FirstTime, NotFinite, named_rows
 from dia_lightning.rewards import Regex, VaderSentiment
+from dia_lightning.sampling.annealing import cycle
 from dia_lightning.sampling.denoise_accept import Info, State, accept
-from dia_lightning.sampling.population import cycle
 from dia_lightning.sampling.resampling import effective_size, next_temperature
 from dia_lightning.target import Terms
+from dia_lightning.training import CriticModule, DenoiserModule
 from tests.conftest import CORPUS
 from tests.diffusion.test_module import TINY, at, rows
 from tests.reliability.test_edges import DIFFUSED, FIT, PLAIN
@@ -173,7 +172,7 @@ def test_a_base_model_that_is_no_number(lightning: Run, lm_folder: Path, monkeyp
     ]
     run = ["predict", "--config", "configs/zero_shot_tiny.yaml", *options]
     assert_one_line(lightning(*run), "base_lm", "logits that are NaN or infinite")
-    monkeypatch.setattr("dia_lightning.contract.check_reading", lambda lm: None)
+    monkeypatch.setattr("dia_lightning.lm.contract.check_reading", lambda lm: None)
     result = lightning(*run)
     assert_one_line(result, "log p_θ of the text is NaN or infinite in all 3 rows", "batch 0", "not_finite_")
 

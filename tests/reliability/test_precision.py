@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dia_lightning.lm import BaseLM
-from dia_lightning.precision import KeepsBuffers, float32_default
-from dia_lightning.sampling.loading import embedding_for, load_critic
+from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.numerics import KeepsBuffers, float32_default
+from dia_lightning.samplers.networks import embedding_for, load_critic
 from tests.conftest import CORPUS
 from tests.reliability.test_edges import FIT, REFINED, START
 

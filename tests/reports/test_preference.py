@@ -19,6 +19,7 @@ from scipy.special import expit, log_expit
 
 from dia_lightning import cli
 from dia_lightning.callbacks.batch_files import dumps
+from dia_lightning.errors import UserError
 from dia_lightning.reports.comparison import (
     Outcome,
     bradley_terry,
@@ -30,7 +31,6 @@ from dia_lightning.reports.comparison import (
     wins_of,
 )
 from dia_lightning.reports.preference import draw_pairs, run
-from dia_lightning.resources import UserError
 
 # Bradley–Terry
 

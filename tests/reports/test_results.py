@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from dia_lightning.errors import UserError
 from dia_lightning.reports.results import NATS_ABOVE_BASE, Result, aggregate, estimate, flatten, read_result, relative_to_base
-from dia_lightning.resources import UserError
 
 
 def test_intervals_are_students() -> None:

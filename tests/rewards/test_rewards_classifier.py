@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from dia_lightning.callbacks.run_key import describe
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import make_schedule
-from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.errors import UserError
 from dia_lightning.guidance import guided, true_gradient, unguided
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import RewardError, SequenceClassifier, check_reward
 from dia_lightning.samplers import DDIM, Diffusion, GuidedSamplerModule, RewardGradient
 from dia_lightning.types import Prompts
@@ -294,7 +294,7 @@ def test_a_hub_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) 
     def fetch(repo_id: str) -> str:
         raise UserError(f"--model.init_args.base_lm: cannot fetch {repo_id!r}; give a local folder, or use the shipped kit: x")
 
-    monkeypatch.setattr("dia_lightning.lm_files._fetch", fetch)
+    monkeypatch.setattr("dia_lightning.lm.files._fetch", fetch)
     with pytest.raises(UserError, match=r"^--model.init_args.reward.init_args.model: cannot fetch 'a/b'; give a local folder$"):
         SequenceClassifier("a/b", 0)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.rewards import Coverage, RewardError, call_reward, check_reward
 
 SOURCE = {"source": "The Vaults is a pub near Café Adriatic. It isn't cheap; the food is French."}

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.rewards import Formality, check_reward
 from dia_lightning.rewards.formality import FEATURES, features
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.rewards import Keyword, Regex, check_reward
 
 VOCABULARY = ["food", "Food", "foods", "pub", "PUB", "river", "riverside", "cheap"]

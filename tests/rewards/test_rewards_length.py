@@ -2,7 +2,7 @@
 
 import pytest
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.rewards import Length, check_reward
 
 

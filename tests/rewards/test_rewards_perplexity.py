@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import Perplexity, check_reward
 
 TEXTS = ["the good food is great near the river.", "the pub", "pub the the", "river food cheap cheap"]

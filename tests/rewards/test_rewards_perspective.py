@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from dia_lightning.callbacks.run_key import describe
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.rewards import Perspective, RewardError, check_reward
 from dia_lightning.rewards.cache import ScoreCache
 

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.rewards import ChrFSimilarity, EmbeddingSimilarity, RewardError, call_reward, check_reward
 
 SOURCE = "A cheap pub near the river."

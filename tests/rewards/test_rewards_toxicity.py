@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dia_lightning.callbacks.run_key import describe
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.rewards import LocalToxicity, check_reward
 
 pytest.importorskip("profanity_check")

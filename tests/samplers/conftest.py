@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dia_lightning.critic.network import CriticNetwork
 from dia_lightning.diffusion.checkpoint import save_network
+from dia_lightning.diffusion.critic import CriticNetwork
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.diffusion.trunk import NetworkSize
-from dia_lightning.embedding import TokenEmbedding
 
 
 @pytest.fixture(scope="session")

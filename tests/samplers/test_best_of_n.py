@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dia_lightning.data.prompts import prompt_rows
-from dia_lightning.lm import BaseLM, rows_at_once
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.lm.base_lm import BaseLM, rows_at_once
 from dia_lightning.samplers import BestOfN, GuidedSamplerModule, best_of_n
 from dia_lightning.types import Prompts
 from tests.oracles.table_lm import REWARD

@@ -12,12 +12,12 @@ from torch import Tensor
 from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.diffusion.checkpoint import save_network
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import make_schedule, time_grid
 from dia_lightning.diffusion.trunk import NetworkSize
-from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.errors import UserError
 from dia_lightning.guidance import classifier_free, unguided
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import Keyword, Regex
 from dia_lightning.samplers import (
     DDIM,

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from dia_lightning.data.prompts import prompt_rows
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.diffusion.embedding import TokenEmbedding
+from dia_lightning.errors import UserError
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.samplers import GuidedDecoding, GuidedSamplerModule
 from dia_lightning.samplers.guided_decoding import decode_guided
+from dia_lightning.samplers.networks import load_value
 from dia_lightning.samplers.prefix import critic_of_prefixes, settled
-from dia_lightning.sampling.loading import load_value
 from dia_lightning.types import Prompts, text_mask
 from tests.oracles.table_lm import END, LAM, NEXT, ROWS, T, pi
 from tests.oracles.table_model import P, TableValue, chi_square_ok, free, soft_values, table_lm

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import Schedule, make_schedule
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import Keyword, VaderSentiment
 from dia_lightning.samplers import (
     Annealed,

@@ -2,8 +2,9 @@
 
 import pytest
 
-from dia_lightning import cli, parser
-from dia_lightning.resources import UserError
+from dia_lightning import cli
+from dia_lightning.errors import UserError
+from dia_lightning.settings import parser
 
 BASELINES = "configs/baselines"
 STEERING = "configs/dia_tiny.yaml --model.sampler=ParticleSteering"

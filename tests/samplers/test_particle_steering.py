@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from dia_lightning.critic.network import CriticNetwork
 from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.diffusion.checkpoint import save_network
+from dia_lightning.diffusion.critic import CriticNetwork
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.diffusion.trunk import NetworkSize
-from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.errors import UserError
 from dia_lightning.guidance import unguided
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.samplers import CriticGuidance, GuidedSamplerModule, ParticleSteering, Unguided
 from dia_lightning.sampling.decode import draw_texts
 from dia_lightning.types import Prompts, Reward, text_mask

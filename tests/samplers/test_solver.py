@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dia_lightning import cli, parser
-from dia_lightning.explain import located
-from dia_lightning.resources import UserError
+from dia_lightning import cli
+from dia_lightning.errors import UserError
 from dia_lightning.rewards import VaderSentiment
 from dia_lightning.samplers import (
     DDIM,
@@ -22,6 +21,8 @@ from dia_lightning.samplers import (
     Solver,
 )
 from dia_lightning.samplers import diffusion as diffusion_module
+from dia_lightning.settings import parser
+from dia_lightning.settings.messages import located
 from dia_lightning.types import Prompts
 
 

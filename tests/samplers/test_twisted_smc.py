@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dia_lightning.data.prompts import prompt_rows
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.samplers import GuidedSamplerModule, TwistedSMC
 from dia_lightning.samplers.twisted_smc import Particles, Twist, twisted_smc
 from dia_lightning.types import Prompts, text_mask

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from dia_lightning.callbacks import PredictionWriter
 from dia_lightning.data import PromptData
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.rewards import Regex
 from dia_lightning.samplers import Annealed, Chains, GuidedSamplerModule
-from dia_lightning.sampling.sharded import blocks_of
+from dia_lightning.samplers.sharded import blocks_of
 from dia_lightning.types import Reward
 
 TINY = "checkpoints/tiny/lm"

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import make_schedule
-from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.errors import UserError
 from dia_lightning.guidance import Prediction
-from dia_lightning.resources import UserError
 from dia_lightning.sampling.decode import draw_texts, source_rows, starting_point
 from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel
 from dia_lightning.sampling.positions import Positions, RandomTokens, Spans

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import Schedule, make_schedule
 from dia_lightning.diffusion.trunk import NetworkSize
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.lm import BaseLM
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import Keyword
+from dia_lightning.samplers.networks import DenoiserProposal
 from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, State
 from dia_lightning.sampling.positions import RandomTokens, Spans
-from dia_lightning.sampling.proposal import DenoiserProposal
 from dia_lightning.sampling.suffix import SuffixRegeneration
 from dia_lightning.target import TargetDensity, Terms
 from dia_lightning.types import text_mask
@@ -413,5 +413,5 @@ def test_denoiser_in_chunks(embedding: TokenEmbedding, monkeypatch: pytest.Monke
     network = DenoiserNetwork(embedding, make_schedule("cosine"), NetworkSize(16, 1, 2, 6)).eval()
     z, t, index = torch.randn(7, 6, 16), torch.rand(7, 6), torch.arange(14).reshape(7, 2) % 6
     want = DenoiserProposal(network).at(z, t, index)
-    monkeypatch.setattr("dia_lightning.sampling.proposal.rows_at_once", lambda rows: 2)
+    monkeypatch.setattr("dia_lightning.samplers.networks.rows_at_once", lambda rows: 2)
     torch.testing.assert_close(DenoiserProposal(network).at(z, t, index), want)

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import make_schedule
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.lm import BaseLM
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import Keyword
 from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, Info, State
 from dia_lightning.sampling.diagnostics import KernelError, by_prompt, chain_diagnostics, check_kernel

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import make_schedule
-from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import Predict, Prediction
 from dia_lightning.sampling.decode import commit_tokens
 from dia_lightning.sampling.particle_gibbs import ParticleGibbs, State

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from dia_lightning.sampling.annealing import anneal, cycle, from_base, thin
 from dia_lightning.sampling.diagnostics import log_z_upper
-from dia_lightning.sampling.population import anneal, cycle, from_base, thin
 from dia_lightning.sampling.suffix import SuffixRegeneration
 from tests.oracles.table_lm import END, LOG_P, REWARD, ROWS, T, TableTarget, codes, pi
 

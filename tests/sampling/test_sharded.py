@@ -10,12 +10,12 @@ import pytest
 from torch import nn
 
 from dia_lightning import cli
-from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.diffusion.checkpoint import save_network
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.rewards import Regex
 from dia_lightning.samplers import DDIM, BaseModel, Diffusion, GuidedSamplerModule
-from dia_lightning.sampling.sharded import blocks_of
+from dia_lightning.samplers.sharded import blocks_of
+from dia_lightning.training import DenoiserModule
 from tests.sampling.sharded_runs import PROMPTS, annealed, predict, suffixes
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import make_schedule
-from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, State
 from dia_lightning.sampling.positions import RandomTokens
 from dia_lightning.sampling.suffix import SuffixRegeneration

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dia_lightning import parser
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.settings import parser
 from dia_lightning.study import command
 from dia_lightning.study.grid import StudyGrid, read_study
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dia_lightning import cli, parser
-from dia_lightning.resources import UserError
+from dia_lightning import cli
+from dia_lightning.errors import UserError
+from dia_lightning.settings import parser
 from dia_lightning.study import command, worker
 from dia_lightning.study.grid import Cell, Run, StudyGrid, read_study
 from dia_lightning.study.pool import run_cells

@@ -16,10 +16,11 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from dia_lightning import cli, parser
+from dia_lightning import cli
 from dia_lightning.data import RolloutData
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from dia_lightning.samplers import BaseModel, GuidedSamplerModule
+from dia_lightning.settings import parser
 from dia_lightning.training import PPOModule
 from dia_lightning.training.ppo_loss import gae, token_rewards
 from dia_lightning.types import Reward

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.lm import BaseLM
+from dia_lightning.diffusion.embedding import TokenEmbedding
+from dia_lightning.lm.base_lm import BaseLM
 from tests.wiring.kit import same_table_lm, save_parts
 
 

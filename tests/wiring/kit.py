@@ -8,15 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dia_lightning.critic.network import CriticNetwork
 from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.diffusion.checkpoint import save_network
+from dia_lightning.diffusion.critic import CriticNetwork
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.diffusion.trunk import NetworkSize
-from dia_lightning.embedding import TokenEmbedding
 from dia_lightning.guidance import Prediction
-from dia_lightning.lm import BaseLM
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.types import Prompts, Reward
 from tests.oracles.table_lm import END, T
 from tests.oracles.table_model import table_lm

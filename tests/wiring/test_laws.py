@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dia_lightning.embedding import TokenEmbedding
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.samplers import (
     DDIM,
     Ancestral,
@@ -36,7 +36,7 @@ from dia_lightning.samplers import (
     TwistedSMC,
     Unguided,
 )
-from dia_lightning.sampling.loading import load_critic, load_denoiser
+from dia_lightning.samplers.networks import load_critic, load_denoiser
 from dia_lightning.sampling.positions import Spans
 from dia_lightning.types import Generations, Prompts
 from tests.oracles.table_lm import END, LOG_P, NEXT, REWARD, ROWS, T, V, codes, pi

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dia_lightning.diffusion import DenoiserModule
 from dia_lightning.diffusion.loss import Noised
-from dia_lightning.lm import BaseLM
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.samplers import (
     DDIM,
     Ancestral,
@@ -30,6 +29,7 @@ from dia_lightning.samplers import (
     Unguided,
 )
 from dia_lightning.sampling.positions import Spans
+from dia_lightning.training import DenoiserModule
 from tests.wiring.kit import (
     LENGTH,
     SOFT_LAM,

@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from dia_lightning.critic import CriticModule
-from dia_lightning.diffusion import DenoiserModule
-from dia_lightning.lm_module import LMModule
-from dia_lightning.optim import adamw_warmup_cosine
-from dia_lightning.training import PPOModule
+from dia_lightning.training import CriticModule, DenoiserModule, PPOModule
+from dia_lightning.training.base_model import LMModule
+from dia_lightning.training.optim import adamw_warmup_cosine
 from tests.wiring.kit import LENGTH, Vowels
 
 LR, DECAY = 0.01, 0.5

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dia_lightning.lm import BaseLM
+from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.samplers import (
     DDIM,
     Ancestral,

@@ -8,8 +8,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor, stack
 
-from dia_lightning.finite import NotFinite, named_rows
-from dia_lightning.precision import KeepsBuffers
+from dia_lightning.numerics import KeepsBuffers, NotFinite, named_rows
 
 
 class WatchedModule(KeepsBuffers, L.LightningModule):

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dia_lightning.critic.loss import OBJECTIVES, SOFT_CLIP
-from dia_lightning.critic.network import CriticNetwork
-from dia_lightning.diffusion.base import BANDS, N_BANDS, NoisedRowsModule
+from dia_lightning.diffusion.critic import CriticNetwork
 from dia_lightning.diffusion.loss import Noised
 from dia_lightning.diffusion.trunk import NetworkSize
-from dia_lightning.precision import float32_default
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.numerics import float32_default
 from dia_lightning.rewards import CachedReward, call_reward
+from dia_lightning.training.base import BANDS, N_BANDS, NoisedRowsModule
 from dia_lightning.types import Reward
 
 
@@ -145,3 +145,25 @@ class CriticModule(NoisedRowsModule):
             "lam": self.lam,
             "reward": self.reward.name,
         }
+
+
+# The exponent is cut here; how often that happens is logged as `train/clipped`.
+SOFT_CLIP = 20.0
+
+
+def mse(value: Tensor, target: Tensor) -> Tensor:
+    """(h − y)²: h → E[y | z_t]."""
+    return (value - target).square()
+
+
+def soft(value: Tensor, target: Tensor) -> Tensor:
+    """Fits exp(h) to exp(y) for y = λ r, so that h → log E[exp(λ r) | z_t], the exact log-value of the target.
+
+    The Itakura–Saito form exp(y − h) − (y − h) − 1 has its minimum at E[exp(y − h)] = 1 and needs no division by exp(h),
+    but its gradient has the variance of exp(y): the exponent is clipped at `SOFT_CLIP`.
+    """
+    gap = (target - value).clamp_max(SOFT_CLIP)
+    return torch.exp(gap) - gap - 1
+
+
+OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": mse, "soft": soft, "clean": mse}

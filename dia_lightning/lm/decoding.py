@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from dia_lightning.types import fill_after_end, leading, must_go_on
 
@@ -22,7 +23,7 @@ class Writing:
     """
 
     def __init__(self, lm: Any, tokens: Tensor, prompt_mask: Tensor) -> None:
-        from dia_lightning.kv_cache import allocated_cache
+        from dia_lightning.lm.decoding import allocated_cache
 
         self.lm, self.prompt_mask, self.place = lm, prompt_mask, 0
         self.tokens = torch.where(prompt_mask, tokens, lm.end_id)
@@ -84,9 +85,50 @@ class Writing:
         return fill_after_end(self.tokens, self.prompt_mask, self.lm.end_id)
 
     def _select(self, index: Tensor) -> None:
-        from dia_lightning.kv_cache import select_rows
+        from dia_lightning.lm.decoding import select_rows
 
         if self._cache is not None:
             select_rows(self._cache, index)
         self._inputs, self.ended = self._inputs[index], self.ended[index]
         self._forced, self._given, self._barred = self._forced[index], self._given[index], self._barred[index]
+
+
+class _AllocatedLayer(DynamicLayer):
+    """`DynamicLayer` that writes into room for `length` tokens; `keys` and `values` are views of what is filled."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """New states (B, H, n, D) → all states so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self._room = [x.new_empty(*x.shape[:2], self.length, x.shape[3]) for x in (key_states, value_states)]
+        filled = self.get_seq_length()
+        total = filled + key_states.shape[2]
+        for room, states in zip(self._room, (key_states, value_states), strict=True):
+            room[:, :, filled:total] = states
+        self.keys, self.values = (room[:, :, :total] for room in self._room)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep rows `beam_idx`, in this order."""
+        if self.is_initialized:
+            total = self.get_seq_length()
+            self._room = [room[beam_idx] for room in self._room]
+            self.keys, self.values = (room[:, :, :total] for room in self._room)
+
+
+def allocated_cache(config: Any, length: int) -> DynamicCache:
+    """A cache for a model of `config` with room for `length` tokens; other kinds of layers stay."""
+    cache = DynamicCache(config=config)
+    cache.layers = [_AllocatedLayer(length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def select_rows(cache: DynamicCache, rows: Tensor) -> None:
+    """Keep `rows` (N,) of every layer: transformers' own `batch_select_indices` forgets recurrent states."""
+    layer: Any
+    for layer in cache.layers:
+        layer.reorder_cache(rows)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 
 
 def check_recipe(lr: float, weight_decay: float, warmup_steps: int) -> None:

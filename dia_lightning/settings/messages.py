@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from itertools import pairwise
 
-from dia_lightning.resources import NEGATIVE, UserError
+from dia_lightning.errors import UserError
+from dia_lightning.settings.options import NEGATIVE
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)'")

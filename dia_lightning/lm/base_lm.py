@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dia_lightning import contract
-from dia_lightning.categorical import draw_categorical
-from dia_lightning.cost import weights_of
-from dia_lightning.lm_files import folder_of, load_whole, positions_of
+from dia_lightning.errors import UserError
+from dia_lightning.lm import contract
+from dia_lightning.lm.decoding import Writing
+from dia_lightning.lm.files import folder_of, load_whole, positions_of
+from dia_lightning.lm.token_text import TokenText
+from dia_lightning.meter import weights_of
+from dia_lightning.numerics import draw_categorical
 from dia_lightning.progress import steps
-from dia_lightning.resources import UserError
-from dia_lightning.token_text import TokenText
 from dia_lightning.types import leading, text_mask
-from dia_lightning.writing import Writing
 
 _LOG = logging.getLogger(__name__)
 # No full B×T×V tensor for a 50k vocabulary. On a CPU larger temporaries are given back to the system after every operation:

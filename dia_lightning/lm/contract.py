@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 
 OPTION = "--model.init_args.base_lm"
 _ROWS, _LENGTH = 4, 8
@@ -78,7 +78,7 @@ def writes_as_it_reads(lm: Any) -> bool:
 @torch.no_grad()
 def _written(lm: Any, rows: Tensor, half: int, kept: Tensor) -> Tensor:
     """(3, T − half + 1, V) logits at the last positions of rows `kept`, token by token after the first half."""
-    from dia_lightning.kv_cache import allocated_cache, select_rows
+    from dia_lightning.lm.decoding import allocated_cache, select_rows
 
     cache = allocated_cache(lm.model.config, rows.shape[1])
     if lm.has_body and half > 1:

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dia_lightning.optim import adamw_warmup_cosine, check_recipe
-from dia_lightning.precision import float32_default
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.numerics import float32_default
+from dia_lightning.training.optim import adamw_warmup_cosine, check_recipe
+from dia_lightning.training.watched import WatchedModule
 from dia_lightning.types import text_mask
-from dia_lightning.watched import WatchedModule
 
 
 class LMModule(WatchedModule):

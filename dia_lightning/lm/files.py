@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dia_lightning.resources import UserError, find_path
+from dia_lightning.errors import UserError
+from dia_lightning.files import find_path
 
 _OPTION = "--model.init_args.base_lm"
 _HUB_TIMEOUT_S = 10

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dia_lightning.diffusion.base import BANDS, N_BANDS, NoisedRowsModule
 from dia_lightning.diffusion.checkpoint import load_weights, read_network
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.diffusion.labels import Labeller
 from dia_lightning.diffusion.loss import LOSSES, Noised, expected_embedding, summed, warp_knots
 from dia_lightning.diffusion.trunk import NetworkSize
-from dia_lightning.precision import float32_default
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.numerics import float32_default
+from dia_lightning.training.base import BANDS, N_BANDS, NoisedRowsModule
 from dia_lightning.types import Reward
 
 _BINS = 100  # of t, for the running loss

@@ -14,9 +14,9 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
 
-from dia_lightning.explain import typed_option
-from dia_lightning.resources import UserError, no_memory, root_user_error
+from dia_lightning.errors import UserError, no_memory, root_user_error
 from dia_lightning.rewards.base import name_fault
+from dia_lightning.settings.messages import typed_option
 from dia_lightning.types import Reward
 
 

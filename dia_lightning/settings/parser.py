@@ -22,11 +22,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 from omegaconf.errors import OmegaConfBaseException
 
-from dia_lightning.building import BuildingCLI, class_of, is_above, leaves
 from dia_lightning.diffusion.checkpoint import load_checkpoint
-from dia_lightning.explain import TRUSTED, explain, located, refuse_lost, typed_option
-from dia_lightning.processes import one_fit, one_for_all, refuse_lone
-from dia_lightning.resources import INTERRUPTS, NEGATIVE, UserError, placed
+from dia_lightning.distributed import one_fit, one_for_all, refuse_lone
+from dia_lightning.errors import INTERRUPTS, UserError
+from dia_lightning.files import placed
+from dia_lightning.settings.building import BuildingCLI, class_of, is_above, leaves
+from dia_lightning.settings.messages import TRUSTED, explain, located, refuse_lost, typed_option
+from dia_lightning.settings.options import NEGATIVE
 
 _IGNORED_WARNINGS = (
     "num_workers", r"isinstance\(treespec", "litlogger", "logging interval", "args parameter is intended",

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dia_lightning.cost import weights_of
 from dia_lightning.diffusion.adapted import make_trunk
 from dia_lightning.diffusion.schedule import Schedule
 from dia_lightning.diffusion.trunk import NetworkSize
+from dia_lightning.meter import weights_of
 
 
 class CriticNetwork(nn.Module):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from filelock import FileLock, Timeout
 
-from dia_lightning.resources import INTERRUPTS, UserError
+from dia_lightning.errors import INTERRUPTS, UserError
 
 if TYPE_CHECKING:
     import lightning as L

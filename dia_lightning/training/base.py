@@ -12,14 +12,14 @@ from torch import Tensor
 from dia_lightning.data.samples import ModelSamples, fingerprint, tokenizer_content
 from dia_lightning.diffusion.adapted import AdaptedTrunk
 from dia_lightning.diffusion.checkpoint import read_network, save_network
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.loss import Noised, draw_times, noise
 from dia_lightning.diffusion.schedule import make_schedule
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.lm import BaseLM
-from dia_lightning.optim import adamw_warmup_cosine, check_recipe
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.training.optim import adamw_warmup_cosine, check_recipe
+from dia_lightning.training.watched import WatchedModule
 from dia_lightning.types import text_mask
-from dia_lightning.watched import WatchedModule
 
 N_BANDS = 5
 BANDS = [f"u_{band / N_BANDS:.1f}_{(band + 1) / N_BANDS:.1f}" for band in range(N_BANDS)]

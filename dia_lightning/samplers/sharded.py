@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dia_lightning.data.shared import Together
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.lm.base_lm import BaseLM
 
 _OPTION = "--model.init_args.shard_base_lm: true given, but"
 

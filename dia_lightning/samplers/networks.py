@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from dia_lightning.critic.network import CriticNetwork
 from dia_lightning.diffusion.checkpoint import is_normalised, load_weights, read_network
+from dia_lightning.diffusion.critic import CriticNetwork
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
+from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.diffusion.trunk import NetworkSize
-from dia_lightning.embedding import TokenEmbedding
-from dia_lightning.lm import BaseLM
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
+from dia_lightning.lm.base_lm import BaseLM, rows_at_once
+from dia_lightning.sampling.positions import gather
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -110,3 +112,23 @@ def load_value(path: str | None, embedding: TokenEmbedding, reward: str, lam: fl
 def _frozen(network: N, settings: dict[str, Any], weights: dict[str, Tensor], option: str, path: str) -> N:
     load_weights(network, settings, weights, option, path)
     return network.eval().requires_grad_(False)
+
+
+class DenoiserProposal:
+    """A denoiser as `Proposal`: logits (B, T, V) at (z, t), or with `at` of the positions asked for only."""
+
+    def __init__(self, network: DenoiserNetwork) -> None:
+        self.network = network
+
+    @torch.no_grad()
+    def at(self, z: Tensor, t: Tensor, index: Tensor) -> Tensor:
+        """Logits (B, K, V) float32 at positions `index` (B, K)."""
+        rows = rows_at_once(z)
+        chunks = zip(z.split(rows), t.split(rows), index.split(rows), strict=True)
+        return torch.cat([self._at(*chunk) for chunk in chunks])
+
+    def _at(self, z: Tensor, t: Tensor, index: Tensor) -> Tensor:
+        return self.network.readout(*(gather(x, index) for x in self.network.hidden(z, t)))
+
+    def __call__(self, z: Tensor, t: Tensor) -> Tensor:
+        return self.at(z, t, torch.arange(z.shape[1], device=z.device).expand(z.shape[:2]))
