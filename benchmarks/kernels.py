@@ -1,9 +1,11 @@
-"""Seconds and network calls per step of each exact kernel on the shipped kit, and what the kernel adds to its networks' time.
+"""Seconds and network calls per step of each exact kernel on the shipped kit, and what the kernel
+adds to its networks' time.
 
     python benchmarks/kernels.py                    (make bench)
 
-Remakes its table in docs/theory.md. The reference is the time spent inside the networks (the critic's backward pass included)
-and the reward in the same steps, taken by timers around their calls; processor time, one thread.
+Remakes its table in docs/theory.md. The reference is the time spent inside the networks (the
+critic's backward pass included) and the reward in the same steps, taken by timers around their
+calls; processor time, one thread.
 """
 
 from __future__ import annotations
@@ -76,7 +78,13 @@ def main(steps: int = 5) -> None:
     generator, timers = torch.Generator().manual_seed(0), Timers()
     tokens = torch.full((CHAINS, LENGTH), lm.end_id)
     begin = lm.generate(tokens, torch.zeros_like(tokens, dtype=torch.bool), generator)
-    for owner, name in ((lm, "_hidden"), (lm, "_logits"), (lm, "generate"), (denoiser, "hidden"), (denoiser, "readout")):
+    for owner, name in (
+        (lm, "_hidden"),
+        (lm, "_logits"),
+        (lm, "generate"),
+        (denoiser, "hidden"),
+        (denoiser, "readout"),
+    ):
         timers.wrap(owner, name)
     for owner, name in ((value, "forward"), (reward._analyzer, "polarity_scores"), (lm, "decode")):
         timers.wrap(owner, name)
@@ -98,13 +106,24 @@ def main(steps: int = 5) -> None:
             state, _ = kernel.step(state, generator)
         total = time.process_time() - started
         spent = difference(meter.read(), before)
-        asked = [f"{spent[name].tokens / steps / CHAINS:.0f}" if name in spent else "0" for name in NETWORKS]
+        asked = [
+            f"{spent[name].tokens / steps / CHAINS:.0f}" if name in spent else "0"
+            for name in NETWORKS
+        ]
         added = 100 * (total / timers.seconds - 1)
         rows.append([label, f"{total / steps:.2f}", *asked, f"{added:.1f} %"])
         print(rows[-1], flush=True)
     positions = ["positions of p_θ", "of the denoiser", "of the critic"]
-    head = [f"kernel, {CHAINS} chains", "processor s a step", *positions, "added to the networks' time"]
-    made = f"Made by `make bench`: {steps} steps, one core (AMD EPYC), float32, texts of up to {LENGTH} tokens."
+    head = [
+        f"kernel, {CHAINS} chains",
+        "processor s a step",
+        *positions,
+        "added to the networks' time",
+    ]
+    made = (
+        f"Made by `make bench`: {steps} steps, one core (AMD EPYC), float32, texts of up to"
+        f" {LENGTH} tokens."
+    )
     body = f"{table(head, rows)}\n\n{made}"
     DOC.write_text(fill(DOC.read_text(encoding="utf-8"), "kernels", body), encoding="utf-8")
 

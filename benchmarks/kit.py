@@ -1,4 +1,5 @@
-"""Remakes the tables of docs/theory.md about the shipped kit: refinement step by step, and methods at equal time.
+"""Remakes the tables of docs/theory.md about the shipped kit: refinement step by step, and methods
+at equal time.
 
     python benchmarks/kit.py                        both
     python benchmarks/kit.py refinement methods     one of them
@@ -63,12 +64,18 @@ class Kit:
         """Texts of the guided diffusion, with the options of configs/guided_tiny.yaml."""
         predict = unguided(self.denoiser, self.embedding)
         if lam:
-            predict = guided(predict, lambda z, t: 10 * lam * self.critic(z, t), self.denoiser.schedule, self.embedding, 100.0)
+            predict = guided(
+                predict,
+                lambda z, t: 10 * lam * self.critic(z, t),
+                self.denoiser.schedule,
+                self.embedding,
+                100.0,
+            )
         work = Prompts(0, list(range(n)), [""] * n, *self.empty(n))
         with torch.autocast("cpu", torch.bfloat16):
             return draw_texts(
-                predict, work, self.embedding, self.denoiser.schedule, self.lm.end_id, self.generator, "dia", 64, 40.0,
-                corrector_steps=1, eta=0.1,
+                predict, work, self.embedding, self.denoiser.schedule, self.lm.end_id,
+                self.generator, "dia", 64, 40.0, corrector_steps=1, eta=0.1,
             )  # fmt: skip
 
     def kernels(self, moves: str, target: TargetDensity) -> list[Kernel]:
@@ -77,7 +84,9 @@ class Kit:
         return [move.kernel(models, target) for move in MOVES[moves]]
 
     def rewards(self, reward: Reward, tokens: Tensor) -> Tensor:
-        return call_reward(reward, self.lm.decode(tokens, torch.zeros_like(tokens, dtype=torch.bool)))
+        return call_reward(
+            reward, self.lm.decode(tokens, torch.zeros_like(tokens, dtype=torch.bool))
+        )
 
     def n_tokens(self, tokens: Tensor) -> Tensor:
         return text_mask(tokens, torch.zeros_like(tokens, dtype=torch.bool), self.lm.end_id).sum(1)
@@ -88,7 +97,9 @@ def mean_and_error(values: Tensor) -> str:
 
 
 def per_token(kit: Kit, state: State) -> tuple[float, float]:
-    """Mean log p_θ per token over all tokens, and its standard error over texts (a ratio, by linearisation)."""
+    """Mean log p_θ per token over all tokens, and its standard error over texts (a ratio, by
+    linearisation).
+    """
     n = kit.n_tokens(state.tokens).double()
     ratio = float(state.log_base.sum() / n.sum())
     residual = state.log_base - ratio * n
@@ -100,8 +111,13 @@ def refinement(kit: Kit, n: int = 512) -> str:
     reward, rows = VaderSentiment(), []
     base = start(TargetDensity(kit.lm, reward, 0.0), kit.base(4 * n))
     at, error = per_token(kit, base)
-    rows.append(["p_θ itself", "", "", f"{at:.3f} ± {error:.3f}", mean_and_error(base.reward), "", "", ""])
-    for lam, plan in ((0.0, {"denoise_accept": (0, 5, 20), "both": (0, 5, 20)}), (6.0, {"both": (0, 5, 20, 100)})):
+    rows.append(
+        ["p_θ itself", "", "", f"{at:.3f} ± {error:.3f}", mean_and_error(base.reward), "", "", ""]
+    )
+    for lam, plan in (
+        (0.0, {"denoise_accept": (0, 5, 20), "both": (0, 5, 20)}),
+        (6.0, {"both": (0, 5, 20, 100)}),
+    ):
         begun = kit.guided(n, lam)
         for moves, steps in plan.items():
             target = TargetDensity(kit.lm, reward, lam)
@@ -117,11 +133,21 @@ def refinement(kit: Kit, n: int = 512) -> str:
                 figures = [accepted, known.get("ess", math.nan), known.get("rhat", math.nan)]
                 start_name = "`dia`, unguided" if lam == 0 else f"`dia`, λ = {lam:g}"
                 rows.append([
-                    start_name, moves, str(wanted), f"{at:.3f} ± {error:.3f}", mean_and_error(state.reward),
+                    start_name, moves, str(wanted), f"{at:.3f} ± {error:.3f}",
+                    mean_and_error(state.reward),
                     *("" if math.isnan(f) else f"{f:.3g}" for f in figures),
                 ])  # fmt: skip
                 print(rows[-1], flush=True)
-    head = ["start", "moves", "rounds", "log p_θ per token (nats)", "reward", "accepted", "ESS of the reward", "R̂"]
+    head = [
+        "start",
+        "moves",
+        "rounds",
+        "log p_θ per token (nats)",
+        "reward",
+        "accepted",
+        "ESS of the reward",
+        "R̂",
+    ]
     return table(head, rows)
 
 
@@ -131,17 +157,29 @@ Method = Callable[[Kit, TargetDensity, int, int], State]
 def best_of_n(kit: Kit, target: TargetDensity, texts: int, n: int) -> State:
     """The best of n samples of p_θ, for each text."""
     tokens = kit.base(texts * n)
-    best = kit.rewards(target.reward, tokens).unflatten(0, (texts, n)).argmax(1) + n * torch.arange(texts)
+    best = kit.rewards(target.reward, tokens).unflatten(0, (texts, n)).argmax(1) + n * torch.arange(
+        texts
+    )
     return start(target, tokens[best])
 
 
 def population(moves: str) -> Method:
-    """An annealed population of n particles a text, all texts in one; a round of moves at each temperature and at the end."""
+    """An annealed population of n particles a text, all texts in one; a round of moves at each
+    temperature and at the end.
+    """
 
     def run(kit: Kit, target: TargetDensity, texts: int, n: int) -> State:
         kernels, (_, mask) = kit.kernels(moves, target), kit.empty(texts * n)
         rounds = 1 if kernels else 0
-        state, _, _ = anneal(target, kernels, from_base(target, kit.base(texts * n), mask), 1, kit.generator, 0.5, rounds)
+        state, _, _ = anneal(
+            target,
+            kernels,
+            from_base(target, kit.base(texts * n), mask),
+            1,
+            kit.generator,
+            0.5,
+            rounds,
+        )
         state, _ = cycle(kernels, state, rounds, kit.generator)
         return take(state, torch.randperm(texts * n, generator=kit.generator)[:texts])
 
@@ -152,7 +190,9 @@ def chains(moves: str) -> Method:
     """n steps from samples of p_θ, one chain a text."""
 
     def run(kit: Kit, target: TargetDensity, texts: int, n: int) -> State:
-        return cycle(kit.kernels(moves, target), start(target, kit.base(texts)), n, kit.generator)[0]
+        return cycle(kit.kernels(moves, target), start(target, kit.base(texts)), n, kit.generator)[
+            0
+        ]
 
     return run
 
@@ -168,18 +208,29 @@ METHODS: dict[str, tuple[Method, tuple[int, ...]]] = {
 
 
 def exact_moments(rewards: Tensor, lam: float) -> tuple[float, float]:
-    """Mean and variance of the reward under π, from self-normalised weights of many samples of p_θ."""
+    """Mean and variance of the reward under π, from self-normalised weights of many samples of
+    p_θ.
+    """
     weight = (lam * rewards.double()).softmax(0)
     mean = float(weight @ rewards.double())
     return mean, float(weight @ (rewards.double() - mean).square())
 
 
 def measured(
-    kit: Kit, name: str, method: Method, target: TargetDensity, budget: int, repeats: int, exact: float, variance: float
+    kit: Kit,
+    name: str,
+    method: Method,
+    target: TargetDensity,
+    budget: int,
+    repeats: int,
+    exact: float,
+    variance: float,
 ) -> list[str]:
-    """One row: processor seconds, mean reward and log p_θ over runs, distinct texts, effective draws a second.
+    """One row: processor seconds, mean reward and log p_θ over runs, distinct texts, effective
+    draws a second.
 
-    The last is Var_π(r) / MSE of a run's mean reward to that of π, over its time: independent draws of π that would do as well.
+    The last is Var_π(r) / MSE of a run's mean reward to that of π, over its time: independent draws
+    of π that would do as well.
     """
     states, begin = [], time.process_time()
     for _ in range(repeats):
@@ -187,7 +238,9 @@ def measured(
     seconds = (time.process_time() - begin) / repeats
     means = torch.stack([state.reward.mean() for state in states])
     log_p = torch.tensor([per_token(kit, state)[0] for state in states])
-    distinct = sum(len({tuple(row) for row in state.tokens.tolist()}) for state in states) / (repeats * TEXTS)
+    distinct = sum(len({tuple(row) for row in state.tokens.tolist()}) for state in states) / (
+        repeats * TEXTS
+    )
     per_second = variance / float((means - exact).square().mean()) / seconds
     row = [
         name.format(budget).replace(" 1 particles", " 1 particle"),
@@ -205,17 +258,25 @@ def methods(kit: Kit, repeats: int = 2, n_reference: int = 20_000) -> str:
     """Every method at every budget, for a common reward and a rare one."""
     samples = torch.cat([kit.base(2000) for _ in range(n_reference // 2000)])
     rows = []
-    for reward, lams in ((Keyword(["delicious"], "delicious"), (8.0, 4.0)), (VaderSentiment(), (6.0, 2.0))):
+    for reward, lams in (
+        (Keyword(["delicious"], "delicious"), (8.0, 4.0)),
+        (VaderSentiment(), (6.0, 2.0)),
+    ):
         rewards = kit.rewards(reward, samples)
         for lam in lams:
             exact, variance = exact_moments(rewards, lam)
-            given = f"**{reward.name}, λ = {lam:g}**: mean reward {rewards.mean():.4f} under p_θ, {exact:.3f} under π"
+            given = (
+                f"**{reward.name}, λ = {lam:g}**: mean reward {rewards.mean():.4f} under p_θ,"
+                f" {exact:.3f} under π"
+            )
             rows.append([given, "", "", "", "", ""])
             print(given, flush=True)
             target = TargetDensity(kit.lm, reward, lam)
             for name, (method, budgets) in METHODS.items():
                 for budget in budgets:
-                    rows.append(measured(kit, name, method, target, budget, repeats, exact, variance))
+                    rows.append(
+                        measured(kit, name, method, target, budget, repeats, exact, variance)
+                    )
     head = [
         f"method, {TEXTS} texts",
         "processor s",
@@ -236,7 +297,10 @@ def main(names: list[str]) -> None:
         begin = time.process_time()
         body = PARTS[name](Kit(seed=0))
         minutes = (time.process_time() - begin) / 60
-        body += f"\n\nMade by `python benchmarks/kit.py {name}`, seed 0, in {minutes:.0f} minutes of one core (AMD EPYC)."
+        body += (
+            f"\n\nMade by `python benchmarks/kit.py {name}`, seed 0, in {minutes:.0f} minutes of"
+            " one core (AMD EPYC)."
+        )
         DOC.write_text(fill(DOC.read_text(encoding="utf-8"), f"kit-{name}", body), encoding="utf-8")
 
 

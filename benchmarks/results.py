@@ -1,8 +1,8 @@
 """Compares all methods on the tiny kit and writes the tables of docs/results.md (make results).
 
-python benchmarks/results.py              run what is missing under runs/results, then write
-python benchmarks/results.py --tables     write from what is there
-python benchmarks/results.py --smollm2    the same for SmolLM2, with ten texts of each method, under runs/results_smollm2
+python benchmarks/results.py              run what is missing under runs/results, then write python
+benchmarks/results.py --tables     write from what is there python benchmarks/results.py --smollm2
+the same for SmolLM2, with ten texts of each method, under runs/results_smollm2
 """
 
 from __future__ import annotations
@@ -52,7 +52,11 @@ def figure(runs: Rows, name: str, factor: float = 1.0) -> Estimate | None:
 def cell(found: Estimate | None, digits: int) -> str:
     if found is None:
         return "–"
-    return f"{found.mean:.{digits}f} ± {found.half:.{digits}f}" if found.half == found.half else f"{found.mean:.{digits}f}"
+    return (
+        f"{found.mean:.{digits}f} ± {found.half:.{digits}f}"
+        if found.half == found.half
+        else f"{found.mean:.{digits}f}"
+    )
 
 
 def quality(study: str) -> str:
@@ -60,7 +64,8 @@ def quality(study: str) -> str:
     names = [("reward", 3), ("log_p_per_token", 2), ("distinct_2", 3), ("self_bleu", 0)]
     names[1:1] = [(f"reward_{part}", 3) for part in PARTS[study]]
     rows = [
-        [method, *(cell(figure(runs, name), digits) for name, digits in names)] for method, runs in by_method(study).items()
+        [method, *(cell(figure(runs, name), digits) for name, digits in names)]
+        for method, runs in by_method(study).items()
     ]
     if study == "equal_time":
         rewards = base_rewards()
@@ -69,7 +74,14 @@ def quality(study: str) -> str:
             assert reached is not None
             row.append(f"{100 * float((rewards >= reached.mean).float().mean()):.2f} %")
     head = ["reward", *PARTS[study], "log p_θ per token (nats)", "distinct-2", "self-BLEU"]
-    return table(["method", *head, *(["p_θ's texts of that reward and more"] if study == "equal_time" else [])], rows)
+    return table(
+        [
+            "method",
+            *head,
+            *(["p_θ's texts of that reward and more"] if study == "equal_time" else []),
+        ],
+        rows,
+    )
 
 
 def base_rewards(n: int = 20_000) -> torch.Tensor:
@@ -103,7 +115,15 @@ def cost(study: str) -> str:
                 _mean(figure(runs, "peak_memory_mib"), 0),
             ]
         )
-    head = ["seconds", "GFLOP", "positions of p_θ (or policy)", "of the denoiser", "of the critic", "rewards", "peak MiB"]
+    head = [
+        "seconds",
+        "GFLOP",
+        "positions of p_θ (or policy)",
+        "of the denoiser",
+        "of the critic",
+        "rewards",
+        "peak MiB",
+    ]
     return table(["method, for one text", *head], rows)
 
 
@@ -115,7 +135,11 @@ def examples(study: str, n: int = 10) -> str:
     """The first texts of each method's first run, unedited."""
     blocks = []
     for method, runs in by_method(study).items():
-        lines = (Path(runs[0]["folder"]) / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[:n]
+        lines = (
+            (Path(runs[0]["folder"]) / "predictions.jsonl")
+            .read_text(encoding="utf-8")
+            .splitlines()[:n]
+        )
         items = [f"- {json.dumps(json.loads(line)['text'], ensure_ascii=False)}" for line in lines]
         blocks.append("\n".join([f"**{method}**", "", *items]))
     return "\n\n".join(blocks)
@@ -135,4 +159,6 @@ def main(folder: str, only_tables: bool) -> None:
 
 
 if __name__ == "__main__":
-    main("results_smollm2" if "--smollm2" in sys.argv[1:] else "results", "--tables" in sys.argv[1:])
+    main(
+        "results_smollm2" if "--smollm2" in sys.argv[1:] else "results", "--tables" in sys.argv[1:]
+    )

@@ -1,4 +1,6 @@
-"""SmolLM2's denoiser: how often its spans are accepted, and its own texts (make results-smollm2 fills docs/results.md)."""
+"""SmolLM2's denoiser: how often its spans are accepted, and its own texts (make results-smollm2
+fills docs/results.md).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,12 @@ from dia_lightning.guidance import LogValue
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import LocalToxicity, VaderSentiment, WeightedSum
 from dia_lightning.samplers import BaseModel, Diffusion, GuidedSamplerModule, Sampler
-from dia_lightning.samplers.networks import DenoiserProposal, embedding_for, load_denoiser, load_value
+from dia_lightning.samplers.networks import (
+    DenoiserProposal,
+    embedding_for,
+    load_denoiser,
+    load_value,
+)
 from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel
 from dia_lightning.sampling.positions import Spans
 from dia_lightning.target import TargetDensity
@@ -35,7 +42,9 @@ STEPS, STAGGER = 64, 40.0
 
 
 class Unigram:
-    """A proposal that knows how often p_θ writes each token, and the noised token itself, but no context."""
+    """A proposal that knows how often p_θ writes each token, and the noised token itself, but no
+    context.
+    """
 
     def __init__(self, counts: Tensor, embedding: TokenEmbedding, schedule: Schedule) -> None:
         self.log_p = (counts.float() + 0.1).log()
@@ -44,8 +53,13 @@ class Unigram:
     def at(self, z: Tensor, t: Tensor, index: Tensor) -> Tensor:
         """Log p(v) + (α/σ²) ⟨z_i, E(v)⟩ at positions `index` (B, K): (B, K, V)."""
         rows = torch.arange(len(z))[:, None]
-        alpha, sigma = (part(t[rows, index])[..., None] for part in (self.schedule.alpha, self.schedule.sigma))
-        return self.log_p + (alpha / sigma.square().clamp_min(1e-2)) * z[rows, index] @ self.embedding.weight.T
+        alpha, sigma = (
+            part(t[rows, index])[..., None] for part in (self.schedule.alpha, self.schedule.sigma)
+        )
+        return (
+            self.log_p
+            + (alpha / sigma.square().clamp_min(1e-2)) * z[rows, index] @ self.embedding.weight.T
+        )
 
     def __call__(self, z: Tensor, t: Tensor) -> Tensor:
         return self.at(z, t, torch.arange(z.shape[1]).expand(z.shape[:2]))
@@ -54,8 +68,9 @@ class Unigram:
 def questions() -> Prompts:
     """The questions of the comparison, in one batch."""
     work = PromptData(
-        "smollm2", str(KIT / "prompts.txt"), template="user\n{prompt}<|im_end|>\n<|im_start|>assistant\n",
-        limit=CHAINS, n_texts=1, batch_size=CHAINS, max_length=48, reward_sees_prompt=False,
+        "smollm2", str(KIT / "prompts.txt"),
+        template="user\n{prompt}<|im_end|>\n<|im_start|>assistant\n", limit=CHAINS, n_texts=1,
+        batch_size=CHAINS, max_length=48, reward_sees_prompt=False,
     )  # fmt: skip
     work.setup("predict")
     return work.batch(0)
@@ -63,7 +78,9 @@ def questions() -> Prompts:
 
 def unigram_counts(lm: BaseLM) -> Tensor:
     """(V,) how often each token is in the samples on which the denoiser was trained."""
-    seen = ModelSamples("smollm2", 3968, 128, 64, prompts=str(KIT / "prompts_train.jsonl"), shard_size=128)
+    seen = ModelSamples(
+        "smollm2", 3968, 128, 64, prompts=str(KIT / "prompts_train.jsonl"), shard_size=128
+    )
     seen.prepare_data()
     seen.setup("fit")
     rows = seen.train_rows[list(range(len(seen.train_rows)))]
@@ -72,7 +89,10 @@ def unigram_counts(lm: BaseLM) -> Tensor:
 
 def spans(lm: BaseLM, network: DenoiserNetwork, value: LogValue, batch: Prompts) -> str:
     """The table of acceptance rates: one step of each kernel from p_θ's own texts."""
-    embedding, reward = network.embedding, WeightedSum([VaderSentiment(), LocalToxicity()], name="kindness")
+    embedding, reward = (
+        network.embedding,
+        WeightedSum([VaderSentiment(), LocalToxicity()], name="kindness"),
+    )
     begin = lm.generate(batch.tokens, batch.prompt_mask, torch.Generator().manual_seed(0))
     unigram = Unigram(unigram_counts(lm), embedding, network.schedule)
     columns = {
@@ -95,7 +115,10 @@ def spans(lm: BaseLM, network: DenoiserNetwork, value: LogValue, batch: Prompts)
                 state = kernel.init(begin, batch.prompt_mask)
                 new, info = kernel.step(state, torch.Generator().manual_seed(length))
                 changed = (new.tokens != state.tokens).any(1).float().mean()
-                rows[-1].append(f"{100 * float(info.accepted.float().mean()):.0f} % / {100 * float(changed):.0f} %")
+                rows[-1].append(
+                    f"{100 * float(info.accepted.float().mean()):.0f} % /"
+                    f" {100 * float(changed):.0f} %"
+                )
             print(rows[-1], flush=True)
     return table(["span (tokens, one a round)", "level u", *columns], rows)
 
@@ -115,7 +138,12 @@ def unguided(lm: BaseLM, batch: Prompts) -> str:
         log_p = lm.log_prob(drawn.tokens, batch.prompt_mask).sum() / (own.sum() + len(own))
         texts = lm.decode(drawn.tokens[:5], batch.prompt_mask[:5])
         head = f"{name}: {float(log_p):.2f} nats per token over {len(own)} texts"
-        lines += [f"**{head}**", "", *(f"- {json.dumps(text, ensure_ascii=False)}" for text in texts), ""]
+        lines += [
+            f"**{head}**",
+            "",
+            *(f"- {json.dumps(text, ensure_ascii=False)}" for text in texts),
+            "",
+        ]
         print(head, flush=True)
     return "\n".join(lines).rstrip()
 
@@ -128,7 +156,10 @@ def main() -> None:
     batch = questions()
     with torch.autocast("cpu", torch.bfloat16):
         found = {"unguided": unguided(lm, batch), "spans": spans(lm, network, value, batch)}
-    made = f"Accepted / text changed; {CHAINS} chains from p_θ's texts, one step, seed 0, by `benchmarks/smollm2.py`."
+    made = (
+        f"Accepted / text changed; {CHAINS} chains from p_θ's texts, one step, seed 0, by"
+        " `benchmarks/smollm2.py`."
+    )
     text = fill(DOC.read_text(encoding="utf-8"), "spans", f"{found['spans']}\n\n{made}")
     DOC.write_text(fill(text, "unguided", found["unguided"]), encoding="utf-8")
 

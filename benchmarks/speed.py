@@ -1,9 +1,11 @@
-"""What this package adds to what it is made of: ratios, each against a named reference in the same run (make bench).
+"""What this package adds to what it is made of: ratios, each against a named reference in the same
+run (make bench).
 
     python benchmarks/speed.py                      every line of the table in docs/performance.md
     python benchmarks/speed.py predict fit          these only; the others keep what they say
 
-Both sides take turns on one thread, so that another load on the machine meets both; the median of the pairs' ratios counts.
+Both sides take turns on one thread, so that another load on the machine meets both; the median of
+the pairs' ratios counts.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ Found = dict[str, list[str]]
 class Clock(L.Callback):
     """Seconds of all steps of a `fit` but the first two."""
 
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if batch_idx == 2:
             self.began = time.perf_counter()
 
@@ -67,7 +71,9 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def ratio(ours: Callable[[], Any], reference: Callable[[], Any], pairs: int = 5) -> str:
-    """Median of the ratios of `pairs` pairs, and their range, after one of each that does not count."""
+    """Median of the ratios of `pairs` pairs, and their range, after one of each that does not
+    count.
+    """
     ours(), reference()
     found = sorted(seconds(ours) / seconds(reference) for _ in range(pairs))
     return f"{statistics.median(found):.2f} × ({found[0]:.2f} to {found[-1]:.2f})"
@@ -91,12 +97,19 @@ def prompts(**given: Any) -> PromptData:
 def predict() -> Found:
     """`predict` with its files and metrics against the drawing alone."""
     module = GuidedSamplerModule(VaderSentiment(), lam=8.0, compare_base=False)
-    given: dict[str, Any] = {"base_lm": "checkpoints/tiny/lm", "n_texts": 128, "batch_size": 64, "max_length": 40}
+    given: dict[str, Any] = {
+        "base_lm": "checkpoints/tiny/lm",
+        "n_texts": 128,
+        "batch_size": 64,
+        "max_length": 40,
+    }
     data = prompts(**given)
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            trainer(callbacks=[PredictionWriter(folder, n_shown=0)]).predict(module, PromptData(**given))
+            trainer(callbacks=[PredictionWriter(folder, n_shown=0)]).predict(
+                module, PromptData(**given)
+            )
 
     def bare() -> None:
         with torch.inference_mode():
@@ -113,7 +126,9 @@ def predict() -> Found:
 
 
 def text_work() -> Found:
-    """What tokenisation, decoding, the reward's caller and the metrics take of a run like `make demo`; of processor time."""
+    """What tokenisation, decoding, the reward's caller and the metrics take of a run like `make
+    demo`; of processor time.
+    """
     module = GuidedSamplerModule(VaderSentiment(), lam=8.0)
     timers, reward = Timers(), Timers()
     reward.wrap(module.reward._analyzer, "polarity_scores")  # type: ignore[attr-defined]
@@ -125,20 +140,36 @@ def text_work() -> Found:
     try:
         with tempfile.TemporaryDirectory() as folder:
             begin = time.process_time()
-            data = PromptData(base_lm="checkpoints/tiny/lm", n_texts=256, batch_size=64, max_length=40)
+            data = PromptData(
+                base_lm="checkpoints/tiny/lm", n_texts=256, batch_size=64, max_length=40
+            )
             trainer(callbacks=[PredictionWriter(folder, n_shown=0)]).predict(module, data)
             whole = time.process_time() - begin
     finally:
         timers.restore(), reward.restore()
-    found = f"{100 * (timers.seconds - reward.seconds) / whole:.1f} % (VADER itself: {100 * reward.seconds / whole:.1f} %)"
-    return {"tokenisation, decoding, reward batching, distinct-n and self-BLEU": ["the demo's time", "< 3 %", found]}
+    found = (
+        f"{100 * (timers.seconds - reward.seconds) / whole:.1f} % (VADER itself:"
+        f" {100 * reward.seconds / whole:.1f} %)"
+    )
+    return {
+        "tokenisation, decoding, reward batching, distinct-n and self-BLEU": [
+            "the demo's time",
+            "< 3 %",
+            found,
+        ]
+    }
 
 
 def fit(steps: int = 26) -> Found:
     """Training through Lightning against the same loss in a bare loop."""
     found = {}
-    for name, make in (("denoiser", DenoiserModule), ("critic", lambda **o: CriticModule(VaderSentiment(), layers=4, **o))):
-        data = ModelSamples("checkpoints/tiny/lm", n_texts=4096, n_val=64, max_length=40, batch_size=64)
+    for name, make in (
+        ("denoiser", DenoiserModule),
+        ("critic", lambda **o: CriticModule(VaderSentiment(), layers=4, **o)),
+    ):
+        data = ModelSamples(
+            "checkpoints/tiny/lm", n_texts=4096, n_val=64, max_length=40, batch_size=64
+        )
         module: Any = make(base_lm="checkpoints/tiny/lm", max_length=40, warmup_steps=1)
         data.prepare_data()
         data.setup("fit")
@@ -160,7 +191,11 @@ def fit(steps: int = 26) -> Found:
                 torch.nn.utils.clip_grad_norm_(module.network.parameters(), 1.0)
                 optimizer.step()
 
-        found[f"`fit` step, {name}"] = ["the same network, noise and loss in a bare loop", "≤ 1.05 ×", ratio(ours, bare, 3)]
+        found[f"`fit` step, {name}"] = [
+            "the same network, noise and loss in a bare loop",
+            "≤ 1.05 ×",
+            ratio(ours, bare, 3),
+        ]
     return found
 
 
@@ -180,12 +215,18 @@ def sampling() -> Found:
 
     def reference() -> None:
         lm.model.generate(
-            start, attention_mask=torch.ones_like(start), do_sample=True, top_k=0, max_new_tokens=40, use_cache=True,
-            pad_token_id=lm.end_id, eos_token_id=lm.end_id,
+            start, attention_mask=torch.ones_like(start), do_sample=True, top_k=0,
+            max_new_tokens=40, use_cache=True, pad_token_id=lm.end_id, eos_token_id=lm.end_id,
         )  # fmt: skip
 
     found = ratio(lambda: lm.generate(tokens, free, torch.Generator().manual_seed(0)), reference)
-    return {"samples of p_θ for `ModelSamples`": ["transformers' `generate` with a cache, same batch of 256", "≤ 0.7 ×", found]}
+    return {
+        "samples of p_θ for `ModelSamples`": [
+            "transformers' `generate` with a cache, same batch of 256",
+            "≤ 0.7 ×",
+            found,
+        ]
+    }
 
 
 def bleu(n: int = 2000) -> Found:
@@ -195,30 +236,54 @@ def bleu(n: int = 2000) -> Found:
     lm = BaseLM.load("checkpoints/tiny/lm")
     tokens = torch.full((n, 40), lm.end_id)
     free = torch.zeros_like(tokens, dtype=torch.bool)
-    texts = [text.strip() for text in lm.decode(lm.generate(tokens, free, torch.Generator().manual_seed(0)), free)]
+    texts = [
+        text.strip()
+        for text in lm.decode(lm.generate(tokens, free, torch.Generator().manual_seed(0)), free)
+    ]
     ours = seconds(lambda: self_bleu(texts))
     some, words = 20, [text.split() for text in texts]
     smooth = SmoothingFunction().method1
     theirs = seconds(
-        lambda: [sentence_bleu(words[:i] + words[i + 1 :], words[i], smoothing_function=smooth) for i in range(some)]
+        lambda: [
+            sentence_bleu(words[:i] + words[i + 1 :], words[i], smoothing_function=smooth)
+            for i in range(some)
+        ]
     )
     found = f"{theirs / some * n / ours:,.0f} × faster (nltk's time from {some} of the texts)"
-    return {f"self-BLEU of {n:,} texts": ["nltk's `sentence_bleu` per text", "≥ 100 × faster", found]}
+    return {
+        f"self-BLEU of {n:,} texts": ["nltk's `sentence_bleu` per text", "≥ 100 × faster", found]
+    }
 
 
 def first_text() -> Found:
     """The command's start against importing what it is made of."""
     with tempfile.TemporaryDirectory() as folder:
-        shown = ["--data.n_texts", "1", "--model.sampler.particles", "1", "--model.compare_base", "false"]
-        writes = ["--trainer.default_root_dir", folder, "--trainer.callbacks.init_args.folder", f"{folder}/x"]
+        shown = [
+            "--data.n_texts",
+            "1",
+            "--model.sampler.particles",
+            "1",
+            "--model.compare_base",
+            "false",
+        ]
+        writes = [
+            "--trainer.default_root_dir",
+            folder,
+            "--trainer.callbacks.init_args.folder",
+            f"{folder}/x",
+        ]
         command = [sys.executable, "-m", "dia_lightning", "predict", *shown, *writes]
         runs = iter(range(100))
 
         def ours() -> None:
-            subprocess.run([*command[:-1], f"{folder}/{next(runs)}"], cwd=ROOT, check=True, capture_output=True)
+            subprocess.run(
+                [*command[:-1], f"{folder}/{next(runs)}"], cwd=ROOT, check=True, capture_output=True
+            )
 
         def reference() -> None:
-            subprocess.run([sys.executable, "-c", "import torch, transformers"], cwd=ROOT, check=True)
+            subprocess.run(
+                [sys.executable, "-c", "import torch, transformers"], cwd=ROOT, check=True
+            )
 
         return {
             "first text of `lightning predict`, tiny kit": [
@@ -230,11 +295,15 @@ def first_text() -> Found:
 
 
 def big_vocabulary() -> Found:
-    """The chunked loss against plain cross-entropy on all logits, each in a process of its own for its peak memory."""
+    """The chunked loss against plain cross-entropy on all logits, each in a process of its own
+    for its peak memory.
+    """
     told = {}
     for side in ("chunked", "plain"):
         code = f"from benchmarks.speed import big_loss; big_loss({side!r})"
-        out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        out = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout
         told[side] = json.loads(out)
     memory, took = (told["chunked"][k] / told["plain"][k] for k in ("mib", "seconds"))
     reference = "`cross_entropy` on full logits"
@@ -248,18 +317,25 @@ def big_vocabulary() -> Found:
 
 
 def big_loss(side: str, vocabulary: int = 50_257, width: int = 128, rows: int = 4096) -> None:
-    """Print the seconds of a forward and backward pass, and the memory that it needed over what was there before."""
+    """Print the seconds of a forward and backward pass, and the memory that it needed over what
+    was there before.
+    """
     from dia_lightning.meter import peak_memory_mib, reset_peak_memory
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
     network = DenoiserNetwork(
-        TokenEmbedding(torch.randn(vocabulary, width)), make_schedule("cosine"), NetworkSize(width, 1, 4, 64)
+        TokenEmbedding(torch.randn(vocabulary, width)),
+        make_schedule("cosine"),
+        NetworkSize(width, 1, 4, 64),
     )
     hidden = torch.randn(rows, width, requires_grad=True)
     query, targets = torch.randn(rows, width), torch.randint(vocabulary, (rows,))
     device, took = torch.device("cpu"), []
-    network.head.weight.grad, network.head.bias.grad = torch.zeros_like(network.head.weight), torch.zeros(vocabulary)
+    network.head.weight.grad, network.head.bias.grad = (
+        torch.zeros_like(network.head.weight),
+        torch.zeros(vocabulary),
+    )
     reset_peak_memory(device)
     before = peak_memory_mib(device)
     for _ in range(3):
@@ -274,8 +350,12 @@ def big_loss(side: str, vocabulary: int = 50_257, width: int = 128, rows: int = 
 
 
 def growth() -> Found:
-    """Exponents of the sampler's time in its sizes: slope between the ends of log time over log size."""
-    module = GuidedSamplerModule(VaderSentiment(), Diffusion(Ancestral()), lam=0.0, compare_base=False)
+    """Exponents of the sampler's time in its sizes: slope between the ends of log time over log
+    size.
+    """
+    module = GuidedSamplerModule(
+        VaderSentiment(), Diffusion(Ancestral()), lam=0.0, compare_base=False
+    )
     found = []
     for name, sizes in (("steps", (16, 64, 256)), ("T", (10, 20, 39)), ("batch", (8, 64, 512))):
         took = []
@@ -283,14 +363,22 @@ def growth() -> Found:
             options = {"steps": 16, "T": 32, "batch": 16} | {name: size}
             module.sampler = Diffusion(Ancestral(), steps=options["steps"])
             n, length = options["batch"], options["T"]
-            data = prompts(base_lm="checkpoints/tiny/lm", n_texts=n, batch_size=n, max_length=length)
+            data = prompts(
+                base_lm="checkpoints/tiny/lm", n_texts=n, batch_size=n, max_length=length
+            )
             run = lambda data=data: module.draw(data.batch(0), torch.Generator().manual_seed(0))  # noqa: E731
             run()
             took.append(min(seconds(run) for _ in range(2)))
         slope = torch.tensor(took[-1] / took[0]).log() / torch.tensor(sizes[-1] / sizes[0]).log()
         found.append(f"{name} {sizes[0]} to {sizes[-1]}: {float(slope):.2f}")
     found.append(f"memory of 1,000 steps over that of 100: {_growth_of_memory(module):+.1f} MiB")
-    return {"time of `ancestral`, exponent in": ["itself at the smallest size", "1 in steps", "; ".join(found)]}
+    return {
+        "time of `ancestral`, exponent in": [
+            "itself at the smallest size",
+            "1 in steps",
+            "; ".join(found),
+        ]
+    }
 
 
 def _growth_of_memory(module: GuidedSamplerModule) -> float:
@@ -308,8 +396,8 @@ def _growth_of_memory(module: GuidedSamplerModule) -> float:
 
 
 CASES = {
-    "predict": predict, "text_work": text_work, "fit": fit, "sampling": sampling, "bleu": bleu, "first_text": first_text,
-    "loss": big_vocabulary, "growth": growth,
+    "predict": predict, "text_work": text_work, "fit": fit, "sampling": sampling, "bleu": bleu,
+    "first_text": first_text, "loss": big_vocabulary, "growth": growth,
 }  # fmt: skip
 
 
@@ -322,7 +410,10 @@ def main(names: list[str]) -> None:
             print(line, content, flush=True)
             STORE.parent.mkdir(exist_ok=True)
             STORE.write_text(json.dumps(known), encoding="utf-8")
-    body = table(["what", "reference", "goal", "measured"], [[line, *content] for line, content in known.items()])
+    body = table(
+        ["what", "reference", "goal", "measured"],
+        [[line, *content] for line, content in known.items()],
+    )
     DOC.write_text(fill(DOC.read_text(encoding="utf-8"), "bench", body), encoding="utf-8")
 
 

@@ -3,7 +3,8 @@
     python benchmarks/theory.py                     all of it
     python benchmarks/theory.py langevin solvers    some of its parts: langevin, solvers, tokens
 
-Seeds are fixed, so the same machine makes the same numbers again. Tables stand between HTML comments in docs/theory.md.
+Seeds are fixed, so the same machine makes the same numbers again. Tables stand between HTML
+comments in docs/theory.md.
 """
 
 from __future__ import annotations
@@ -73,7 +74,16 @@ def with_error(mean: float, error: float, digits: int = 3) -> str:
 def draw(ax: Axes, curves: Mapping[str, Curve], floor: float, label_floor: str) -> None:
     """Curves with their standard errors on logarithmic axes, and the sampling floor."""
     for style, (name, line) in zip(STYLES, curves.items(), strict=False):
-        ax.errorbar(line.x, line.mean, line.error, label=name, markersize=5, linewidth=1.3, capsize=2, **style)
+        ax.errorbar(
+            line.x,
+            line.mean,
+            line.error,
+            label=name,
+            markersize=5,
+            linewidth=1.3,
+            capsize=2,
+            **style,
+        )
     ax.axhline(floor, color="#999999", linewidth=4, alpha=0.6, zorder=0, label=label_floor)
     ax.set_xscale("log")
     ax.set_yscale("log")
@@ -94,18 +104,31 @@ def save(figure: plt.Figure, name: str, folder: Path) -> None:
     plt.close(figure)
 
 
-def langevin(folder: Path, n: int = 100_000, seeds: int = 3, smallest: float = 0.02) -> dict[str, str]:
+def langevin(
+    folder: Path, n: int = 100_000, seeds: int = 3, smallest: float = 0.02
+) -> dict[str, str]:
     """W2 of ULA and MALA against η and against the number of steps."""
     etas = [eta for eta in (0.02, 0.04, 0.08, 0.16, 0.32) if eta >= smallest]
     eta, steps = 0.16, [1, 2, 4, 8, 16, 32, 64, 128, 256]
-    by_eta, by_steps = mixture.against_eta(etas, n, seeds), mixture.against_steps(eta, steps, n, seeds)
+    by_eta, by_steps = (
+        mixture.against_eta(etas, n, seeds),
+        mixture.against_steps(eta, steps, n, seeds),
+    )
     floor, spread = mixture.floor(mixture.LANGEVIN_LAW, n, 20)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
     label = f"{n:,} exact draws (floor)"
     draw(left, by_eta, floor, label)
     draw(right, by_steps, floor, label)
-    left.set(xlabel="step size η", ylabel="Wasserstein-2 distance to the target", title="after η k = 10, from exact draws")
-    right.set(xlabel="steps k", ylabel="Wasserstein-2 distance to the target", title=f"η = {eta}, all chains from x = 3")
+    left.set(
+        xlabel="step size η",
+        ylabel="Wasserstein-2 distance to the target",
+        title="after η k = 10, from exact draws",
+    )
+    right.set(
+        xlabel="steps k",
+        ylabel="Wasserstein-2 distance to the target",
+        title=f"η = {eta}, all chains from x = 3",
+    )
     plain_ticks(left, etas, [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5])
     plain_ticks(right, steps, [0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2])
     for ax in (left, right):
@@ -113,13 +136,18 @@ def langevin(folder: Path, n: int = 100_000, seeds: int = 3, smallest: float = 0
     save(figure, "langevin", folder)
     bias = mixture.order(by_eta["ULA"], 3 * floor)
     rows = [
-        [f"{eta:g}", *(with_error(by_eta[k].mean[i], by_eta[k].error[i], 4) for k in ("ULA", "MALA"))]
+        [
+            f"{eta:g}",
+            *(with_error(by_eta[k].mean[i], by_eta[k].error[i], 4) for k in ("ULA", "MALA")),
+        ]
         for i, eta in enumerate(etas)
     ]
-    text = table(["η", "W2 of ULA", "W2 of MALA"], rows) + (
-        f"\n\n{n:,} chains, {seeds} seeds, mean ± standard error. Floor: {floor:.4f} (standard deviation {spread:.4f}). "
-        f"ULA's W2 grows like η to the power {with_error(-bias[0], bias[1], 2)}, by least squares over the {bias[2]} points "
-        f"above three floors."
+    text = (
+        table(["η", "W2 of ULA", "W2 of MALA"], rows)
+        + f"\n\n{n:,} chains, {seeds} seeds, mean ± standard error. Floor: {floor:.4f} (standard"
+        f" deviation {spread:.4f}). ULA's W2 grows like η to the power"
+        f" {with_error(-bias[0], bias[1], 2)}, by least squares over the {bias[2]} points above"
+        " three floors."
     )
     return {"langevin": text}
 
@@ -137,7 +165,12 @@ def solvers(folder: Path, n: int = 50_000, seeds: int = 3, largest: int = 128) -
         line = start * (steps[0] / np.array(steps)) ** order
         ax.plot(steps, line, color="#bbbbbb", linewidth=1, linestyle=(0, (1, 1)))
         ax.annotate(
-            f"order {order}", (steps[1], line[1]), fontsize=8, color="#777777", xytext=(4, 4), textcoords="offset points"
+            f"order {order}",
+            (steps[1], line[1]),
+            fontsize=8,
+            color="#777777",
+            xytext=(4, 4),
+            textcoords="offset points",
         )
     ax.legend(fontsize=8, loc="lower left")
     save(figure, "solvers", folder)
@@ -149,17 +182,27 @@ def solvers(folder: Path, n: int = 50_000, seeds: int = 3, largest: int = 128) -
         span = f"{used[0]:.0f} – {used[-1]:.0f}" if points else "–"
         at = [with_error(line.mean[i], line.error[i], 4) for i in (len(steps) // 3, len(steps) - 1)]
         rows.append([name, with_error(slope, error, 2), span, *at])
-    head = ["solver", "order (− slope)", "steps fitted", f"W2 at {steps[len(steps) // 3]}", f"W2 at {steps[-1]}"]
-    text = table(head, rows) + (
-        f"\n\n{n:,} samples, {seeds} seeds for the solvers that draw noise, mean ± standard error; `ddim` and `dpmpp_2m` "
-        f"start at quantiles and draw nothing. Slopes by least squares with their standard error; where noise is drawn, of "
-        f"points above three floors. Floor: {floor:.4f} (standard deviation {spread:.4f})."
+    head = [
+        "solver",
+        "order (− slope)",
+        "steps fitted",
+        f"W2 at {steps[len(steps) // 3]}",
+        f"W2 at {steps[-1]}",
+    ]
+    text = (
+        table(head, rows)
+        + f"\n\n{n:,} samples, {seeds} seeds for the solvers that draw noise, mean ± standard"
+        " error; `ddim` and `dpmpp_2m` start at quantiles and draw nothing. Slopes by least"
+        " squares with their standard error; where noise is drawn, of points above three floors."
+        f" Floor: {floor:.4f} (standard deviation {spread:.4f})."
     )
     return {"solvers": text}
 
 
 def tokens(folder: Path, scale: samplers.Scale | None = None, workers: int = 2) -> dict[str, str]:
-    """Total variation of every sampler on an enumerable problem; workers: processes that share the work, 0 for this one."""
+    """Total variation of every sampler on an enumerable problem; workers: processes that share
+    the work, 0 for this one.
+    """
     scale = scale or samplers.Scale()
     if workers:
         spawn = get_context("spawn")
@@ -169,10 +212,25 @@ def tokens(folder: Path, scale: samplers.Scale | None = None, workers: int = 2) 
         found = samplers.measure(scale)
     figure, axes = plt.subplots(1, 2, figsize=(11, 6.2), layout="constrained", sharey=True)
     for ax, names, title in zip(
-        axes, samplers.PANELS, ("reverse diffusion, critic `mse`", "exact moves and populations"), strict=True
+        axes,
+        samplers.PANELS,
+        ("reverse diffusion, critic `mse`", "exact moves and populations"),
+        strict=True,
     ):
-        draw(ax, {name: found.curves[name] for name in names}, found.floor, f"{scale.n:,} exact draws (floor)")
-        ax.axhline(found.untouched, color="#999999", linewidth=1, linestyle="-.", zorder=0, label="samples of p, untouched")
+        draw(
+            ax,
+            {name: found.curves[name] for name in names},
+            found.floor,
+            f"{scale.n:,} exact draws (floor)",
+        )
+        ax.axhline(
+            found.untouched,
+            color="#999999",
+            linewidth=1,
+            linestyle="-.",
+            zorder=0,
+            label="samples of p, untouched",
+        )
         ax.set(xlabel="network calls a text", title=title)
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncol=2)
         plain_ticks(ax, scale.budgets, [0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1])
@@ -181,7 +239,11 @@ def tokens(folder: Path, scale: samplers.Scale | None = None, workers: int = 2) 
     return {name: f"{table(*found.tables[name])}\n\n{found.notes[name]}" for name in found.tables}
 
 
-PARTS: dict[str, Callable[[Path], dict[str, str]]] = {"langevin": langevin, "solvers": solvers, "tokens": tokens}
+PARTS: dict[str, Callable[[Path], dict[str, str]]] = {
+    "langevin": langevin,
+    "solvers": solvers,
+    "tokens": tokens,
+}
 
 
 def main(names: Sequence[str]) -> None:
@@ -194,7 +256,11 @@ def main(names: Sequence[str]) -> None:
         start = time.perf_counter()
         for marker, body in PARTS[name](PLOTS).items():
             DOC.write_text(fill(DOC.read_text(encoding="utf-8"), marker, body), encoding="utf-8")
-        print(f"{name}: {time.perf_counter() - start:.0f} s, {time.process_time():.0f} s of processor time so far", flush=True)
+        print(
+            f"{name}: {time.perf_counter() - start:.0f} s, {time.process_time():.0f} s of processor"
+            " time so far",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

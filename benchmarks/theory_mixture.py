@@ -1,6 +1,8 @@
-"""Wasserstein-2 of Langevin kernels and of solvers on Gaussian mixtures, where scores and denoisers are closed forms.
+"""Wasserstein-2 of Langevin kernels and of solvers on Gaussian mixtures, where scores and denoisers
+are closed forms.
 
-All figures are means over seeds with their standard errors. The sampling floor is the W2 of as many exact draws.
+All figures are means over seeds with their standard errors. The sampling floor is the W2 of as many
+exact draws.
 """
 
 from __future__ import annotations
@@ -23,10 +25,14 @@ F64 = torch.float64
 SCHEDULE = make_schedule("cosine")
 # The laws of tests/sampling/test_langevin.py and test_solvers.py: asymmetric, two modes.
 LANGEVIN_LAW = GaussianMixture(
-    torch.tensor([0.3, 0.7], dtype=F64), torch.tensor([[-1.5], [1.0]], dtype=F64), torch.tensor([0.4, 0.6], dtype=F64)
+    torch.tensor([0.3, 0.7], dtype=F64),
+    torch.tensor([[-1.5], [1.0]], dtype=F64),
+    torch.tensor([0.4, 0.6], dtype=F64),
 )
 SOLVER_LAW = GaussianMixture(
-    torch.tensor([0.3, 0.7], dtype=F64), torch.tensor([[-2.0], [1.0]], dtype=F64), torch.full((2,), 0.5, dtype=F64)
+    torch.tensor([0.3, 0.7], dtype=F64),
+    torch.tensor([[-2.0], [1.0]], dtype=F64),
+    torch.full((2,), 0.5, dtype=F64),
 )
 SOLVER_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "ancestral": ("ancestral", {}),
@@ -63,7 +69,10 @@ def w2(x: Tensor, quantiles: Tensor) -> float:
 def floor(law: GaussianMixture, n: int, seeds: int) -> tuple[float, float]:
     """Mean W2 of n exact draws and its standard deviation."""
     quantiles = law.quantile(midpoints(n))
-    values = [w2(law.draw(n, torch.Generator().manual_seed(1000 + s))[:, 0], quantiles) for s in range(seeds)]
+    values = [
+        w2(law.draw(n, torch.Generator().manual_seed(1000 + s))[:, 0], quantiles)
+        for s in range(seeds)
+    ]
     return float(np.mean(values)), float(np.std(values, ddof=1))
 
 
@@ -73,7 +82,9 @@ def kernels(eta: Any) -> dict[str, Kernel[Any, Any]]:
 
 
 def against_eta(etas: Sequence[float], n: int, seeds: int, time: float = 10.0) -> dict[str, Curve]:
-    """W2 after η k = `time`, from exact draws: what is left is the bias of the kernel's own stationary law."""
+    """W2 after η k = `time`, from exact draws: what is left is the bias of the kernel's own
+    stationary law.
+    """
     quantiles, out = LANGEVIN_LAW.quantile(midpoints(n)), {}
     for name in ("ULA", "MALA"):
         rows = []
@@ -92,7 +103,9 @@ def against_eta(etas: Sequence[float], n: int, seeds: int, time: float = 10.0) -
 
 
 def against_steps(eta: float, steps: Sequence[int], n: int, seeds: int) -> dict[str, Curve]:
-    """W2 after each number of steps, all chains started at x = 3; also ULA with a step size that decays."""
+    """W2 after each number of steps, all chains started at x = 3; also ULA with a step size that
+    decays.
+    """
     quantiles, out = LANGEVIN_LAW.quantile(midpoints(n)), {}
     decaying = ula(LANGEVIN_LAW.score, Polynomial(eta * 10**0.55, 10, 0.55))
     for name, kernel in [*kernels(eta).items(), ("ULA, decaying η", decaying)]:
@@ -122,11 +135,14 @@ def exact_denoiser(law: GaussianMixture) -> Predict:
 def solvers(steps: Sequence[int], n: int, seeds: int) -> dict[str, Curve]:
     """W2 of each solver with the exact denoiser against its number of levels.
 
-    The deterministic ones start at the quantiles of the first level's law, so nothing in their figure is random.
+    The deterministic ones start at the quantiles of the first level's law, so nothing in their
+    figure is random.
     """
     law, out = SOLVER_LAW, {}
     quantiles, predict = law.quantile(midpoints(n)), exact_denoiser(law)
-    first = law.level(SCHEDULE.alpha(torch.ones((), dtype=F64)), SCHEDULE.sigma(torch.ones((), dtype=F64)))
+    first = law.level(
+        SCHEDULE.alpha(torch.ones((), dtype=F64)), SCHEDULE.sigma(torch.ones((), dtype=F64))
+    )
     for name, (solver, options) in SOLVER_OPTIONS.items():
         fixed, rows = name in DETERMINISTIC, []
         for seed in range(1 if fixed else seeds):
@@ -142,7 +158,8 @@ def solvers(steps: Sequence[int], n: int, seeds: int) -> dict[str, Curve]:
 
 
 def order(result: Curve, above: float) -> tuple[float, float, int]:
-    """−d log W2 / d log steps by least squares over the points with W2 > `above`; its standard error; their number.
+    """−d log W2 / d log steps by least squares over the points with W2 > `above`; its standard
+    error; their number.
 
     Fewer than three points, or no line at all, give NaN.
     """

@@ -1,7 +1,9 @@
-"""Total variation on a problem whose every text is listed, with networks of the package trained on its samples.
+"""Total variation on a problem whose every text is listed, with networks of the package trained on
+its samples.
 
-A network call is one evaluation of one network for one text: of the denoiser, of the critic (its value and gradient), or of
-p_θ (scoring a text is one call, drawing T tokens is T). Calls of the reward are not counted.
+A network call is one evaluation of one network for one text: of the denoiser, of the critic (its
+value and gradient), or of p_θ (scoring a text is one call, drawing T tokens is T). Calls of the
+reward are not counted.
 """
 
 from __future__ import annotations
@@ -56,18 +58,32 @@ class Problem:
         return ListedTarget(self.listed, self.lam)
 
 
-def make_problem(V: int, T: int, lam: float, train_steps: int, batch: int, seed: int = 0, run: Run = map) -> Problem:
-    """Train a denoiser and critics on samples of p, never on π; `run` maps a function over the networks' names."""
+def make_problem(
+    V: int, T: int, lam: float, train_steps: int, batch: int, seed: int = 0, run: Run = map
+) -> Problem:
+    """Train a denoiser and critics on samples of p, never on π; `run` maps a function over the
+    networks' names.
+    """
     listed = Enumerable(V, T, seed)
     table = np.random.default_rng(seed + 1).normal(size=(V, DIM)).astype(np.float32)
-    embedding, size = TokenEmbedding(torch.from_numpy(table)), NetworkSize(width=32, layers=2, heads=4, max_length=T)
+    embedding, size = (
+        TokenEmbedding(torch.from_numpy(table)),
+        NetworkSize(width=32, layers=2, heads=4, max_length=T),
+    )
     train = partial(trained, listed, embedding, size, lam, train_steps, batch, seed)
     denoiser, mse, soft = run(train, ("denoiser", "mse", "soft"))
     return Problem(listed, lam, embedding, denoiser, {"mse": mse, "soft": soft})
 
 
 def trained(
-    listed: Enumerable, embedding: TokenEmbedding, size: NetworkSize, lam: float, steps: int, batch: int, seed: int, name: str
+    listed: Enumerable,
+    embedding: TokenEmbedding,
+    size: NetworkSize,
+    lam: float,
+    steps: int,
+    batch: int,
+    seed: int,
+    name: str,
 ) -> Any:
     """The network called `name`, for less time where it is a critic."""
     torch.manual_seed(seed)
@@ -81,11 +97,17 @@ def trained(
     return critic
 
 
-Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]  # `map`, or that of a pool of processes
-Loss = Callable[[int, Tensor, Tensor, torch.Generator], Tensor]  # step, tokens (B, T), rewards (B,), generator
+Run = Callable[
+    [Callable[[Any], Any], Iterable[Any]], Iterable[Any]
+]  # `map`, or that of a pool of processes
+Loss = Callable[
+    [int, Tensor, Tensor, torch.Generator], Tensor
+]  # step, tokens (B, T), rewards (B,), generator
 
 
-def _train(network: nn.Module, loss: Loss, listed: Enumerable, steps: int, batch: int, seed: int) -> None:
+def _train(
+    network: nn.Module, loss: Loss, listed: Enumerable, steps: int, batch: int, seed: int
+) -> None:
     """AdamW on fresh samples of p."""
     recipe = adamw_warmup_cosine(network.named_parameters(), 3e-3, 0.0, steps // 20 + 1, steps)
     optimizer, scheduler = recipe["optimizer"], recipe["lr_scheduler"]["scheduler"]
@@ -93,7 +115,10 @@ def _train(network: nn.Module, loss: Loss, listed: Enumerable, steps: int, batch
     p = np.exp(listed.log_p)
     for step in range(steps):
         place = rng.choice(len(p), batch, p=p)
-        tokens, reward = torch.from_numpy(listed.sequences[place]), torch.from_numpy(listed.reward[place]).float()
+        tokens, reward = (
+            torch.from_numpy(listed.sequences[place]),
+            torch.from_numpy(listed.reward[place]).float(),
+        )
         optimizer.zero_grad()
         loss(step, tokens, reward, generator).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -102,11 +127,15 @@ def _train(network: nn.Module, loss: Loss, listed: Enumerable, steps: int, batch
     network.eval().requires_grad_(False)
 
 
-def _noised(tokens: Tensor, embedding: TokenEmbedding, schedule: Any, generator: torch.Generator) -> Any:
+def _noised(
+    tokens: Tensor, embedding: TokenEmbedding, schedule: Any, generator: torch.Generator
+) -> Any:
     times = draw_times(*tokens.shape, schedule, generator)
     eps = torch.randn(*tokens.shape, embedding.dim, generator=generator)
     rows = torch.arange(len(tokens))
-    return noise(tokens, times, torch.zeros_like(tokens, dtype=torch.bool), rows, embedding, schedule, eps)
+    return noise(
+        tokens, times, torch.zeros_like(tokens, dtype=torch.bool), rows, embedding, schedule, eps
+    )
 
 
 def _denoiser_loss(network: DenoiserNetwork) -> Loss:
@@ -119,7 +148,9 @@ def _denoiser_loss(network: DenoiserNetwork) -> Loss:
     return loss
 
 
-def _critic_loss(critic: CriticNetwork, embedding: TokenEmbedding, objective: str, lam: float) -> Loss:
+def _critic_loss(
+    critic: CriticNetwork, embedding: TokenEmbedding, objective: str, lam: float
+) -> Loss:
     # The reward of an enumerable problem is standardised under p already.
     def loss(step: int, tokens: Tensor, reward: Tensor, generator: torch.Generator) -> Tensor:
         noised = _noised(tokens, embedding, critic.schedule, generator)
@@ -145,15 +176,22 @@ def log_value(problem: Problem, critic: str) -> LogValue:
 
 
 def exact_predictor(problem: Problem, lam: float) -> Predict:
-    """What no network can better: the marginals of π(x) N(z; α E(x), σ²) at λ, summed over every text.
+    """What no network can better: the marginals of π(x) N(z; α E(x), σ²) at λ, summed over every
+    text.
 
-    At λ of the target this is the denoiser guided by the exact value function; at λ = 0 it is the exact denoiser of p.
+    At λ of the target this is the denoiser guided by the exact value function; at λ = 0 it is the
+    exact denoiser of p.
     """
     log_pi = torch.from_numpy(problem.listed.log_pi(lam)).float()
-    one_hot = torch.nn.functional.one_hot(torch.from_numpy(problem.listed.sequences), problem.listed.V).float()
+    one_hot = torch.nn.functional.one_hot(
+        torch.from_numpy(problem.listed.sequences), problem.listed.V
+    ).float()
 
     def predict(z: Tensor, t: Tensor, _: Tensor | None) -> Prediction:
-        alpha, sigma = (f(t)[..., None] for f in (problem.denoiser.schedule.alpha, problem.denoiser.schedule.sigma))
+        alpha, sigma = (
+            f(t)[..., None]
+            for f in (problem.denoiser.schedule.alpha, problem.denoiser.schedule.sigma)
+        )
         # All rows of E have one norm, so only the inner product depends on the token.
         each = (alpha / sigma.square().clamp_min(1e-4) * z) @ problem.embedding.weight.T
         posterior = (each.flatten(1) @ one_hot.flatten(1).T + log_pi).softmax(-1)
@@ -165,8 +203,12 @@ def exact_predictor(problem: Problem, lam: float) -> Predict:
 
 
 def exact_mean_reward(problem: Problem, predict: Predict) -> Predict:
-    """`predict` guided by λ E_p[r | z_t] itself, which a critic of objective `mse` can at best learn."""
-    log_p, reward = (torch.from_numpy(x).float() for x in (problem.listed.log_p, problem.listed.reward))
+    """`predict` guided by λ E_p[r | z_t] itself, which a critic of objective `mse` can at best
+    learn.
+    """
+    log_p, reward = (
+        torch.from_numpy(x).float() for x in (problem.listed.log_p, problem.listed.reward)
+    )
     sequences = torch.from_numpy(problem.listed.sequences)
     flat = torch.nn.functional.one_hot(sequences, problem.listed.V).float().flatten(1)
     schedule = problem.denoiser.schedule
@@ -180,14 +222,22 @@ def exact_mean_reward(problem: Problem, predict: Predict) -> Predict:
 
 
 def reverse_process(
-    problem: Problem, predict: Predict, solver: str, levels: int, n: int, generator: torch.Generator, **options: Any
+    problem: Problem,
+    predict: Predict,
+    solver: str,
+    levels: int,
+    n: int,
+    generator: torch.Generator,
+    **options: Any,
 ) -> Tensor:
     """Tokens (n, T) of a solver with `levels` levels, left positions ahead."""
     T, schedule = problem.listed.T, problem.denoiser.schedule
     z = torch.randn(n, T, DIM, generator=generator)
     times = time_grid(schedule, levels, T, STAGGER)
     commit = commit_tokens(problem.embedding, True, generator)
-    return problem.embedding.decode(SOLVERS[solver](predict, schedule, z, times, generator, commit, **options))
+    return problem.embedding.decode(
+        SOLVERS[solver](predict, schedule, z, times, generator, commit, **options)
+    )
 
 
 def steered(
@@ -195,20 +245,26 @@ def steered(
 ) -> tuple[Tensor, np.ndarray]:
     """One population of n paths: tokens (n, T) and their weights (n,).
 
-    FK potentials steer the unguided denoiser (two calls a level), DAS the guided one (three). `max` and `sum` are asked at
-    four levels only, since they add up.
+    FK potentials steer the unguided denoiser (two calls a level), DAS the guided one (three). `max`
+    and `sum` are asked at four levels only, since they add up.
     """
     das = potential == "das"
     levels, value = budget // (3 if das else 2), log_value(problem, critic)
     every = max(1, levels // 4) if potential in ("max", "sum") else 1
     target = problem.target
     steering = Steering(
-        lambda tokens: target.terms(tokens).reward, lambda z, t: value(z, t) / problem.lam, problem.lam, potential, every
+        lambda tokens: target.terms(tokens).reward,
+        lambda z, t: value(z, t) / problem.lam,
+        problem.lam,
+        potential,
+        every,
     )
     z = torch.randn(n, problem.listed.T, DIM, generator=generator)
     times = time_grid(problem.denoiser.schedule, levels, problem.listed.T, STAGGER)
     predict = predictor(problem, critic if das else None)
-    found = smc(predict, problem.denoiser.schedule, z, times, generator, steering, problem.embedding)
+    found = smc(
+        predict, problem.denoiser.schedule, z, times, generator, steering, problem.embedding
+    )
     return problem.embedding.decode(found.z), found.log_w[0].exp().numpy()
 
 
@@ -218,7 +274,9 @@ def base_samples(problem: Problem, n: int, generator: torch.Generator) -> Tensor
 
 
 def best_of_n(problem: Problem, candidates: int, n: int, generator: torch.Generator) -> Tensor:
-    """One of `candidates` samples of p, drawn in proportion to exp(λ r): importance resampling for each text."""
+    """One of `candidates` samples of p, drawn in proportion to exp(λ r): importance resampling
+    for each text.
+    """
     tokens = base_samples(problem, n * candidates, generator)
     reward = problem.target.terms(tokens).reward.unflatten(0, (n, candidates))
     chosen = draw_categorical(problem.lam * reward, generator)
@@ -235,12 +293,18 @@ def make_kernels(problem: Problem, names: Sequence[str]) -> tuple[list[Kernel], 
         else:
             proposal = DenoiserProposal(problem.denoiser)
             schedule, positions = problem.denoiser.schedule, RandomTokens(2)
-            made.append(DenoiseAcceptKernel(target, proposal, problem.embedding, schedule, positions, (1.0,), 2))  # type: ignore[arg-type]
+            made.append(
+                DenoiseAcceptKernel(
+                    target, proposal, problem.embedding, schedule, positions, (1.0,), 2
+                )
+            )  # type: ignore[arg-type]
             calls += 2 * 2
     return made, calls
 
 
-def chains(problem: Problem, names: Sequence[str], budget: int, n: int, generator: torch.Generator) -> Tensor:
+def chains(
+    problem: Problem, names: Sequence[str], budget: int, n: int, generator: torch.Generator
+) -> Tensor:
     """Chains that start at samples of p and spend the rest of the budget on moves."""
     tokens = base_samples(problem, n, generator)
     kernels, calls = make_kernels(problem, names)
@@ -248,7 +312,9 @@ def chains(problem: Problem, names: Sequence[str], budget: int, n: int, generato
     return cycle(kernels, state, (budget - problem.listed.T) // calls, generator)[0].tokens
 
 
-def population(problem: Problem, names: Sequence[str], budget: int, n: int, generator: torch.Generator) -> Tensor:
+def population(
+    problem: Problem, names: Sequence[str], budget: int, n: int, generator: torch.Generator
+) -> Tensor:
     """One annealed population of n, its moves as many at each temperature as the budget allows."""
     tokens = base_samples(problem, n, generator)
     mask, target = torch.zeros_like(tokens, dtype=torch.bool), problem.target
@@ -259,4 +325,6 @@ def population(problem: Problem, names: Sequence[str], budget: int, n: int, gene
     moves = rounds // len(state.lam)
     state, _, trace = anneal(target, kernels, begin, 1, generator, moves=moves)  # type: ignore[arg-type]
     # What the temperatures leave over is spent at the last one.
-    return cycle(kernels, state, max(0, rounds - moves * len(trace.lam)) if kernels else 0, generator)[0].tokens
+    return cycle(
+        kernels, state, max(0, rounds - moves * len(trace.lam)) if kernels else 0, generator
+    )[0].tokens

@@ -1,4 +1,6 @@
-"""Sample text from π(x) ∝ p_θ(x) exp(λ r(x)) with a frozen language model: diffusion-based inference-time alignment."""
+"""Sample text from π(x) ∝ p_θ(x) exp(λ r(x)) with a frozen language model: diffusion-based
+inference-time alignment.
+"""
 
 from typing import Any
 

@@ -1,6 +1,7 @@
 """The `lightning` command (second name: `dia`): its help, its arguments and how it ends.
 
-Nothing heavy is imported here: help and most mistakes are answered at once; `parser.run` does the work.
+Nothing heavy is imported here: help and most mistakes are answered at once; `parser.run` does the
+    work.
 """
 
 from __future__ import annotations
@@ -54,21 +55,23 @@ A run is one YAML file and what you change in it:
   lightning fit --config configs/ddpm_tiny.yaml --trainer.max_steps 100
   lightning kit export --config configs/dia_tiny.yaml --out my_kit
   dia study configs/ablations/lam.yaml --out runs/ablations
-  dia preference export runs/dia_tiny/predictions.jsonl runs/dia_tiny/base_predictions.jsonl --out runs/people
+  dia preference export runs/a/predictions.jsonl runs/b/predictions.jsonl --out runs/people
 
-`lightning COMMAND --help` says more. `--version` prints the version; `--debug` shows the traceback of an error.
+`lightning COMMAND --help` says more. `--version` prints the version; `--debug` shows the
+traceback of an error.
 `--allow MODULE` lets options name classes of a module of yours: nothing else of yours is imported.
 `dia` and `python -m dia_lightning` are the same program.
 """
 
 _SAMPLER_OPTIONS = """
   --model.lam X                 lambda: 0 = the base model itself, larger = more reward
-  --model.base_lm NAME          base model: folder in transformers' format, .gguf file, hub id, or smollm2
+  --model.base_lm NAME          base model: folder, .gguf file, hub id, or smollm2
   --model.denoiser PATH         its denoiser: folder or .ckpt
   --model.critic PATH           critic, trained on the reward: folder or .ckpt
   --model.reward CLASS          for example dia_lightning.rewards.VaderSentiment
-  --model.sampler CLASS         Annealed, Chains, Diffusion, ParticleSteering, TwistedSMC, GuidedDecoding,
-                                BestOfN, BaseModel or Source; its options: --model.sampler.particles 8
+  --model.sampler CLASS         Annealed, Chains, Diffusion, ParticleSteering, TwistedSMC,
+                                GuidedDecoding, BestOfN, BaseModel or Source; its options:
+                                --model.sampler.particles 8
   --model.seed N                of all randomness
   --data.prompts FILE           .txt (one a line), or with a field "prompt": .jsonl, .json (a list),
                                 .csv, .tsv, .parquet or hub:NAME; none = from nothing
@@ -79,7 +82,7 @@ _SAMPLER_OPTIONS = """
   --trainer.callbacks.folder DIR     where predictions.jsonl and metrics.json go"""
 
 _TRAINING_OPTIONS = """
-  --model.base_lm NAME          base model: folder in transformers' format, .gguf file, hub id, or smollm2
+  --model.base_lm NAME          base model: folder, .gguf file, hub id, or smollm2
   --model.lr X                  learning rate
   --data.n_texts N              how many samples of the base model to train on
   --data.batch_size N           rows a step and process
@@ -87,7 +90,7 @@ _TRAINING_OPTIONS = """
   --trainer.max_steps N         how long
   --trainer.devices N           how many processes
   --trainer.default_root_dir DIR     where files go that no other option places
-  --ckpt_path FILE              weights (and in `fit` the state of the run) to go on from; never settings"""
+  --ckpt_path FILE              weights (in `fit` the state of the run too) to go on from"""
 
 _COMMAND_HELP = """usage: lightning {command} [--config FILE] [--OPTION VALUE ...]
 
@@ -96,7 +99,8 @@ _COMMAND_HELP = """usage: lightning {command} [--config FILE] [--OPTION VALUE ..
 options most used ({classes}):
   --config FILE                 settings: a file, a kit's folder or hub:USER/REPO; {default}.
                                 May be given several times, the later one wins.
-  --allow MODULE                lets options name classes of a module of yours; may be given several times{options}
+  --allow MODULE                lets options name classes of a module of yours;
+                                may be given several times{options}
 
 `--model.lam` is short for `--model.init_args.lam`; what the command line says wins over the file.
   lightning {command} --print_config            every setting, as a YAML file
@@ -109,21 +113,23 @@ options most used ({classes}):
 def command_help(command: str) -> str:
     """What `lightning COMMAND --help` prints."""
     samples = command in ("test", "predict")
+    default = f"for example configs/{'dia' if samples else 'ddpm'}_tiny.yaml"
     return _COMMAND_HELP.format(
         command=command,
         title=COMMANDS[command].capitalize(),
         classes="GuidedSamplerModule, PromptData" if samples else "DenoiserModule, ModelSamples",
-        default=f"by default {_DEFAULT_PREDICT}" if command == "predict" else "for example configs/ddpm_tiny.yaml"
-        if not samples else "for example configs/dia_tiny.yaml",
+        default=f"by default {_DEFAULT_PREDICT}" if command == "predict" else default,
         options=_SAMPLER_OPTIONS if samples else _TRAINING_OPTIONS,
-        example="dia_lightning.GuidedSamplerModule" if samples else "dia_lightning.training.DenoiserModule",
-    )  # fmt: skip
+        example=f"dia_lightning.{'GuidedSamplerModule' if samples else 'training.DenoiserModule'}",
+    )
 
 
 def prepare_arguments(arguments: list[str]) -> list[str]:
-    """Find config files also among the shipped ones, and give `predict` its default when no file is named.
+    """Find config files also among the shipped ones, and give `predict` its default when no file is
+    named.
 
-    They come before the options, wherever they were named, since the command line wins over the file.
+    They come before the options, wherever they were named, since the command line wins over the
+    file.
 
     Raises:
         UserError: for an unknown command, and for a config file that exists nowhere or is none.
@@ -131,7 +137,10 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     command = next((a for a in arguments if a in COMMANDS), "")
     if not command:
         given = f"{arguments[0]!r} given" if arguments else "none given"
-        raise UserError(f"COMMAND: {given}, allowed are {', '.join({**COMMANDS, **TOOLS})} (see `lightning --help`)")
+        raise UserError(
+            f"COMMAND: {given}, allowed are {', '.join({**COMMANDS, **TOOLS})} (see `lightning"
+            " --help`)"
+        )
     out: list[str] = []
     files: list[str] = []
     rest = iter(arguments)
@@ -140,10 +149,15 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
         if option in _CONFIG_OPTIONS:
             value = value or next(rest, "")
             if not value or value.startswith("-"):
-                raise UserError("--config: no file given, for example --config configs/dia_tiny.yaml")
+                raise UserError(
+                    "--config: no file given, for example --config configs/dia_tiny.yaml"
+                )
             path = settings_file(value, "--config")
             if "allow" in read_yaml(path, "--config"):
-                raise UserError(f"--config: {path} sets allow; what may be imported is said on the command line alone")
+                raise UserError(
+                    f"--config: {path} sets allow; what may be imported is said on the command line"
+                    " alone"
+                )
             files += ["--config", str(path)]
         else:
             out.append(argument)
@@ -154,7 +168,9 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
 
 
 def split_allow(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments without `--allow MODULE` or `--allow=MODULE`, and the modules; UserError where one is missing or none."""
+    """The arguments without `--allow MODULE` or `--allow=MODULE`, and the modules; UserError
+    where one is missing or none.
+    """
     rest, modules = [], []
     given = iter(arguments)
     for argument in given:
@@ -189,12 +205,18 @@ def _end_interrupted(command: str) -> NoReturn:
     if command == "study":
         _end("interrupted; finished cells are kept, the same command goes on from there", code)
     hint = "finished batches are kept, the same command goes on from there"
-    _end(f"interrupted; {'go on from its last checkpoint with --ckpt_path' if command == 'fit' else hint}", code)
+    _end(
+        "interrupted;"
+        f" {'go on from its last checkpoint with --ckpt_path' if command == 'fit' else hint}",
+        code,
+    )
 
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """What is imported stays: looking through it for garbage takes a fifth of the imports' time, and as long at the end."""
+    """What is imported stays: looking through it for garbage takes a fifth of the imports' time,
+    and as long at the end.
+    """
     if "lightning" in sys.modules:  # called by a program, whose garbage is its own
         yield
         return
@@ -208,8 +230,8 @@ def _no_collection() -> Iterator[None]:
 
 
 def main() -> None:
-    """Entry point of the scripts: exit code 2 and one line for a user's mistake, 1 for a bug, 130 for Ctrl-C,
-    143 for SIGTERM.
+    """Entry point of the scripts: exit code 2 and one line for a user's mistake, 1 for a bug, 130
+    for Ctrl-C, 143 for SIGTERM.
     """
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     text = _help_text(arguments)
@@ -261,8 +283,13 @@ def main() -> None:
             _end(f"error: {user_error}", 2)
         if no_memory(error):
             _end(
-                "error: not enough memory; lower what is done at once: --data.batch_size, --model.sampler.particles",
+                "error: not enough memory; lower what is done at once: --data.batch_size,"
+                " --model.sampler.particles",
                 2,
             )
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        _end(f"internal error: {type(error).__name__}: {reason} (run again with --debug for the traceback)", 1)
+        _end(
+            f"internal error: {type(error).__name__}: {reason} (run again with --debug for the"
+            " traceback)",
+            1,
+        )

@@ -35,7 +35,8 @@ def death(code: int) -> str:
 
 
 def refuse_lone(trainer: L.Trainer) -> None:
-    """Refuse a launcher's processes that do not know of each other, since each would do the whole work.
+    """Refuse a launcher's processes that do not know of each other, since each would do the whole
+    work.
 
     Raises:
         UserError: in the first process; the others end without a word, with the same exit code.
@@ -49,14 +50,16 @@ def refuse_lone(trainer: L.Trainer) -> None:
     here = os.environ.get("LOCAL_WORLD_SIZE", n)
     nodes = f" --trainer.num_nodes {int(n) // int(here)}" if here != n else ""
     raise UserError(
-        f"--trainer.devices: {n} processes were started (by torchrun, say) and the trainer knows of one; "
-        f"add --trainer.devices {here}{nodes} --trainer.strategy ddp"
+        f"--trainer.devices: {n} processes were started (by torchrun, say) and the trainer knows of"
+        f" one; add --trainer.devices {here}{nodes} --trainer.strategy ddp"
     )
 
 
 @contextmanager
 def one_fit(trainer: L.Trainer, command: str) -> Iterator[None]:
-    """While a `fit` lasts, its folder takes no other; the system takes the lock back, in whatever way it ends."""
+    """While a `fit` lasts, its folder takes no other; the system takes the lock back, in
+    whatever way it ends.
+    """
     if command != "fit" or not trainer.is_global_zero or "://" in str(trainer.default_root_dir):
         yield
         return
@@ -67,7 +70,8 @@ def one_fit(trainer: L.Trainer, command: str) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(
-            f"--trainer.default_root_dir: another fit is writing to {folder}; wait, or give another folder"
+            f"--trainer.default_root_dir: another fit is writing to {folder}; wait, or give another"
+            " folder"
         ) from error
     try:
         yield
@@ -77,21 +81,27 @@ def one_fit(trainer: L.Trainer, command: str) -> Iterator[None]:
 
 @contextmanager
 def one_for_all(trainer: L.Trainer) -> Iterator[None]:
-    """While it lasts, the end of one process of the run by a signal ends the others with exit code 1.
+    """While it lasts, the end of one process of the run by a signal ends the others with exit code
+    1.
 
-    Lightning's own observer looks every five seconds, and then kills without a word; that the first process was killed, it
-    does not notice. What a process says before it ends by itself is said once, and its exit code is that of the run.
+    Lightning's own observer looks every five seconds, and then kills without a word; that the first
+    process was killed, it does not notice. What a process says before it ends by itself is said
+    once, and its exit code is that of the run.
     """
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
     launcher: Any = trainer.strategy.launcher
     # Others, as torchrun and SLURM, look after their processes themselves.
-    if trainer.world_size == 1 or not isinstance(getattr(launcher, "cluster_environment", None), LightningEnvironment):
+    if trainer.world_size == 1 or not isinstance(
+        getattr(launcher, "cluster_environment", None), LightningEnvironment
+    ):
         yield
         return
     ending = Event()
     first = trainer.local_rank == 0
-    Thread(target=_watch_others if first else _watch_first, args=(trainer, ending), daemon=True).start()
+    Thread(
+        target=_watch_others if first else _watch_first, args=(trainer, ending), daemon=True
+    ).start()
     try:
         yield
     except BaseException as error:
@@ -112,7 +122,11 @@ def _watch_others(trainer: L.Trainer, ending: Event) -> None:
         if ending.wait(0.1):
             return
     for i, process in enumerate(launcher.procs, 1):
-        Thread(target=_await, args=(process, trainer.global_rank + i, launcher.procs, ending), daemon=True).start()
+        Thread(
+            target=_await,
+            args=(process, trainer.global_rank + i, launcher.procs, ending),
+            daemon=True,
+        ).start()
 
 
 def _await(process: Popen[bytes], rank: int, processes: list[Popen[bytes]], ending: Event) -> None:
@@ -137,7 +151,10 @@ def _watch_first(trainer: L.Trainer, ending: Event) -> None:
 
 def _leave(reason: str, code: int) -> NoReturn:
     if reason:
-        line = f"error: {reason}, so the whole run ends; what is finished is kept, the same command goes on from there"
+        line = (
+            f"error: {reason}, so the whole run ends; what is finished is kept, the same command"
+            " goes on from there"
+        )
         print(line, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -11,7 +11,9 @@ from typing import Any
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; the command prints it as one line and ends with exit code 2."""
+    """A mistake that the user can mend; the command prints it as one line and ends with exit
+    code 2.
+    """
 
 
 def no_memory(error: BaseException) -> bool:

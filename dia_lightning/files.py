@@ -85,7 +85,9 @@ def parse_json(text: str, where: str, option: str, kind: str = "JSON object") ->
 
 
 def no_formula(cell: Any) -> Any:
-    """`cell`, with an apostrophe before a text that a spreadsheet would run (OWASP, CSV injection)."""
+    """`cell`, with an apostrophe before a text that a spreadsheet would run (OWASP, CSV
+    injection).
+    """
     return f"'{cell}" if isinstance(cell, str) and cell.lstrip().startswith(_FORMULA) else cell
 
 
@@ -100,14 +102,18 @@ HERE = "{here}"
 
 
 def shipped_roots() -> list[Path]:
-    """Folders that hold `configs/` and `checkpoints/`: a source tree first, then the installed wheel's data."""
+    """Folders that hold `configs/` and `checkpoints/`: a source tree first, then the installed
+    wheel's data.
+    """
     # An installed package lies in site-packages, where a folder `configs` would be somebody else's.
     roots = {_PACKAGE.parent: "pyproject.toml", _PACKAGE / "share": "configs"}
     return [root for root, sign in roots.items() if (root / sign).exists()]
 
 
 def find_path(path: str | Path) -> Path | None:
-    """The existing file or folder that `path` names: as given (relative to the current folder), else among shipped files."""
+    """The existing file or folder that `path` names: as given (relative to the current folder),
+    else among shipped files.
+    """
     if not str(path):
         return None
     try:
@@ -121,21 +127,29 @@ def find_path(path: str | Path) -> Path | None:
 
 
 def is_shipped(path: str | Path) -> bool:
-    """Whether `path` names a file or folder that comes with the package, and so is found everywhere."""
-    return Path(path).parts[:1] in {(name,) for name in _SHIPPED} and any((root / path).exists() for root in shipped_roots())
+    """Whether `path` names a file or folder that comes with the package, and so is found
+    everywhere.
+    """
+    return Path(path).parts[:1] in {(name,) for name in _SHIPPED} and any(
+        (root / path).exists() for root in shipped_roots()
+    )
 
 
 def require_path(path: str | Path, option: str) -> Path:
     """Like `find_path`, but a path that exists nowhere is a `UserError` naming `option`."""
     found = find_path(path)
     if found is None:
-        raise UserError(f"{option}: no such file or folder: {path} (looked in {Path.cwd()} and among the shipped files)")
+        raise UserError(
+            f"{option}: no such file or folder: {path} (looked in {Path.cwd()} and among the"
+            " shipped files)"
+        )
     return found
 
 
 @contextmanager
 def in_place(path: Path) -> Iterator[Path]:
-    """A neighbour of `path` to write to: it becomes `path` once it is whole, and goes where writing fails.
+    """A neighbour of `path` to write to: it becomes `path` once it is whole, and goes where writing
+    fails.
 
     Raises:
         OSError: that names `path`, whatever failed.
@@ -146,7 +160,9 @@ def in_place(path: Path) -> Iterator[Path]:
         partial.replace(path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
-    except Exception as error:  # safetensors has one of its own, with the system's number in its text
+    except (
+        Exception
+    ) as error:  # safetensors has one of its own, with the system's number in its text
         if found := re.search(r"\(os error (\d+)\)", str(error)):
             raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
         raise
@@ -155,7 +171,9 @@ def in_place(path: Path) -> Iterator[Path]:
 
 
 def placed(value: Any, folder: Path) -> Any:
-    """`value`, as read from a file in `folder`: of every text in it that begins with `{here}/` that is made the folder."""
+    """`value`, as read from a file in `folder`: of every text in it that begins with `{here}/`
+    that is made the folder.
+    """
     if isinstance(value, str):
         return f"{folder}{value.removeprefix(HERE)}" if value.startswith(f"{HERE}/") else value
     if isinstance(value, list):
@@ -168,7 +186,8 @@ def placed(value: Any, folder: Path) -> Any:
 
 
 def read_yaml(path: Path, option: str, **replaced: str) -> dict[str, Any]:
-    """The options in a YAML file, each `{name}` of `replaced` in its text replaced, and `{here}` (see `placed`).
+    """The options in a YAML file, each `{name}` of `replaced` in its text replaced, and `{here}`
+    (see `placed`).
 
     Raises:
         UserError: naming the file, and the line where YAML breaks.
@@ -190,6 +209,9 @@ def read_yaml(path: Path, option: str, **replaced: str) -> dict[str, Any]:
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{option}: {path}{where} is no YAML: {reason}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{option}: {path} holds {content!r:.40}, needed are options (`name: value`, one a line)")
+        raise UserError(
+            f"{option}: {path} holds {content!r:.40}, needed are options (`name: value`, one a"
+            " line)"
+        )
     found: dict[str, Any] = placed(content, path.absolute().parent)
     return found

@@ -1,4 +1,6 @@
-"""A denoiser, or a denoiser guided by a reward, as one callable; the only place where gradients are switched on."""
+"""A denoiser, or a denoiser guided by a reward, as one callable; the only place where gradients
+are switched on.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,10 @@ from dia_lightning.types import Denoiser
 
 
 class Prediction(NamedTuple):
-    """What a solver asks for at (z, t): z0 (B, T, d), the (guided) estimate of the clean embeddings, and the network's own
-    estimate `z0_network`, which the next call is conditioned on (of several branches (K B, T, d), the plain one first);
-    logits (B, T, V) of the (guided) token distribution, and
-    the network's own, `logits_network`, where they are others.
+    """What a solver asks for at (z, t): z0 (B, T, d), the (guided) estimate of the clean
+    embeddings, and the network's own estimate `z0_network`, which the next call is conditioned on
+    (of several branches (K B, T, d), the plain one first); logits (B, T, V) of the (guided) token
+    distribution, and the network's own, `logits_network`, where they are others.
     """
 
     z0: Tensor
@@ -32,7 +34,8 @@ class Prediction(NamedTuple):
 class Watched:
     """A `Predict` that remembers in which call a row was not finite for the first time.
 
-    Calls are noted where they are computed, so that nothing waits for the device; `check` does, once, when all are made.
+    Calls are noted where they are computed, so that nothing waits for the device; `check` does,
+    once, when all are made.
     """
 
     def __init__(self, predict: Predict) -> None:
@@ -41,26 +44,36 @@ class Watched:
     def __call__(self, z: Tensor, t: Tensor, z0_prev: Tensor | None) -> Prediction:
         prediction = self.predict(z, t, z0_prev)
         self._calls += 1
-        values = {"the denoiser's estimate": prediction.z0_network, "the guided estimate": prediction.z0}
+        values = {
+            "the denoiser's estimate": prediction.z0_network,
+            "the guided estimate": prediction.z0,
+        }
         for name, value in values.items():
             # A sum is finite only where all its terms are.
-            self._first.note(f"{name} of the text", ~value[: len(z)].sum((1, 2)).isfinite(), self._calls)
+            self._first.note(
+                f"{name} of the text", ~value[: len(z)].sum((1, 2)).isfinite(), self._calls
+            )
         return prediction
 
     def check(self) -> None:
-        """Raises `NotFinite` that names the quantity, the call and the rows which were the first."""
+        """Raises `NotFinite` that names the quantity, the call and the rows which were the
+        first.
+        """
         self._first.check("the denoiser's call")
 
 
 class LabelledDenoiser(Protocol):
     """A `Denoiser` that also takes a label (B,) int64 for each text, 0 = none."""
 
-    def __call__(self, z: Tensor, t: Tensor, z0_prev: Tensor | None = None, label: Tensor | None = None) -> Tensor: ...
+    def __call__(
+        self, z: Tensor, t: Tensor, z0_prev: Tensor | None = None, label: Tensor | None = None
+    ) -> Tensor: ...
 
 
 # A solver's view of the model: (z, t, z0_network of the call before or None) → Prediction.
 Predict = Callable[[Tensor, Tensor, Tensor | None], Prediction]
-# What guidance climbs: (z (B, T, d), t (B, T)) → (B,), the critic's value or the reward itself, λ included.
+# What guidance climbs: (z (B, T, d), t (B, T)) → (B,), the critic's value or the reward itself, λ
+# included.
 LogValue = Callable[[Tensor, Tensor], Tensor]
 
 # As a float32 a longer gradient may have no length.
@@ -80,16 +93,22 @@ def unguided(network: Denoiser, embedding: TokenEmbedding, temperature: float = 
 
 
 def classifier_free(
-    network: LabelledDenoiser, embedding: TokenEmbedding, label: int, scale: float, temperature: float = 1.0
+    network: LabelledDenoiser,
+    embedding: TokenEmbedding,
+    label: int,
+    scale: float,
+    temperature: float = 1.0,
 ) -> Predict:
-    """Classifier-free guidance towards a label y, whose score is ∇log p(z|y) + w (∇log p(z|y) − ∇log p(z)).
+    """Classifier-free guidance towards a label y, whose score is ∇log p(z|y) + w (∇log p(z|y) −
+    ∇log p(z)).
 
-    By Tweedie's formula that is ẑ_0 = (1 + w) ẑ_0(z, y) − w ẑ_0(z) (Ho and Salimans, arXiv:2207.12598, eq. 6), and tokens
-    have the same on their logits, (1 + w) log p(x_i|z, y) − w log p(x_i|z). The expectation under those would stay among
-    the embeddings, but its score is neither of these.
+    By Tweedie's formula that is ẑ_0 = (1 + w) ẑ_0(z, y) − w ẑ_0(z) (Ho and Salimans,
+    arXiv:2207.12598, eq. 6), and tokens have the same on their logits, (1 + w) log p(x_i|z, y) − w
+    log p(x_i|z). The expectation under those would stay among the embeddings, but its score is
+    neither of these.
 
-    Both branches run in one batch, and each is conditioned on its own earlier estimate, as in training: the plain one must
-    not learn of the label.
+    Both branches run in one batch, and each is conditioned on its own earlier estimate, as in
+    training: the plain one must not learn of the label.
 
     Args:
         network: takes labels (B,), 0 = none. scale: w; 0 = p(z|y) itself, −1 = p(z).
@@ -99,17 +118,31 @@ def classifier_free(
     @torch.no_grad()
     def predict(z: Tensor, t: Tensor, z0_prev: Tensor | None) -> Prediction:
         labels = torch.tensor([0, label], device=z.device).repeat_interleave(len(z))
-        both = _token_logits(partial(network, label=labels), embedding, temperature, z.repeat(2, 1, 1), t.repeat(2, 1), z0_prev)
+        both = _token_logits(
+            partial(network, label=labels),
+            embedding,
+            temperature,
+            z.repeat(2, 1, 1),
+            t.repeat(2, 1),
+            z0_prev,
+        )
         z0_both = embedding.expected(both)
         (plain, conditional), (z0_plain, z0_conditional) = both.chunk(2), z0_both.chunk(2)
-        logits = torch.where(embedding.decodable, (1 + scale) * conditional - scale * plain, -torch.inf)
+        logits = torch.where(
+            embedding.decodable, (1 + scale) * conditional - scale * plain, -torch.inf
+        )
         return Prediction((1 + scale) * z0_conditional - scale * z0_plain, z0_both, logits, plain)
 
     return predict
 
 
 def _token_logits(
-    network: Denoiser, embedding: TokenEmbedding, temperature: float, z: Tensor, t: Tensor, z0_prev: Tensor | None
+    network: Denoiser,
+    embedding: TokenEmbedding,
+    temperature: float,
+    z: Tensor,
+    t: Tensor,
+    z0_prev: Tensor | None,
 ) -> Tensor:
     return network(z, t, z0_prev).masked_fill(~embedding.decodable, -torch.inf) / temperature
 
@@ -131,16 +164,22 @@ def guided(
     window: tuple[float, float] = (0.0, 1.0),
     factor: Callable[[Tensor], Tensor] | None = None,
 ) -> Predict:
-    """Add the gradient of a log-value to the score: s_π = s_ψ + ∇_z log_value(z, t) (science.md, "Reverse process").
+    """Add the gradient of a log-value to the score: s_π = s_ψ + ∇_z log_value(z, t) (science.md,
+    "Reverse process").
 
-    With Tweedie's formula the sum is ẑ_0 + (σ²/α) ∇_z log_value. The tokens feel the same gradient: the first-order change
-    of log_value when position i turns into v is α ⟨∇_{z_i}, E(v)⟩, added to logits_{i,v}.
+    With Tweedie's formula the sum is ẑ_0 + (σ²/α) ∇_z log_value. The tokens feel the same gradient:
+    the first-order change of log_value when position i turns into v is α ⟨∇_{z_i}, E(v)⟩, added to
+    logits_{i,v}.
 
     Args:
-        predict: the denoiser. log_value: (z (B, T, d), t (B, T)) → (B,), λ times the critic's value, or `true_gradient`.
-        cap: longest allowed gradient per token, in units that do not depend on d: ‖∇_{z_i}‖ √d ≤ cap.
-        window: levels u in which guidance acts, as fractions of the way from clean (0) to noise (1).
-        factor: scale of the gradient by level, u (B, T) → (B, T), applied before the cap; 1 by default.
+        predict: the denoiser. log_value: (z (B, T, d), t (B, T)) → (B,), λ times the critic's
+            value, or `true_gradient`.
+        cap: longest allowed gradient per token, in units that do not depend on d: ‖∇_{z_i}‖ √d ≤
+            cap.
+        window: levels u in which guidance acts, as fractions of the way from clean (0) to noise
+            (1).
+        factor: scale of the gradient by level, u (B, T) → (B, T), applied before the cap; 1 by
+            default.
     """
     root_d = embedding.dim**0.5
 
@@ -163,10 +202,12 @@ def guided(
 
 
 class DifferentiableReward(Protocol):
-    """A reward that also takes, at every position, a distribution over tokens in the place of a token.
+    """A reward that also takes, at every position, a distribution over tokens in the place of a
+    token.
 
-    `soft(probabilities)`: (B, T, V), rows that sum to 1 → (B,), differentiable; on one-hot rows it is the reward of that
-    text. A reward model that shares the tokenizer returns its output for the inputs `probabilities @ its own table`.
+    `soft(probabilities)`: (B, T, V), rows that sum to 1 → (B,), differentiable; on one-hot rows it
+    is the reward of that text. A reward model that shares the tokenizer returns its output for the
+    inputs `probabilities @ its own table`.
     """
 
     def soft(self, probabilities: Tensor) -> Tensor: ...
@@ -179,14 +220,22 @@ class SoftSum:
         ValueError: if there is no part, or not one weight a part.
     """
 
-    def __init__(self, rewards: Sequence[DifferentiableReward], weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, rewards: Sequence[DifferentiableReward], weights: Sequence[float] | None = None
+    ) -> None:
         self.rewards = list(rewards)
         self.weights = [1.0] * len(self.rewards) if weights is None else list(weights)
         if not self.rewards or len(self.weights) != len(self.rewards):
-            raise ValueError(f"weights: {self.weights} given for {len(self.rewards)} rewards, needed: one each, at least one")
+            raise ValueError(
+                f"weights: {self.weights} given for {len(self.rewards)} rewards, needed: one each,"
+                " at least one"
+            )
 
     def soft(self, probabilities: Tensor) -> Tensor:
-        parts = [w * reward.soft(probabilities) for w, reward in zip(self.weights, self.rewards, strict=True)]
+        parts = [
+            w * reward.soft(probabilities)
+            for w, reward in zip(self.weights, self.rewards, strict=True)
+        ]
         return torch.stack(parts).sum(0)
 
 
@@ -198,17 +247,21 @@ def true_gradient(
     straight_through: bool = False,
     temperature: float = 1.0,
 ) -> LogValue:
-    """λ r(softmax(logits(z, t))) as a log-value for `guided`: the gradient runs through the reward and the denoiser.
+    """λ r(softmax(logits(z, t))) as a log-value for `guided`: the gradient runs through the reward
+    and the denoiser.
 
-    No critic is trained. It stands for log E[exp(λ r) | z_t] by putting the expectation inside the reward, right to first
-    order in λ for a reward that is linear in the probabilities. Positions at t = 0 enter as the tokens that they are.
+    No critic is trained. It stands for log E[exp(λ r) | z_t] by putting the expectation inside the
+    reward, right to first order in λ for a reward that is linear in the probabilities. Positions at
+    t = 0 enter as the tokens that they are.
 
     Args:
         reward: one, or a `SoftSum`.
-        network, embedding, temperature: the denoiser, as for `unguided`; asked without self-conditioning.
+        network, embedding, temperature: the denoiser, as for `unguided`; asked without
+            self-conditioning.
         lam: λ.
-        straight_through: the reward sees the likeliest tokens, one-hot, and its gradient goes to the probabilities (Bengio
-            et al., arXiv:1308.3432): for rewards that make nothing of a mixture of tokens.
+        straight_through: the reward sees the likeliest tokens, one-hot, and its gradient goes to
+            the probabilities (Bengio et al., arXiv:1308.3432): for rewards that make nothing of a
+            mixture of tokens.
     """
 
     def log_value(z: Tensor, t: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""What a run costs, counted alike for every method: rows and positions through each network, FLOPs from its parameters."""
+"""What a run costs, counted alike for every method: rows and positions through each network,
+FLOPs from its parameters.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from dia_lightning.types import Cost, Reward
 
 @runtime_checkable
 class Metered(Protocol):
-    """A network that says what of it to watch: `network_name`, and by `multiplied` each part with its multiply–adds for
-    one position; the first part is the one that sees every position.
+    """A network that says what of it to watch: `network_name`, and by `multiplied` each part with
+    its multiply–adds for one position; the first part is the one that sees every position.
     """
 
     network_name: str
@@ -25,21 +27,29 @@ class Metered(Protocol):
 
 
 def weights_of(module: nn.Module) -> int:
-    """Entries of the weight matrices of all linear layers in `module`: its multiply–adds for one position."""
+    """Entries of the weight matrices of all linear layers in `module`: its multiply–adds for one
+    position.
+    """
     return sum(layer.weight.numel() for layer in _linear_layers(module))  # type: ignore[operator, misc]
 
 
 def _linear_layers(module: nn.Module) -> Iterator[nn.Module]:
     # transformers' Conv1D, GPT-2's layer, is a linear one with its matrix turned round.
-    return (layer for layer in module.modules() if isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D")
+    return (
+        layer
+        for layer in module.modules()
+        if isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D"
+    )
 
 
 class Meter:
-    """Counts what passes through networks, by hooks that cost some microseconds for each pass and never wait for a device.
+    """Counts what passes through networks, by hooks that cost some microseconds for each pass and
+    never wait for a device.
 
-    A pass forward is 2 N FLOPs for a position, N the multiply–adds; with a gradient to come, 2 N more for that of the
-    inputs and 2 N for that of the weights that are trained (Kaplan et al., arXiv:2001.08361, § 2.1: 6 N in training).
-    Attention's products of queries, keys and values, and what else has no parameters, are left out.
+    A pass forward is 2 N FLOPs for a position, N the multiply–adds; with a gradient to come, 2 N
+    more for that of the inputs and 2 N for that of the weights that are trained (Kaplan et al.,
+    arXiv:2001.08361, § 2.1: 6 N in training). Attention's products of queries, keys and values, and
+    what else has no parameters, are left out.
     """
 
     def __init__(self) -> None:
@@ -51,7 +61,9 @@ class Meter:
             layers = list(_linear_layers(part))
             trained = sum(layer.weight.numel() for layer in layers if layer.weight.requires_grad)  # type: ignore[union-attr, operator, misc]
             share = trained / max(1, weights_of(part))
-            part.register_forward_hook(self._hook(name, weights, share, main=i == 0), with_kwargs=True)
+            part.register_forward_hook(
+                self._hook(name, weights, share, main=i == 0), with_kwargs=True
+            )
 
     def watch_all(self, module: nn.Module) -> None:
         """Count every `Metered` network in `module` under its own name."""
@@ -62,12 +74,22 @@ class Meter:
     def _hook(self, name: str, weights: int, share: float, main: bool) -> Any:
         self._costs.setdefault(name, Cost())
 
-        def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        def count(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+        ) -> None:
             given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
             result = next((value for value in _values(out) if isinstance(value, Tensor)), None)
             # A network is given tokens (B, T) or states (B, T, d), a read-out any rows of states.
-            rows, positions = len(given), given.numel() if not given.is_floating_point() else given[..., 0].numel()
-            flops = 2.0 * weights * positions * (2 + share if result is not None and result.requires_grad else 1)
+            rows, positions = (
+                len(given),
+                (given.numel() if not given.is_floating_point() else given[..., 0].numel()),
+            )
+            flops = (
+                2.0
+                * weights
+                * positions
+                * (2 + share if result is not None and result.requires_grad else 1)
+            )
             self._costs[name] = self._costs[name].plus(Cost(rows * main, positions * main, flops))
 
         return count
@@ -109,8 +131,9 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Largest memory since `reset_peak_memory`, in MiB: of a GPU what tensors took, else the process's resident memory
-    (where the system cannot begin anew, since its start; NaN where it does not tell).
+    """Largest memory since `reset_peak_memory`, in MiB: of a GPU what tensors took, else the
+    process's resident memory (where the system cannot begin anew, since its start; NaN where it
+    does not tell).
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
@@ -127,4 +150,6 @@ def _since_start_mib() -> float:
     except ImportError:  # Windows
         return float("nan")
     # In bytes on macOS, in KiB elsewhere.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**20 if sys.platform == "darwin" else 2**10
+    )

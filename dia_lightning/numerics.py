@@ -18,14 +18,18 @@ from dia_lightning.files import in_place
 def draw_categorical(logits: Tensor, generator: torch.Generator) -> Tensor:
     """One draw from softmax(logits) per row, (…, V) → (…) int64, by inversion in float64.
 
-    `torch.multinomial` gives the same law at twenty times the cost on a CPU; float32 sums would lower the temperature. Of a
-    large vocabulary, sums of 256 tokens (float32, as few add up no error) are inverted first, then one such block.
+    `torch.multinomial` gives the same law at twenty times the cost on a CPU; float32 sums would
+    lower the temperature. Of a large vocabulary, sums of 256 tokens (float32, as few add up no
+    error) are inverted first, then one such block.
     """
-    u = torch.rand(logits.shape[:-1], generator=generator, device=logits.device, dtype=torch.float64)
+    u = torch.rand(
+        logits.shape[:-1], generator=generator, device=logits.device, dtype=torch.float64
+    )
     n_tokens = logits.shape[-1]
     if n_tokens < 4096:
         cumulative = logits.double().softmax(-1).cumsum(-1)
-        # Scaled by the last value, which is 1 but for rounding, so that no draw falls beyond the vocabulary.
+        # Scaled by the last value, which is 1 but for rounding, so that no draw falls beyond the
+        # vocabulary.
         return _invert(cumulative, u * cumulative[..., -1])
     logits = logits if logits.dtype == torch.float64 else logits.float()
     weights = (logits - logits.amax(-1, keepdim=True)).float().exp()
@@ -34,7 +38,11 @@ def draw_categorical(logits: Tensor, generator: torch.Generator) -> Tensor:
     u = u * cumulative[..., -1]
     block = _invert(cumulative, u)
     before = F.pad(cumulative, (1, 0)).gather(-1, block[..., None])[..., 0]
-    inner = blocks.gather(-2, block[..., None, None].expand(*block.shape, 1, 256))[..., 0, :].double().cumsum(-1)
+    inner = (
+        blocks.gather(-2, block[..., None, None].expand(*block.shape, 1, 256))[..., 0, :]
+        .double()
+        .cumsum(-1)
+    )
     return (256 * block + _invert(inner, u - before)).clamp_max(n_tokens - 1)
 
 
@@ -50,12 +58,19 @@ _N_NAMED = 8
 class NotFinite(UserError):
     """A quantity that must be finite is not."""
 
-    def complete(self, place: str, folder: str | Path, tensors: Mapping[str, Tensor], hint: str = "") -> None:
-        """Add to the message where in the run that was, and put `tensors` into a file in `folder`, which it names."""
+    def complete(
+        self, place: str, folder: str | Path, tensors: Mapping[str, Tensor], hint: str = ""
+    ) -> None:
+        """Add to the message where in the run that was, and put `tensors` into a file in
+        `folder`, which it names.
+        """
         from safetensors.torch import save_file
 
         file = Path(folder) / f"not_finite_{place.replace(' ', '_')}.safetensors"
-        kept, on_cpu = f"the batch is in {file}", {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        kept, on_cpu = (
+            f"the batch is in {file}",
+            {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
+        )
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with in_place(file) as partial:
@@ -66,13 +81,17 @@ class NotFinite(UserError):
 
 
 class FirstTime:
-    """When rows of a batch were first not finite, by quantity; noted on the device, so that nothing waits until `check`."""
+    """When rows of a batch were first not finite, by quantity; noted on the device, so that
+    nothing waits until `check`.
+    """
 
     def __init__(self) -> None:
         self._steps: dict[str, Tensor] = {}
 
     def note(self, quantity: str, wrong: Tensor, step: int) -> None:
-        """`wrong` (B,) bool: the rows in which the quantity is not finite in this step, counted from 1."""
+        """`wrong` (B,) bool: the rows in which the quantity is not finite in this step, counted
+        from 1.
+        """
         first = self._steps.get(quantity, torch.zeros_like(wrong, dtype=torch.int64))
         self._steps[quantity] = torch.where(wrong & (first == 0), step, first)
 
@@ -80,10 +99,15 @@ class FirstTime:
         """Waits for the device, once.
 
         Raises:
-            NotFinite: naming the quantity, the step, in `unit`s, and the rows that were the first, if any were.
+            NotFinite: naming the quantity, the step, in `unit`s, and the rows that were the first,
+                if any were.
         """
         steps = torch.stack(list(self._steps.values())).tolist() if self._steps else []
-        found = [(min(filter(None, row)), quantity, row) for quantity, row in zip(self._steps, steps, strict=True) if any(row)]
+        found = [
+            (min(filter(None, row)), quantity, row)
+            for quantity, row in zip(self._steps, steps, strict=True)
+            if any(row)
+        ]
         if found:
             first, quantity, row = min(found, key=lambda item: item[0])
             rows = named_rows([i for i, step in enumerate(row) if step == first], len(row))
@@ -100,7 +124,9 @@ def named_rows(rows: list[int], n: int) -> str:
 
 @contextmanager
 def float32_default() -> Iterator[None]:
-    """New tensors are float32: a step of such a trainer has its own precision as torch's default."""
+    """New tensors are float32: a step of such a trainer has its own precision as torch's
+    default.
+    """
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -110,13 +136,17 @@ def float32_default() -> Iterator[None]:
 
 
 class KeepsBuffers(nn.Module):
-    """A module whose buffers, also those of its parts, keep their precision when its weights change theirs.
+    """A module whose buffers, also those of its parts, keep their precision when its weights change
+    theirs.
 
-    They are p_θ's embeddings, noise schedules, rotary frequencies and running means: too coarse for 16 bits.
+    They are p_θ's embeddings, noise schedules, rotary frequencies and running means: too coarse for
+    16 bits.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        before = [(part, name, kept) for part in self.modules() for name, kept in part._buffers.items()]
+        before = [
+            (part, name, kept) for part in self.modules() for name, kept in part._buffers.items()
+        ]
         super()._apply(fn, recurse)
         for part, name, kept in before:
             moved = part._buffers[name]

@@ -1,4 +1,6 @@
-"""Bars for what is long within one batch, below Lightning's own: on a terminal, of the first process, after two seconds."""
+"""Bars for what is long within one batch, below Lightning's own: on a terminal, of the first
+process, after two seconds.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""π(x | c) ∝ p_θ(x | c) exp(λ r(x, c)) as a value that kernels can ask, and the laws that any target must obey."""
+"""π(x | c) ∝ p_θ(x | c) exp(λ r(x, c)) as a value that kernels can ask, and the laws that any
+target must obey.
+"""
 
 from __future__ import annotations
 
@@ -32,15 +34,29 @@ class TargetDensity:
     Args:
         lm: p_θ. reward: r. lam: λ ≥ 0.
         batch: prompts of the rows; without it rows have none.
-        with_base: whether log p_θ is computed. Regeneration by p_θ itself, resampling and swaps between temperatures ask for
-            differences of the reward alone; without it `log_base` is NaN.
+        with_base: whether log p_θ is computed. Regeneration by p_θ itself, resampling and swaps
+            between temperatures ask for differences of the reward alone; without it `log_base` is
+            NaN.
 
     Attributes:
         calls: {"base_lm": …, "reward": …}, rows scored so far.
     """
 
-    def __init__(self, lm: BaseLM, reward: Reward, lam: float, batch: Prompts | None = None, with_base: bool = True) -> None:
-        self.lm, self.reward, self.lam, self.batch, self.with_base = lm, reward, lam, batch, with_base
+    def __init__(
+        self,
+        lm: BaseLM,
+        reward: Reward,
+        lam: float,
+        batch: Prompts | None = None,
+        with_base: bool = True,
+    ) -> None:
+        self.lm, self.reward, self.lam, self.batch, self.with_base = (
+            lm,
+            reward,
+            lam,
+            batch,
+            with_base,
+        )
         self.calls = {"base_lm": 0, "reward": 0}
 
     def terms(self, tokens: Tensor) -> Terms:
@@ -60,16 +76,24 @@ class TargetDensity:
         return Terms(log_base, self._reward(tokens)), hidden
 
     def next_log_probs(self, tokens: Tensor, hidden: Tensor, index: Tensor) -> Tensor:
-        """Log p_θ(v | x_<i, c) at the positions i in `index` (B, K): (B, K, V); 0 after the end of the text."""
+        """Log p_θ(v | x_<i, c) at the positions i in `index` (B, K): (B, K, V); 0 after the end
+        of the text.
+        """
         keep = text_mask(tokens, self._prompt_mask(tokens), self.lm.end_id).gather(1, index)
         with torch.autocast(tokens.device.type, enabled=False):
             return torch.where(keep[..., None], self.lm.log_probs_at(hidden, index), 0.0)
 
     def _prompt_mask(self, tokens: Tensor) -> Tensor:
-        return torch.zeros_like(tokens, dtype=torch.bool) if self.batch is None else self.batch.prompt_mask
+        return (
+            torch.zeros_like(tokens, dtype=torch.bool)
+            if self.batch is None
+            else self.batch.prompt_mask
+        )
 
     def _reward(self, tokens: Tensor) -> Tensor:
-        batch = self.batch or Prompts(0, list(range(len(tokens))), [""] * len(tokens), tokens, self._prompt_mask(tokens))
+        batch = self.batch or Prompts(
+            0, list(range(len(tokens))), [""] * len(tokens), tokens, self._prompt_mask(tokens)
+        )
         reward = call_reward(self.reward, seen_texts(self.lm, tokens, batch), batch.records)
         for name in self.calls:
             self.calls[name] += len(tokens)
@@ -82,13 +106,17 @@ class TargetDensity:
 
 
 def own_texts(lm: BaseLM, tokens: Tensor, batch: Prompts) -> list[str]:
-    """The texts of (B, T) tokens without their prompts; one with blanks in its middle is none without, and stays whole."""
+    """The texts of (B, T) tokens without their prompts; one with blanks in its middle is none
+    without, and stays whole.
+    """
     texts = lm.decode(tokens, batch.prompt_mask)
     filled = _has_blanks(lm, batch)
     if not any(filled):
         return texts
     whole = lm.decode(tokens, batch.prompt_mask, with_prompt=True)
-    return [full if blanks else text for text, full, blanks in zip(texts, whole, filled, strict=True)]
+    return [
+        full if blanks else text for text, full, blanks in zip(texts, whole, filled, strict=True)
+    ]
 
 
 def whole_texts(lm: BaseLM, texts: Sequence[str], batch: Prompts) -> list[str]:
@@ -125,8 +153,9 @@ class TargetError(ValueError):
 def check_target(target: Any, tokens: Tensor, atol: float = 1e-3) -> None:
     """Run a target through the laws that kernels rely on; returns if all hold.
 
-    The laws: 'shape', (B,) of float32 or float64; 'not NaN' and 'not +inf' (−inf is a text of probability 0);
-    'deterministic'; 'tokens unchanged'; 'batch = one by one' to `atol` (only where rows need no prompts of their own).
+    The laws: 'shape', (B,) of float32 or float64; 'not NaN' and 'not +inf' (−inf is a text of
+    probability 0); 'deterministic'; 'tokens unchanged'; 'batch = one by one' to `atol` (only where
+    rows need no prompts of their own).
 
     Args:
         target: any object with `log_prob`. tokens: (B, T) int64, at least two different rows.
@@ -139,11 +168,16 @@ def check_target(target: Any, tokens: Tensor, atol: float = 1e-3) -> None:
     if not torch.equal(tokens, given):
         raise TargetError("law 'tokens unchanged': log_prob wrote into its argument")
     if values.shape != (len(tokens),) or values.dtype not in (torch.float32, torch.float64):
-        raise TargetError(f"law 'shape': ({len(tokens)},) float32 or float64 needed, got {tuple(values.shape)} {values.dtype}")
+        raise TargetError(
+            f"law 'shape': ({len(tokens)},) float32 or float64 needed, got {tuple(values.shape)}"
+            f" {values.dtype}"
+        )
     wrong = values.isnan() | (values == torch.inf)
     if wrong.any():
         i = int(wrong.nonzero()[0])
-        raise TargetError(f"law 'finite or −inf': {values[i].item()} for row {i}: {tokens[i].tolist()}")
+        raise TargetError(
+            f"law 'finite or −inf': {values[i].item()} for row {i}: {tokens[i].tolist()}"
+        )
     _require_close("deterministic", values, target.log_prob(tokens), tokens, 1e-9)
     if getattr(target, "batch", None) is None:
         singles = torch.cat([target.log_prob(row[None]) for row in tokens])
@@ -154,4 +188,7 @@ def _require_close(law: str, values: Tensor, other: Tensor, tokens: Tensor, atol
     wrong = (values != other) & ~((values - other).abs() <= atol)
     if wrong.any():
         i = int(wrong.nonzero()[0])
-        raise TargetError(f"law {law!r}: {values[i].item()} and {other[i].item()} for row {i}: {tokens[i].tolist()}")
+        raise TargetError(
+            f"law {law!r}: {values[i].item()} and {other[i].item()} for row {i}:"
+            f" {tokens[i].tolist()}"
+        )

@@ -1,4 +1,6 @@
-"""What is printed: control characters of data are shown, so that they cannot act on the terminal."""
+"""What is printed: control characters of data are shown, so that they cannot act on the
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-# C0 but for tab and newline, DEL, C1, marks that turn the direction of writing, and halves of surrogate pairs.
+# C0 but for tab and newline, DEL, C1, marks that turn the direction of writing, and halves of
+# surrogate pairs.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -28,7 +31,9 @@ def one_line(text: str) -> str:
 
 
 def console() -> Console:
-    """Rich's, for text that is data: no markup and no emoji in it, and `visible`. Give it plain `str`, no `Text`."""
+    """Rich's, for text that is data: no markup and no emoji in it, and `visible`. Give it plain
+    `str`, no `Text`.
+    """
     from rich.console import Console
 
     class Shown(Console):

@@ -20,10 +20,10 @@ SCHEMA = 1
 class Tokens(NamedTuple):
     """A batch of token sequences.
 
-    tokens: (B, T) int64. The text ends at the first end token that is not part of the prompt; every later position
-        holds the end token too, so that a row says by itself how long it is.
-    prompt_mask: (B, T) bool, True at positions that belong to the prompt and are never changed: on the left, and with
-        blanks to fill in (see `data.prompts.prompt_rows`) elsewhere too.
+    tokens: (B, T) int64. The text ends at the first end token that is not part of the prompt; every
+        later position holds the end token too, so that a row says by itself how long it is.
+    prompt_mask: (B, T) bool, True at positions that belong to the prompt and are never changed: on
+        the left, and with blanks to fill in (see `data.prompts.prompt_rows`) elsewhere too.
     """
 
     tokens: Tensor
@@ -36,7 +36,9 @@ def leading(prompt_mask: Tensor) -> Tensor:
 
 
 def text_mask(tokens: Tensor, prompt_mask: Tensor, end_id: int) -> Tensor:
-    """(B, T) bool, True up to and including the first end token after the leading prompt: what counts as text."""
+    """(B, T) bool, True up to and including the first end token after the leading prompt: what
+    counts as text.
+    """
     ended = (tokens == end_id) & ~leading(prompt_mask)
     return (ended.cumsum(1) - ended.long()) == 0
 
@@ -56,11 +58,14 @@ def must_go_on(prompt_mask: Tensor) -> Tensor:
 
 
 def fill_after_end(tokens: Tensor, prompt_mask: Tensor, end_id: int) -> Tensor:
-    """(B, T) tokens with everything after the first end token set to the end token (the canonical form of a text)."""
+    """(B, T) tokens with everything after the first end token set to the end token (the
+    canonical form of a text).
+    """
     return torch.where(text_mask(tokens, prompt_mask, end_id), tokens, end_id)
 
 
-# What is known of a text beforehand: a line of the prompts file, with fields such as prompt, source, mr, references.
+# What is known of a text beforehand: a line of the prompts file, with fields such as prompt,
+# source, mr, references.
 Record = Mapping[str, Any]
 
 
@@ -71,7 +76,8 @@ class Prompts:
     index: number of the batch in the whole run; with the seed it determines every random draw.
     ids: number of each text in the whole run.
     prompts: the prompt of each text ("" where there is none).
-    tokens: (B, T) int64 with the prompt at the left and end tokens after it; prompt_mask: (B, T) bool.
+    tokens: (B, T) int64 with the prompt at the left and end tokens after it; prompt_mask: (B, T)
+        bool.
     records: the record of each text, for rewards that compare with it.
     whole: rewards read prompt and text as one; False: the text alone.
     """
@@ -91,7 +97,8 @@ class Prompts:
 class Cost(NamedTuple):
     """What passed through one network (see `cost.Meter`).
 
-    calls: rows that it was given; a text that is written token by token is a row for each token; of a reward, texts.
+    calls: rows that it was given; a text that is written token by token is a row for each token; of
+        a reward, texts.
     tokens: positions in those rows. flops: floating-point operations of its matrix products.
     """
 
@@ -107,12 +114,13 @@ class Cost(NamedTuple):
 class Generations:
     """What a method returns from `predict_step`, one entry a text.
 
-    tokens (B, T) int64 in canonical form; texts, without the prompt; log_p (B,) nats of the text and its end token under
-    p_θ given the prompt; n_tokens (B,) int64 of the same; latency_s, seconds for the whole batch; costs of the whole batch
-    by network, and its peak_memory_mib; accept_rate (B,), share of accepted moves where the method has moves; diagnostics,
-    further figures (B,) by name; warm, False for the first batch of a process, whose time includes compilation and caches;
-    seen, the texts as rewards read them where that is with their prompts, else empty; canonical (B,) bool, whether prompt and
-    text are cut into just these tokens.
+    tokens (B, T) int64 in canonical form; texts, without the prompt; log_p (B,) nats of the text
+    and its end token under p_θ given the prompt; n_tokens (B,) int64 of the same; latency_s,
+    seconds for the whole batch; costs of the whole batch by network, and its peak_memory_mib;
+    accept_rate (B,), share of accepted moves where the method has moves; diagnostics, further
+    figures (B,) by name; warm, False for the first batch of a process, whose time includes
+    compilation and caches; seen, the texts as rewards read them where that is with their prompts,
+    else empty; canonical (B,) bool, whether prompt and text are cut into just these tokens.
     """
 
     index: int
@@ -137,19 +145,24 @@ class Generations:
 
 
 class Denoiser(Protocol):
-    """A network over noised embeddings: z (B, T, d), t (B, T) in [0, 1], one time per token → logits (B, T, V)."""
+    """A network over noised embeddings: z (B, T, d), t (B, T) in [0, 1], one time per token →
+    logits (B, T, V).
+    """
 
     def __call__(self, z: Tensor, t: Tensor, z0_prev: Tensor | None = None) -> Tensor: ...
 
 
 class Reward(ABC):
-    """r: a batch of texts → B numbers, finite as float32, larger is better. `name` labels it in every output.
+    """r: a batch of texts → B numbers, finite as float32, larger is better. `name` labels it in
+    every output.
 
     They come as a tensor or NumPy array (B,) of any real type on any device, or as a list or tuple.
 
-    Your own is a subclass, named by `class_path` in a YAML file; `rewards.check_reward` tries its laws. A subclass sets
-    `deterministic = False` where two calls may differ, and `conditional = True` where a value depends on the text's record
-    too (a source text, say): it is then called as `reward(texts, records)`, records a sequence of B mappings.
+    Your own is a subclass, named by `class_path` in a YAML file; `rewards.check_reward` tries its
+    laws. A subclass sets `deterministic = False` where two calls may differ, and `conditional =
+    True` where a value depends on the text's record
+    too (a source text, say): it is then called as `reward(texts, records)`, records a sequence of B
+        mappings.
     """
 
     name: str

@@ -177,7 +177,9 @@ class RougeWords:
     def tokenize(self, text: str) -> list[str]:
         if self.tokenizer == "13a":
             return words(text.lower())
-        return [token for token in cut([text.lower()], self.tokenizer)[0] if _alphanumeric.search(token)]
+        return [
+            token for token in cut([text.lower()], self.tokenizer)[0] if _alphanumeric.search(token)
+        ]
 
 
 def mostly_latin(texts: Sequence[str]) -> bool:

@@ -1,4 +1,6 @@
-"""The program run in this process, and a base model small enough for tests, in transformers' format."""
+"""The program run in this process, and a base model small enough for tests, in transformers'
+format.
+"""
 
 import os
 import sys
@@ -7,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-os.environ["OMP_NUM_THREADS"] = "1"  # read by torch as it is imported, and by the programs that tests start
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # read by torch as it is imported, and by the programs that tests start
+)
 
 import torch
 from hypothesis import settings
@@ -18,7 +22,10 @@ from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.lm.base_lm import BaseLM
 
 CORPUS = [
-    f"the {a} food is {b} near the {c}." for a in ("good", "bad", "cheap") for b in ("great", "poor") for c in ("river", "pub")
+    f"the {a} food is {b} near the {c}."
+    for a in ("good", "bad", "cheap")
+    for b in ("great", "poor")
+    for c in ("river", "pub")
 ]
 
 
@@ -28,7 +35,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def lightning(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def lightning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Run:
     """Runs the program in this process, from an empty folder: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
@@ -56,8 +65,8 @@ def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     end = tokenizer.eos_token_id
     config = GPT2Config(
-        vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=32, initializer_range=0.3,
-        bos_token_id=end, eos_token_id=end,
+        vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=32,
+        initializer_range=0.3, bos_token_id=end, eos_token_id=end,
     )  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -66,7 +75,9 @@ def lm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of Llama's architecture, with four heads of queries for two of keys and values, and one table for both ends."""
+    """The same of Llama's architecture, with four heads of queries for two of keys and values,
+    and one table for both ends.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("llama") / "lm"
@@ -74,9 +85,9 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     end = tokenizer.eos_token_id
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=32, initializer_range=0.3, tie_word_embeddings=True,
-        bos_token_id=end, eos_token_id=end,
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
+        initializer_range=0.3, tie_word_embeddings=True, bos_token_id=end, eos_token_id=end,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     for name, weight in model.named_parameters():

@@ -110,12 +110,16 @@ def plain_greedy(model: Any, rows: torch.Tensor, given: int, end: int) -> torch.
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_it_is_read_and_written_or_refused(kind: str, make: Make, caplog: pytest.LogCaptureFixture) -> None:
+def test_it_is_read_and_written_or_refused(
+    kind: str, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     """Greedy texts and log p against full passes by transformers alone, and a suffix move that keeps its accounts."""
     more, how = ARCHITECTURES[kind]
     folder = make(kind, **more)
     if how == REFUSED:
-        with pytest.raises(UserError, match=r"^--model\.init_args\.base_lm: \S+ (is no causal|cannot be read)") as refusal:
+        with pytest.raises(
+            UserError, match=r"^--model\.init_args\.base_lm: \S+ (is no causal|cannot be read)"
+        ) as refusal:
             BaseLM.load(str(folder))
         assert "\n" not in str(refusal.value)
         return

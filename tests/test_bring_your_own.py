@@ -1,4 +1,6 @@
-"""docs/bring_your_own.md to the letter: its files are written, its commands are run, in an empty folder."""
+"""docs/bring_your_own.md to the letter: its files are written, its commands are run, in an empty
+folder.
+"""
 
 import json
 import re
@@ -13,16 +15,22 @@ import pytest
 from dia_lightning import cli
 
 DOC = Path(cli.__file__).parents[1] / "docs/bring_your_own.md"
-BLOCKS: list[tuple[str, str]] = re.findall(r"^```(\w+)\n(.*?)^```$", DOC.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+BLOCKS: list[tuple[str, str]] = re.findall(
+    r"^```(\w+)\n(.*?)^```$", DOC.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+)
 
 
 def commands(block: str) -> list[str]:
-    """One command each, without what the shell would not see: line ends behind a backslash. Here-documents stay whole."""
+    """One command each, without what the shell would not see: line ends behind a backslash.
+    Here-documents stay whole.
+    """
     return [block] if "<<" in block else block.replace("\\\n", " ").splitlines()
 
 
 class Reader:
-    """Does what the document says, in the current folder. `lightning` is run in this process, which has imported it already."""
+    """Does what the document says, in the current folder. `lightning` is run in this process,
+    which has imported it already.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.monkeypatch = monkeypatch
@@ -52,11 +60,13 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("reader")
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(folder)
-        # `python` is this one, and `dia_lightning` the tree under test also where another is installed.
+        # `python` is this one, and `dia_lightning` the tree under test also where another is
+        # installed.
         shims = tmp_path_factory.mktemp("bin")
         root = str(Path(cli.__file__).parents[1])
         (shims / "python").write_text(
-            f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{root}" exec {shlex.quote(sys.executable)} "$@"\n', encoding="utf-8"
+            f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{root}" exec {shlex.quote(sys.executable)} "$@"\n',
+            encoding="utf-8",
         )
         (shims / "python").chmod(0o755)
         monkeypatch.setenv("PATH", str(shims), prepend=":")
@@ -68,7 +78,9 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def metrics(folder: Path, run: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "runs" / run / "metrics.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads(
+        (folder / "runs" / run / "metrics.json").read_text(encoding="utf-8")
+    )
     assert found["complete"]
     return found
 
@@ -86,7 +98,9 @@ def test_every_block_is_a_file_or_commands() -> None:
 
 
 def test_the_model_has_learnt_the_corpus(read: Path) -> None:
-    written = json.loads((read / "runs/suffix/base_predictions.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    written = json.loads(
+        (read / "runs/suffix/base_predictions.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    )
     assert written["prompt"] == "In Bergen Monday is"
     assert metrics(read, "suffix")["base"]["log_p_per_token"] > -1  # uniform over 350 tokens: −5.9
     names = {path.name for path in (read / "my_lm").iterdir()}
@@ -108,7 +122,10 @@ def test_options_of_the_command_line_are_those_of_the_run(read: Path) -> None:
     found = metrics(read, "other")
     assert found["n"] == 16
     assert len(metrics(read, "suffix")["config_hash"]) == 16
-    lines = [json.loads(line) for line in (read / "runs/other/predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (read / "runs/other/predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     good, bad = ("sun", "clear", "mild", "warm", "calm", "dry"), ("rain", "storm")
     for line in lines:
         text = f"{line['prompt']} {line['text']}".lower()
@@ -116,10 +133,18 @@ def test_options_of_the_command_line_are_those_of_the_run(read: Path) -> None:
 
 
 def test_the_kit_holds_what_was_trained(read: Path) -> None:
-    assert {path.name for path in (read / "my_kit").iterdir()} == {"README.md", "dia.yaml", "denoiser", "critic", "lm"}
+    assert {path.name for path in (read / "my_kit").iterdir()} == {
+        "README.md",
+        "dia.yaml",
+        "denoiser",
+        "critic",
+        "lm",
+    }
     card = (read / "my_kit/README.md").read_text(encoding="utf-8")
     assert "`my_rewards.Outlook`, code that is not in this folder" in card
-    assert card.count("| `denoiser` |") == card.count("| `critic` |") == 2  # parts, and what their training cost
+    assert (
+        card.count("| `denoiser` |") == card.count("| `critic` |") == 2
+    )  # parts, and what their training cost
     assert f"key `{metrics(read, 'my_dia')['config_hash']}`" in card
     found = metrics(read, "my_kit")
     assert found["n"] == 32

@@ -9,7 +9,9 @@ from dia_lightning.numerics import draw_categorical
 @pytest.mark.parametrize("n_tokens", [5, 4096, 5000, 49_152])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_draws_are_those_of_plain_inversion(n_tokens: int, dtype: torch.dtype) -> None:
-    """Only a u within rounding of a token's border may fall to its neighbour: none of 400 does at this seed."""
+    """Only a u within rounding of a token's border may fall to its neighbour: none of 400 does
+    at this seed.
+    """
     generator = torch.Generator().manual_seed(0)
     logits = (3 * torch.randn(4, 100, n_tokens, generator=generator)).to(dtype)
     logits[..., 1] = -torch.inf

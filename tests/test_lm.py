@@ -45,8 +45,12 @@ def test_padding_and_company_do_not_matter(lm: BaseLM) -> None:
     longer = torch.nn.functional.pad(tokens, (0, 5), value=lm.end_id)
     mask = torch.nn.functional.pad(prompt_mask, (0, 5), value=False)
     ended = text_mask(tokens, prompt_mask, lm.end_id).sum(1) < tokens.shape[1]
-    torch.testing.assert_close(lm.log_prob(longer, mask)[ended], lm.log_prob(tokens, prompt_mask)[ended])
-    singles = torch.cat([lm.log_prob(t[None], m[None]) for t, m in zip(tokens, prompt_mask, strict=True)])
+    torch.testing.assert_close(
+        lm.log_prob(longer, mask)[ended], lm.log_prob(tokens, prompt_mask)[ended]
+    )
+    singles = torch.cat(
+        [lm.log_prob(t[None], m[None]) for t, m in zip(tokens, prompt_mask, strict=True)]
+    )
     torch.testing.assert_close(singles, lm.log_prob(tokens, prompt_mask))
 
 
@@ -61,8 +65,12 @@ def test_chunks_give_the_same(lm: BaseLM, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("linear", [True, False])
-def test_every_next_token_from_the_states_of_one_pass(lm: BaseLM, linear: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`log_probs_at` is transformers' own softmax at each position, and log p of the text where it is read at its tokens."""
+def test_every_next_token_from_the_states_of_one_pass(
+    lm: BaseLM, linear: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`log_probs_at` is transformers' own softmax at each position, and log p of the text where
+    it is read at its tokens.
+    """
     monkeypatch.setattr(lm, "has_body", linear)
     tokens, prompt_mask = rows(lm)
     log_p, hidden = lm.log_prob_and_hidden(tokens, prompt_mask)
@@ -76,7 +84,9 @@ def test_every_next_token_from_the_states_of_one_pass(lm: BaseLM, linear: bool, 
 
 
 def test_logits_of_a_model_in_bfloat16_are_not_rounded(lm: BaseLM) -> None:
-    """Its last states times its own table, in float32; transformers' own logits are some hundredths off."""
+    """Its last states times its own table, in float32; transformers' own logits are some
+    hundredths off.
+    """
     low = BaseLM(deepcopy(lm.model).bfloat16(), lm.tokenizer)
     tokens = torch.randint(1, lm.vocab_size, (3, 9), generator=torch.Generator().manual_seed(0))
     ids = torch.nn.functional.pad(tokens[:, :-1], (1, 0), value=lm.bos_id)
@@ -96,34 +106,62 @@ def test_greedy_is_transformers_greedy(lm: BaseLM) -> None:
     for row, mask, out in zip(tokens, prompt_mask, got, strict=True):
         start = torch.cat([torch.tensor([lm.bos_id]), row[mask]])[None]
         want = lm.model.generate(
-            start, attention_mask=torch.ones_like(start), do_sample=False, max_length=9, pad_token_id=lm.end_id
+            start,
+            attention_mask=torch.ones_like(start),
+            do_sample=False,
+            max_length=9,
+            pad_token_id=lm.end_id,
         )
         want = torch.nn.functional.pad(want[0, 1:], (0, 9 - want.shape[1]), value=lm.end_id)
         assert out.tolist() == want.tolist()
 
 
 def test_rows_that_end_early_do_not_disturb_the_others() -> None:
-    """Greedy texts of the shipped model, which end between 20 and 40 tokens, one batch against transformers one by one."""
+    """Greedy texts of the shipped model, which end between 20 and 40 tokens, one batch against
+    transformers one by one.
+    """
     lm = BaseLM.load("checkpoints/tiny/lm")
-    prompts = ["The", "Near the", "Cheap", "There is a", "Aromi", "A family friendly pub", "Blue Spice", "For Chinese food"]
+    prompts = [
+        "The",
+        "Near the",
+        "Cheap",
+        "There is a",
+        "Aromi",
+        "A family friendly pub",
+        "Blue Spice",
+        "For Chinese food",
+    ]
     tokens, prompt_mask = prompt_rows(lm, prompts, 40)
     got = lm.generate(tokens, prompt_mask, torch.Generator().manual_seed(0), top_k=1)
     lengths = set()
     for row, mask, out in zip(tokens, prompt_mask, got, strict=True):
         start = torch.cat([torch.tensor([lm.bos_id]), row[mask]])[None]
         want = lm.model.generate(
-            start, attention_mask=torch.ones_like(start), do_sample=False, max_length=41, eos_token_id=lm.end_id
+            start,
+            attention_mask=torch.ones_like(start),
+            do_sample=False,
+            max_length=41,
+            eos_token_id=lm.end_id,
         )
         lengths.add(want.shape[1])
-        assert out.tolist() == torch.nn.functional.pad(want[0, 1:], (0, 41 - want.shape[1]), value=lm.end_id).tolist()
+        assert (
+            out.tolist()
+            == torch.nn.functional.pad(
+                want[0, 1:], (0, 41 - want.shape[1]), value=lm.end_id
+            ).tolist()
+        )
     assert len({n // 8 for n in lengths}) >= 2
 
 
 def test_generate_draws_from_p(lm: BaseLM) -> None:
-    """First tokens of 20,000 draws against p_θ; χ² at false-alarm rate 10⁻³ (Wilson–Hilferty), seed fixed."""
+    """First tokens of 20,000 draws against p_θ; χ² at false-alarm rate 10⁻³ (Wilson–Hilferty),
+    seed fixed.
+    """
     n = 20_000
     tokens = torch.full((n, 1), lm.end_id)
-    drawn = lm.generate(tokens, torch.zeros_like(tokens, dtype=torch.bool), torch.Generator().manual_seed(0))
+    drawn = lm.generate(
+        tokens, torch.zeros_like(tokens, dtype=torch.bool), torch.Generator().manual_seed(0)
+    )
     want = lm.log_prob(torch.arange(lm.vocab_size)[:, None]).exp() * n
     got = torch.bincount(drawn[:, 0], minlength=lm.vocab_size)
     common = want >= 5
@@ -134,8 +172,12 @@ def test_generate_draws_from_p(lm: BaseLM) -> None:
     assert chi2 < df * (1 - 2 / (9 * df) + 3.09 * (2 / (9 * df)) ** 0.5) ** 3
 
 
-@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(0.7, 0, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.6), (1.3, 40, 0.9)])
-def test_the_next_token_is_drawn_as_transformers_would(temperature: float, top_k: int, top_p: float) -> None:
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(0.7, 0, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.6), (1.3, 40, 0.9)]
+)
+def test_the_next_token_is_drawn_as_transformers_would(
+    temperature: float, top_k: int, top_p: float
+) -> None:
     logits = 3 * torch.randn(64, 280, generator=torch.Generator().manual_seed(0))
     warpers: list[Any] = [TemperatureLogitsWarper(temperature)]
     warpers += [TopKLogitsWarper(top_k)] if top_k else []
@@ -168,7 +210,9 @@ def test_decode_leaves_out_prompt_and_end(lm: BaseLM) -> None:
     prompt_mask = torch.zeros_like(tokens, dtype=torch.bool)
     assert lm.decode(tokens, prompt_mask) == [text]
     prompt_mask[0, :3] = True
-    assert lm.decode(tokens, prompt_mask) == [lm.tokenizer.decode(tokens[0, 3:], skip_special_tokens=True)]
+    assert lm.decode(tokens, prompt_mask) == [
+        lm.tokenizer.decode(tokens[0, 3:], skip_special_tokens=True)
+    ]
 
 
 def test_a_hub_that_cannot_be_reached_is_said_within_30_s(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +243,9 @@ def test_a_pickle_is_not_loaded(lm_folder: Path, tmp_path: Path) -> None:
 
 
 def test_writing_reads_what_stands_there_after_rows_were_resampled_and_dropped(lm: BaseLM) -> None:
-    """Logits from the cache against a pass over the whole row; two rows are copied, then one has ended and is dropped."""
+    """Logits from the cache against a pass over the whole row; two rows are copied, then one has
+    ended and is dropped.
+    """
     tokens = torch.full((4, 6), lm.end_id)
     writing = Writing(lm, tokens, torch.zeros_like(tokens, dtype=torch.bool))
     for written in ([1, 2, 3, 4], [5, 6, 7, 8]):
@@ -209,16 +255,22 @@ def test_writing_reads_what_stands_there_after_rows_were_resampled_and_dropped(l
     assert writing.tokens[:, :2].tolist() == [[3, 7], [2, 6], [3, 7], [1, 5]]
     for written in ([9, lm.end_id, 10, 11], [12, 13, 14, 15]):
         seen = torch.nn.functional.pad(writing.tokens[:, : writing.place], (1, 0), value=lm.bos_id)
-        torch.testing.assert_close(writing.next_logits(), lm.model(seen).logits[:, -1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            writing.next_logits(), lm.model(seen).logits[:, -1], atol=1e-5, rtol=1e-5
+        )
         writing.write(torch.tensor(written))
     assert writing.drop_ended()
     assert writing.rows.tolist() == [0, 2, 3]
     seen = torch.nn.functional.pad(writing.tokens[writing.rows, :4], (1, 0), value=lm.bos_id)
-    torch.testing.assert_close(writing.next_logits(), lm.model(seen).logits[:, -1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        writing.next_logits(), lm.model(seen).logits[:, -1], atol=1e-5, rtol=1e-5
+    )
     assert writing.text()[1].tolist() == [2, 6, *[lm.end_id] * 4]
 
 
-def test_prompts_read_in_one_pass_give_the_same_texts(lm: BaseLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_read_in_one_pass_give_the_same_texts(
+    lm: BaseLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompt = torch.randint(1, lm.vocab_size, (6, 12), generator=torch.Generator().manual_seed(0))
     mask = torch.arange(12) < torch.tensor([5, 3, 4, 3, 7, 12])[:, None]
     read = lm.generate(prompt, mask, torch.Generator().manual_seed(1))
@@ -231,7 +283,9 @@ def test_prompts_read_in_one_pass_give_the_same_texts(lm: BaseLM, monkeypatch: p
     assert writing.read_prompts() == writing.place == 3
 
 
-def test_rows_of_like_prompts_are_written_together(lm: BaseLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_like_prompts_are_written_together(
+    lm: BaseLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same texts (greedy ones, as parts draw other numbers), in fewer steps of rows."""
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(1, lm.vocab_size, (20, 12), generator=generator)

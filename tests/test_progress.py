@@ -14,8 +14,12 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize(("terminal", "rank", "seen"), [(True, 0, True), (False, 0, False), (True, 1, False)])
-def test_who_sees_a_bar(monkeypatch: pytest.MonkeyPatch, terminal: bool, rank: int, seen: bool) -> None:
+@pytest.mark.parametrize(
+    ("terminal", "rank", "seen"), [(True, 0, True), (False, 0, False), (True, 1, False)]
+)
+def test_who_sees_a_bar(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, rank: int, seen: bool
+) -> None:
     screen = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(rank_zero_only, "rank", rank, raising=False)

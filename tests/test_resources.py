@@ -36,7 +36,9 @@ def test_what_is_no_path(path: str) -> None:
         require_path(path, "--model.lam")
 
 
-def test_an_installed_package_ignores_the_configs_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_package_ignores_the_configs_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "site-packages/dia_lightning"
     for folder in (package / "share/configs", package.parent / "configs"):
         folder.mkdir(parents=True)
@@ -47,7 +49,9 @@ def test_an_installed_package_ignores_the_configs_of_others(tmp_path: Path, monk
     assert find_path("configs/a.yaml") == package / "share/configs/a.yaml"
 
 
-def test_what_runs_wrote_in_the_source_tree_is_not_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_runs_wrote_in_the_source_tree_is_not_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for folder in ("tree/runs/lm_tiny", "tree/configs", "tree/checkpoints/tiny", "elsewhere"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "tree/pyproject.toml").touch()

@@ -15,14 +15,22 @@ def batch(lm: BaseLM, prompt: str, n: int = 6) -> Prompts:
     tokens = torch.full((n, 10), lm.end_id)
     mask = torch.zeros(n, 10, dtype=torch.bool)
     tokens[:, : len(ids)], mask[:, : len(ids)] = torch.tensor(ids), True
-    return Prompts(0, list(range(n)), [prompt] * n, lm.generate(tokens, mask, torch.Generator().manual_seed(0)), mask)
+    return Prompts(
+        0,
+        list(range(n)),
+        [prompt] * n,
+        lm.generate(tokens, mask, torch.Generator().manual_seed(0)),
+        mask,
+    )
 
 
 def test_log_prob_is_log_p_plus_lambda_reward_of_the_whole_text(lm: BaseLM) -> None:
     rows = batch(lm, "the good")
     reward = Keyword(["good"])
     target = TargetDensity(lm, reward, 2.5, rows)
-    texts = [lm.tokenizer.decode([i for i in row if i != lm.end_id]) for row in rows.tokens.tolist()]
+    texts = [
+        lm.tokenizer.decode([i for i in row if i != lm.end_id]) for row in rows.tokens.tolist()
+    ]
     n_prompt = int(rows.prompt_mask[0].sum())
     for i, row in enumerate(rows.tokens):
         ends = (row[n_prompt:] == lm.end_id).nonzero()

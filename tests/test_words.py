@@ -46,7 +46,11 @@ def test_with_spaces_and_no_marks_words_are_those_of_python(text: str) -> None:
 
 def test_no_letter_or_digit_is_lost() -> None:
     """Every character that Python holds for a letter or digit is in a word; none of the others."""
-    known = [chr(i) for i in range(sys.maxunicode + 1) if unicodedata.category(chr(i)) not in ("Cn", "Cs")]
+    known = [
+        chr(i)
+        for i in range(sys.maxunicode + 1)
+        if unicodedata.category(chr(i)) not in ("Cn", "Cs")
+    ]
     lost = [c for c in known if (c.isalnum() or c == "_") != (words(c) == [c])]
     assert lost == []
 
@@ -56,10 +60,13 @@ def test_no_letter_or_digit_is_lost() -> None:
     [
         ("便宜", "价格便宜，很好", True), ("便宜", "very便宜!", True), ("便宜", "便 宜", False),
         ("スシ", "私はスシが好き", True), ("กิน", "อยากกินข้าว", True), ("ก", "กิน", False),
-        ("cat", "concatenate", False), ("cafe", "很好的cafe在", True), ("cafe", "很好的cafes", False),
-        ("5", "有5家", True), ("5", "有15家", False), ("ABC", "ＡＢＣ", False), ("C++", "学C++吧", True),
-        ("हिन्दी", "मैं हिन्दी बोलता", True), ("हिन", "हिन्दी", False), ("cafe", "cafe\u0301", False),
-        ("می", "می\u200cخواهم", False), ("한국", "한국어", False), ("❤", "❤️", True), ("straße", "STRASSE", False),
+        ("cat", "concatenate", False), ("cafe", "很好的cafe在", True),
+        ("cafe", "很好的cafes", False),
+        ("5", "有5家", True), ("5", "有15家", False), ("ABC", "ＡＢＣ", False),
+        ("C++", "学C++吧", True),
+        ("हिन्दी", "मैं हिन्दी बोलता", True), ("हिन", "हिन्दी", False),
+        ("cafe", "cafe\u0301", False), ("می", "می\u200cخواهم", False), ("한국", "한국어", False),
+        ("❤", "❤️", True), ("straße", "STRASSE", False),
     ],
 )  # fmt: skip
 def test_whole_words_in_any_script(phrase: str, text: str, found: bool) -> None:
@@ -74,10 +81,10 @@ CHINESE, JAPANESE = "这家店价格便宜。", "これは安い店です。"
     [
         (["a café", "Привет, мир", "हिन्दी में", "مرحبا بك", "한국어를 배운다", "γειά"], "13a"),
         (["The word 北京 means northern capital."], "13a"),
-        ([CHINESE], "zh"), ([CHINESE, "the"], "zh"), (["我用Python写code"], "zh"), ([CHINESE * 10 + "の"], "zh"),
-        (["ผมกินข้าว"], "char"), (["ผมกินข้าว北京"], "char"), (["ก北京北京"], "zh"),
-        (["ភាសាខ្មែរ"], "char"), (["ພາສາລາວ"], "char"), (["မြန်မာ"], "char"), (["བོད་སྐད།"], "char"),
-        ([], "13a"), (ODD, "13a"),
+        ([CHINESE], "zh"), ([CHINESE, "the"], "zh"), (["我用Python写code"], "zh"),
+        ([CHINESE * 10 + "の"], "zh"), (["ผมกินข้าว"], "char"), (["ผมกินข้าว北京"], "char"),
+        (["ก北京北京"], "zh"), (["ភាសាខ្មែរ"], "char"), (["ພາສາລາວ"], "char"), (["မြန်မာ"], "char"),
+        (["བོད་སྐད།"], "char"), ([], "13a"), (ODD, "13a"),
     ],
 )  # fmt: skip
 def test_auto_goes_by_all_texts_together(texts: list[str], name: str) -> None:
@@ -101,7 +108,9 @@ def without_mecab(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_japanese_without_mecab_is_cut_into_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     without_mecab(monkeypatch)
     assert resolve("auto", [JAPANESE]) == "char"
-    with pytest.raises(UserError, match=r"^--x\.tokenizer: ja-mecab given, allowed: char, or .*sacrebleu\[ja\]"):
+    with pytest.raises(
+        UserError, match=r"^--x\.tokenizer: ja-mecab given, allowed: char, or .*sacrebleu\[ja\]"
+    ):
         check_tokenizer("ja-mecab", "--x.tokenizer")
     module.bleu.cache_clear()
 
@@ -116,11 +125,15 @@ def test_japanese_with_mecab() -> None:
 @pytest.mark.parametrize("name", ["13a", "intl", "zh", "char"])
 def test_tokens_are_sacrebleus(name: str) -> None:
     texts = [CHINESE, JAPANESE, "U.S. 3.5% cafés ", "ผมกินข้าว", *ODD]
-    assert cut(texts, name) == [BLEU(tokenize=name).tokenizer(text.rstrip()).split() for text in texts]
+    assert cut(texts, name) == [
+        BLEU(tokenize=name).tokenizer(text.rstrip()).split() for text in texts
+    ]
 
 
 def test_an_unknown_tokenizer_is_refused() -> None:
-    with pytest.raises(UserError, match="tokenizer: 'moses' given, allowed: auto, 13a, intl, zh, ja-mecab, char"):
+    with pytest.raises(
+        UserError, match="tokenizer: 'moses' given, allowed: auto, 13a, intl, zh, ja-mecab, char"
+    ):
         resolve("moses", [])
 
 

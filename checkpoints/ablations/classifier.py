@@ -1,10 +1,12 @@
-"""The sentiment classifier of the ablation `gradient`: it shares the tokenizer of `tiny/lm`, so a gradient can pass through it.
+"""The sentiment classifier of the ablation `gradient`: it shares the tokenizer of `tiny/lm`, so a
+gradient can pass through it.
 
     python checkpoints/ablations/classifier.py FOLDER
 
-GPT-2's architecture with a head for two classes, begun from the first layers of `tiny/lm` and trained on that model's own
-samples (kept in runs/samples, as for the critics) to tell whether VADER's compound score is above 0.5. Writes FOLDER in
-transformers' format, bfloat16. Prints the accuracy on held-out samples.
+GPT-2's architecture with a head for two classes, begun from the first layers of `tiny/lm` and
+trained on that model's own samples (kept in runs/samples, as for the critics) to tell whether
+VADER's compound score is above 0.5. Writes FOLDER in transformers' format, bfloat16. Prints the
+accuracy on held-out samples.
 """
 
 import sys
@@ -30,7 +32,9 @@ def build(lm: BaseLM) -> GPT2ForSequenceClassification:
     return model
 
 
-def labelled(lm: BaseLM, rows: TokenRows, reward: VaderSentiment) -> tuple[torch.Tensor, torch.Tensor]:
+def labelled(
+    lm: BaseLM, rows: TokenRows, reward: VaderSentiment
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows as the tokenizer makes them of the decoded texts, and whether each is positive."""
     batch = rows[list(range(len(rows)))]
     texts = lm.decode(batch["tokens"], batch["prompt_mask"])
@@ -44,7 +48,10 @@ def main(folder: str) -> None:
     data.prepare_data()
     data.setup("fit")
     lm, reward = data.lm, VaderSentiment()
-    (tokens, labels), (held_out, truth) = labelled(lm, data.train_rows, reward), labelled(lm, data.val_rows, reward)
+    (tokens, labels), (held_out, truth) = (
+        labelled(lm, data.train_rows, reward),
+        labelled(lm, data.val_rows, reward),
+    )
     model = build(lm).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=STEPS)
@@ -60,7 +67,9 @@ def main(folder: str) -> None:
     model.eval().bfloat16().float()
     with torch.no_grad():
         accuracy = (model(held_out).logits.argmax(1) == truth).double().mean()
-    print(f"held out: accuracy {accuracy:.3f}, {truth.double().mean():.3f} of {len(truth)} positive")
+    print(
+        f"held out: accuracy {accuracy:.3f}, {truth.double().mean():.3f} of {len(truth)} positive"
+    )
     model.bfloat16().save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
 

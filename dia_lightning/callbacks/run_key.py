@@ -1,4 +1,6 @@
-"""The key of a run: a hash of everything that determines its texts, so that only equal runs share their batches."""
+"""The key of a run: a hash of everything that determines its texts, so that only equal runs
+share their batches.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ _WRITTEN_OUT = 1_000_000
 
 
 def run_key(trainer: L.Trainer, module: GuidedSamplerModule, data: PromptData) -> str:
-    """16 hexadecimal digits made of the settings, the prompts themselves, all weights, precision and kind of device.
+    """16 hexadecimal digits made of the settings, the prompts themselves, all weights, precision
+    and kind of device.
 
     Raises:
         UserError: if a part of the run does not keep one of its arguments, see `describe`.
@@ -37,10 +40,16 @@ def run_key(trainer: L.Trainer, module: GuidedSamplerModule, data: PromptData) -
         "schema": SCHEMA,
         "version": __version__,
         "model": model,
-        "data": {**describe(data), "prompts": prompts, "records": list({id(r): r for r in data.records.items}.values())},
+        "data": {
+            **describe(data),
+            "prompts": prompts,
+            "records": list({id(r): r for r in data.records.items}.values()),
+        },
         "weights": fingerprint(module.lm, module.state_dict()),
         # Its weights replace the module's after this hash is made.
-        "checkpoint": _sha256(Path(checkpoint).read_bytes()) if Path(checkpoint).is_file() else checkpoint,
+        "checkpoint": (
+            _sha256(Path(checkpoint).read_bytes()) if Path(checkpoint).is_file() else checkpoint
+        ),
         "precision": str(trainer.precision),
         "accelerator": type(trainer.accelerator).__name__,
     }
@@ -70,7 +79,9 @@ def describe(part: Any) -> Any:
     if inspect.isroutine(part) or inspect.isclass(part):
         return f"{part.__module__}.{part.__qualname__}"
     cls = type(part)
-    return {"class": f"{cls.__module__}.{cls.__qualname__}"} | {n: describe(_argument(part, n)) for n in _arguments(cls)}
+    return {"class": f"{cls.__module__}.{cls.__qualname__}"} | {
+        n: describe(_argument(part, n)) for n in _arguments(cls)
+    }
 
 
 def _arguments(cls: type) -> list[str]:
@@ -90,8 +101,9 @@ def _argument(part: Any, name: str) -> Any:
         if hasattr(part, attribute):
             return getattr(part, attribute)
     raise UserError(
-        f"{type(part).__name__}: its argument {name!r} is not kept as an attribute of that name, so that runs with different "
-        f"values could not be told apart; write `self.{name} = {name}` in its __init__"
+        f"{type(part).__name__}: its argument {name!r} is not kept as an attribute of that name, so"
+        f" that runs with different values could not be told apart; write `self.{name} = {name}` in"
+        " its __init__"
     )
 
 

@@ -14,10 +14,11 @@ from dia_lightning.types import Prompts
 
 
 class UnguidedSamples(L.Callback):
-    """At every validation, draws texts from the denoiser (EMA weights, where averaged) and logs their mean log p_θ.
+    """At every validation, draws texts from the denoiser (EMA weights, where averaged) and logs
+    their mean log p_θ.
 
-    Logs `val/log_p_per_token` in nats and writes the texts to TensorBoard. The same number for p_θ's own samples is the
-    ceiling that an ideal denoiser reaches.
+    Logs `val/log_p_per_token` in nats and writes the texts to TensorBoard. The same number for
+    p_θ's own samples is the ceiling that an ideal denoiser reaches.
 
     Args:
         n_texts: how many to draw. steps, stagger: of the ancestral sampler.
@@ -27,7 +28,12 @@ class UnguidedSamples(L.Callback):
         self.n_texts, self.steps, self.stagger = n_texts, steps, stagger
 
     def on_validation_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         # Here and not at the epoch's end: WeightEMA has its weights in the module only in between.
         if batch_idx or trainer.sanity_checking or not isinstance(pl_module, DenoiserModule):
@@ -37,15 +43,30 @@ class UnguidedSamples(L.Callback):
         shape = (self.n_texts, pl_module.max_length)
         work = Prompts(
             0, list(range(self.n_texts)), [""] * self.n_texts,
-            torch.full(shape, lm.end_id, device=device), torch.zeros(shape, dtype=torch.bool, device=device),
+            torch.full(shape, lm.end_id, device=device),
+            torch.zeros(shape, dtype=torch.bool, device=device),
         )  # fmt: skip
         predict = unguided(pl_module.network, pl_module.embedding)
         tokens = draw_texts(
-            predict, work, pl_module.embedding, pl_module.schedule, lm.end_id, generator, "ancestral", self.steps, self.stagger
+            predict,
+            work,
+            pl_module.embedding,
+            pl_module.schedule,
+            lm.end_id,
+            generator,
+            "ancestral",
+            self.steps,
+            self.stagger,
         )
         with torch.autocast(device.type, enabled=False):
             log_p = lm.token_log_probs(tokens)
-        pl_module.log("val/log_p_per_token", log_p.sum() / (log_p != 0).sum(), prog_bar=True, sync_dist=True, batch_size=1)
+        pl_module.log(
+            "val/log_p_per_token",
+            log_p.sum() / (log_p != 0).sum(),
+            prog_bar=True,
+            sync_dist=True,
+            batch_size=1,
+        )
         writer = getattr(trainer.logger, "experiment", None)
         if writer is not None and hasattr(writer, "add_text"):
             texts = lm.decode(tokens, work.prompt_mask)[:8]

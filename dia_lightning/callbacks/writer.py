@@ -1,4 +1,6 @@
-"""Writes what `predict` and `test` draw, batch by batch, and continues where a stopped run left off."""
+"""Writes what `predict` and `test` draw, batch by batch, and continues where a stopped run left
+off.
+"""
 
 from __future__ import annotations
 
@@ -35,26 +37,30 @@ from dia_lightning.words import Tokenizer, check_tokenizer, resolve
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write to a neighbour first, so that `path` is whole or absent whenever the process dies; OSError names `path`."""
+    """Write to a neighbour first, so that `path` is whole or absent whenever the process dies;
+    OSError names `path`.
+    """
     with in_place(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 class PredictionWriter(L.Callback):
-    """`predictions.jsonl`, `metrics.json`, `tensorboard/` and the table at the end; with an evaluation `hacking.jsonl` too.
+    """`predictions.jsonl`, `metrics.json`, `tensorboard/` and the table at the end; with an
+    evaluation `hacking.jsonl` too.
 
-    Every batch goes to a file of its own under `parts/<hash of the settings>`; at the end rank zero merges them in order, and
-    puts the settings beside them (`config.yaml`).
-    A rerun with the same settings draws only the batches that are missing. A run that ends early, by an error, Ctrl-C or
-    a limit on batches, leaves the texts that it has in `predictions.jsonl`, and a `metrics.json` with `complete: false`
-    and without figures.
+    Every batch goes to a file of its own under `parts/<hash of the settings>`; at the end rank zero
+    merges them in order, and puts the settings beside them (`config.yaml`). A rerun with the same
+    settings draws only the batches that are missing. A run that ends early, by an error, Ctrl-C or
+    a limit on batches, leaves the texts that it has in `predictions.jsonl`, and a `metrics.json`
+    with `complete: false` and without figures.
 
     Args:
         folder: where to write.
         n_shown: sample texts under the table.
         evaluation: what the task measures besides; a rerun with another one draws nothing again.
-        tokenizer: how texts are cut into words for self-BLEU, distinct-n, BLEU and ROUGE, by sacrebleu's names; `auto` goes
-            by the script of all texts of the run, and of its references. A rerun with another one draws nothing again.
+        tokenizer: how texts are cut into words for self-BLEU, distinct-n, BLEU and ROUGE, by
+            sacrebleu's names; `auto` goes by the script of all texts of the run, and of its
+            references. A rerun with another one draws nothing again.
 
     Raises:
         UserError: if the tokenizer is not installed.
@@ -65,7 +71,12 @@ class PredictionWriter(L.Callback):
         tokenizer: Tokenizer = "auto",
     ) -> None:  # fmt: skip
         check_tokenizer(tokenizer, "--trainer.callbacks.init_args.tokenizer")
-        self.folder, self.n_shown, self.evaluation, self.tokenizer = Path(folder), n_shown, evaluation, tokenizer
+        self.folder, self.n_shown, self.evaluation, self.tokenizer = (
+            Path(folder),
+            n_shown,
+            evaluation,
+            tokenizer,
+        )
         self._hash = ""
         self._training: dict[str, Any] = {}
         self._records: Sequence[Record] = []
@@ -81,16 +92,21 @@ class PredictionWriter(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(pl_module, GuidedSamplerModule) or not isinstance(data, PromptData):
             raise UserError(
-                f"--model: {type(pl_module).__name__} does not sample; give a sampler (for example --config "
-                "configs/dia_tiny.yaml), with --data PromptData"
+                f"--model: {type(pl_module).__name__} does not sample; give a sampler (for example"
+                " --config configs/dia_tiny.yaml), with --data PromptData"
             )
         if sum(isinstance(callback, PredictionWriter) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
-            raise UserError("--trainer.callbacks: PredictionWriter given twice, allowed: once; a run has one folder")
+            raise UserError(
+                "--trainer.callbacks: PredictionWriter given twice, allowed: once; a run has one"
+                " folder"
+            )
         self._records = data.records
         if self.evaluation is not None:
             has_base = pl_module.compare_base or pl_module.method == "zero_shot"
             names = reported_names(pl_module.reward)
-            self.evaluation.check(data.texts.items, data.records.items, has_base, names, data.n_texts)
+            self.evaluation.check(
+                data.texts.items, data.records.items, has_base, names, data.n_texts
+            )
         # Here, where every process asks: a logger's folder is told to all of them.
         self._config = Path(trainer.log_dir or trainer.default_root_dir) / "config.yaml"
         key = run_key(trainer, pl_module, data)
@@ -101,30 +117,40 @@ class PredictionWriter(L.Callback):
         try:
             self._parts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--trainer.callbacks: cannot write to {self.folder} ({error.strerror})") from error
+            raise UserError(
+                f"--trainer.callbacks: cannot write to {self.folder} ({error.strerror})"
+            ) from error
         self._together = Together(trainer.world_size)
-        # The first process looks, before any of them writes, so that all share out the same batches.
+        # The first process looks, before any of them writes, so that all share out the same
+        # batches.
         done = self._together.agree({int(path.stem) for path in self._parts.glob("*.json")})
         self._n_batches, self._n_resumed, self._n_written = data.n_batches, len(done), 0
         data.skip(done)
 
     def _locked(self) -> BaseFileLock:
-        """The folder is this run's until it ends, in whatever way: the system takes the lock back."""
+        """The folder is this run's until it ends, in whatever way: the system takes the lock
+        back.
+        """
         lock = FileLock(self.folder / "parts" / ".lock")
         try:
             (self.folder / "parts").mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(
-                f"--trainer.callbacks.init_args.folder: another run is writing to {self.folder}; wait, or give another folder"
+                f"--trainer.callbacks.init_args.folder: another run is writing to {self.folder};"
+                " wait, or give another folder"
             ) from error
         except OSError as error:
-            raise UserError(f"--trainer.callbacks: cannot write to {self.folder} ({error.strerror})") from error
+            raise UserError(
+                f"--trainer.callbacks: cannot write to {self.folder} ({error.strerror})"
+            ) from error
         return lock
 
     @contextmanager
     def _unlocked(self) -> Iterator[None]:
-        """What is done in it is the last that this run does in its folder, whether it fails or not."""
+        """What is done in it is the last that this run does in its folder, whether it fails or
+        not.
+        """
         try:
             yield
         finally:
@@ -136,15 +162,17 @@ class PredictionWriter(L.Callback):
         return self.folder / "parts" / self._hash
 
     def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any,
+        batch_idx: int, dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         outputs = outputs["generations"] if isinstance(outputs, dict) else outputs
         text = json.dumps([to_json(generations) for generations in outputs])
         write_atomically(self._parts / f"{outputs[0].index:06d}.json", text)
         self._n_written += 1
         INTERRUPTS.check()
-        if trainer.received_sigterm:  # of a program of one's own, where Lightning notes it and goes on
+        if (
+            trainer.received_sigterm
+        ):  # of a program of one's own, where Lightning notes it and goes on
             raise KeyboardInterrupt
 
     on_test_batch_end = on_predict_batch_end
@@ -158,17 +186,25 @@ class PredictionWriter(L.Callback):
                 n = self._n_resumed + self._together.total(self._n_written)
                 if trainer.is_global_zero:
                     option = "--trainer.callbacks.init_args.folder"
-                    wait_for_files(lambda: len(list(self._parts.glob("*.json"))) >= n, option, self.folder)
+                    wait_for_files(
+                        lambda: len(list(self._parts.glob("*.json"))) >= n, option, self.folder
+                    )
                 self._merge(trainer, self.evaluation)
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
         """Make the finished batches readable; without an evaluation, which may be what failed."""
         with self._unlocked():
             if self._hash:
                 self._merge(trainer, None)
 
     def _merge(self, trainer: L.Trainer, evaluation: Evaluation | None) -> None:
-        paths = sorted(self._parts.glob("*.json"), key=lambda path: int(path.stem)) if trainer.is_global_zero else []
+        paths = (
+            sorted(self._parts.glob("*.json"), key=lambda path: int(path.stem))
+            if trainer.is_global_zero
+            else []
+        )
         if not paths:
             return
         parts = [self._read(path) for path in paths]
@@ -178,12 +214,16 @@ class PredictionWriter(L.Callback):
             (self.folder / name).unlink(missing_ok=True)
         rmtree(self.folder / "tensorboard", ignore_errors=True)
         for name, run in zip(("predictions.jsonl", "base_predictions.jsonl"), runs, strict=False):
-            self._write_lines(name, [line | self._source(line["id"]) for batch in run for line in records(batch)])
+            self._write_lines(
+                name, [line | self._source(line["id"]) for batch in run for line in records(batch)]
+            )
         complete = len(paths) == self._n_batches
         figures: list[dict[str, Any]] = [{"n": sum(map(_size, run))} for run in runs]
         if complete:
             figures = self._figures(runs, evaluation)
-        metrics = [{"method": run[0].method, **values} for run, values in zip(runs, figures, strict=True)]
+        metrics = [
+            {"method": run[0].method, **values} for run, values in zip(runs, figures, strict=True)
+        ]
         result = {
             "schema": SCHEMA,
             "complete": complete,
@@ -200,22 +240,32 @@ class PredictionWriter(L.Callback):
             return
         with _optional("there is no copy of the settings"):
             if self._config.is_file():  # the next run may write its own there
-                write_atomically(self._parts / "config.yaml", self._config.read_text(encoding="utf-8"))
+                write_atomically(
+                    self._parts / "config.yaml", self._config.read_text(encoding="utf-8")
+                )
         with _optional(f"{self.folder / 'tensorboard'} is not whole"):
             write_events(self.folder / "tensorboard", runs, metrics)
         with _optional("the logger did not take the figures"):
             if trainer.logger:
-                trainer.logger.log_metrics({k: v for k, v in metrics[0].items() if isinstance(v, float)})
+                trainer.logger.log_metrics(
+                    {k: v for k, v in metrics[0].items() if isinstance(v, float)}
+                )
         with _optional("the table is not whole"):
             rows = [] if evaluation is None else evaluation.rows()
-            print_results(metrics, runs, self.folder, self.n_shown, self._n_resumed, self._n_batches, rows)
+            print_results(
+                metrics, runs, self.folder, self.n_shown, self._n_resumed, self._n_batches, rows
+            )
         if trainer.state.fn == "test":
             with _optional("there is no report"):
                 print(visible(f"Wrote {write_run_report(self.folder, self._config)}"))
 
-    def _figures(self, runs: list[list[Generations]], evaluation: Evaluation | None) -> list[dict[str, Any]]:
+    def _figures(
+        self, runs: list[list[Generations]], evaluation: Evaluation | None
+    ) -> list[dict[str, Any]]:
         """Of each run, all with one tokenizer, and why some are null."""
-        tokenizer = resolve(self.tokenizer, [text for run in runs for batch in run for text in batch.texts])
+        tokenizer = resolve(
+            self.tokenizer, [text for run in runs for batch in run for text in batch.texts]
+        )
         figures = [{"tokenizer": tokenizer, **compute_metrics(run, tokenizer)} for run in runs]
         if evaluation is not None:
             evaluated = evaluation(runs, self._records, self.tokenizer)
@@ -229,7 +279,9 @@ class PredictionWriter(L.Callback):
             return [from_json(fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
         except (ValueError, TypeError, KeyError) as error:
             mend = "delete it, and the same command draws it again"
-            raise UserError(f"--trainer.callbacks.init_args.folder: {path} is damaged ({error}); {mend}") from error
+            raise UserError(
+                f"--trainer.callbacks.init_args.folder: {path} is damaged ({error}); {mend}"
+            ) from error
 
     def _source(self, text: int) -> dict[str, str]:
         """What the text was made from, where its record has that."""
@@ -242,7 +294,9 @@ class PredictionWriter(L.Callback):
 
 @contextmanager
 def _optional(lost: str) -> Iterator[None]:
-    """What fails in it is a warning: texts and figures are in their files, and the run is whole without it."""
+    """What fails in it is a warning: texts and figures are in their files, and the run is whole
+    without it.
+    """
     try:
         yield
     except Exception as error:
@@ -253,7 +307,8 @@ def _optional(lost: str) -> Iterator[None]:
 def _joined(figures: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     if taken := sorted(set(figures) & set(more)):
         raise UserError(
-            f"--trainer.callbacks.init_args.evaluation: {taken[0]!r} is another figure too; give the judge another name"
+            f"--trainer.callbacks.init_args.evaluation: {taken[0]!r} is another figure too; give"
+            " the judge another name"
         )
     return {**figures, **more}
 

@@ -1,4 +1,6 @@
-"""What all data modules share: token rows in memory, cut into batches that do not depend on the number of processes."""
+"""What all data modules share: token rows in memory, cut into batches that do not depend on the
+number of processes.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,17 @@ class TokenRows(Dataset[Any]):
 
     def __init__(self, tokens: Tensor, end_id: int, prompt_length: Tensor | None = None) -> None:
         self.tokens, self.end_id = tokens, end_id
-        self.prompt_length = torch.zeros(len(tokens), dtype=torch.int64) if prompt_length is None else prompt_length
+        self.prompt_length = (
+            torch.zeros(len(tokens), dtype=torch.int64) if prompt_length is None else prompt_length
+        )
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, indices: list[int]) -> dict[str, Tensor]:
-        """One batch: `tokens` (B, T) and `prompt_mask` (B, T), T the longest text with its end token."""
+        """One batch: `tokens` (B, T) and `prompt_mask` (B, T), T the longest text with its end
+        token.
+        """
         tokens = self.tokens[indices]
         place = torch.arange(tokens.shape[1])
         prompt_mask = place < self.prompt_length[indices, None]
@@ -41,16 +47,31 @@ class _Batches(DistributedSampler[Any]):
     (A `DistributedSampler`, because Lightning puts one of its own in the place of any other.)
 
     Args:
-        rows: to be numbered. size: rows a batch, those of all processes. world: number of processes.
-        shuffled: from which epoch on rows come in a new seeded order; None = never, and the rest is a batch too.
-        seed: of the orders. done: batches that are behind the run when an epoch is begun or gone on with.
+        rows: to be numbered. size: rows a batch, those of all processes. world: number of
+            processes.
+        shuffled: from which epoch on rows come in a new seeded order; None = never, and the rest is
+            a batch too.
+        seed: of the orders. done: batches that are behind the run when an epoch is begun or gone on
+            with.
     """
 
     def __init__(
-        self, rows: TokenRows, size: int, world: int, shuffled: int | None, seed: int, done: Callable[[], int]
+        self,
+        rows: TokenRows,
+        size: int,
+        world: int,
+        shuffled: int | None,
+        seed: int,
+        done: Callable[[], int],
     ) -> None:
         super().__init__(rows, 1, 0, seed=seed)
-        self.n_rows, self.size, self.world, self.shuffled, self.done = len(rows), size, world, shuffled, done
+        self.n_rows, self.size, self.world, self.shuffled, self.done = (
+            len(rows),
+            size,
+            world,
+            shuffled,
+            done,
+        )
 
     def __len__(self) -> int:
         return -(-self.n_rows // self.size) if self.shuffled is None else self.n_rows // self.size
@@ -59,14 +80,18 @@ class _Batches(DistributedSampler[Any]):
         epoch, first = divmod(self.done(), len(self))
         order = list(range(self.n_rows))
         if self.shuffled is not None and epoch >= self.shuffled:
-            order = torch.randperm(self.n_rows, generator=torch.Generator().manual_seed(self.seed + epoch)).tolist()
+            order = torch.randperm(
+                self.n_rows, generator=torch.Generator().manual_seed(self.seed + epoch)
+            ).tolist()
         for i in range(first, len(self)):
             batch = order[i * self.size : (i + 1) * self.size]
             yield batch + [batch[0]] * (-len(batch) % self.world)  # every process has as many rows
 
 
 class _Loader(DataLoader[Any]):
-    """Tells Lightning that it can go on inside an epoch; where, `_Batches` learns from the trainer."""
+    """Tells Lightning that it can go on inside an epoch; where, `_Batches` learns from the
+    trainer.
+    """
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -80,11 +105,12 @@ def _own_rows(batch: dict[str, Tensor], rank: int, world: int) -> dict[str, Tens
 
 
 class TokenData(L.LightningDataModule):
-    """Base of the data modules that train a network: subclasses set `train_rows` and `val_rows` in `setup`.
+    """Base of the data modules that train a network: subclasses set `train_rows` and `val_rows` in
+    `setup`.
 
-    Batch k of a run is fixed by k: a continued run goes on with the batch after its last one. With world size W, process
-    r takes rows r, r + W, … of it, cut to the longest text of the whole batch, so that W processes compute what one does
-    with W times the batch size.
+    Batch k of a run is fixed by k: a continued run goes on with the batch after its last one. With
+    world size W, process r takes rows r, r + W, … of it, cut to the longest text of the whole
+    batch, so that W processes compute what one does with W times the batch size.
 
     Attributes:
         shuffled: from which epoch on rows are shuffled; 1 where rows are independent draws already.
@@ -107,14 +133,29 @@ class TokenData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer
         if getattr(trainer, "overfit_batches", 0):
-            raise UserError("--trainer.overfit_batches: not for this data; train on fewer rows instead")
-        return self._loader(self.train_rows, self.shuffled, lambda: trainer.fit_loop.total_batch_idx + 1 if trainer else 0)
+            raise UserError(
+                "--trainer.overfit_batches: not for this data; train on fewer rows instead"
+            )
+        return self._loader(
+            self.train_rows,
+            self.shuffled,
+            lambda: trainer.fit_loop.total_batch_idx + 1 if trainer else 0,
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._loader(self.val_rows, None, lambda: 0)
 
-    def _loader(self, rows: TokenRows, shuffled: int | None, done: Callable[[], int]) -> DataLoader[Any]:
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+    def _loader(
+        self, rows: TokenRows, shuffled: int | None, done: Callable[[], int]
+    ) -> DataLoader[Any]:
+        world, rank = (
+            (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        )
         size = min(self.batch_size, max(1, len(rows) // world)) * world
         batches = _Batches(rows, size, world, shuffled, self.seed, done)
-        return _Loader(rows, batch_size=None, sampler=batches, collate_fn=partial(_own_rows, rank=rank, world=world))
+        return _Loader(
+            rows,
+            batch_size=None,
+            sampler=batches,
+            collate_fn=partial(_own_rows, rank=rank, world=world),
+        )

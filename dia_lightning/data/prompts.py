@@ -1,4 +1,6 @@
-"""Prompts for a sampler: from a file, a list or none, cut into batches that do not depend on the number of processes."""
+"""Prompts for a sampler: from a file, a list or none, cut into batches that do not depend on the
+number of processes.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,13 @@ def has_blank(prompt: str) -> bool:
     return _BLANK.search(prompt) is not None
 
 
-def prompt_rows(lm: BaseLM, prompts: list[str], max_length: int) -> tuple[torch.Tensor, torch.Tensor]:
+def prompt_rows(
+    lm: BaseLM, prompts: list[str], max_length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens (B, max_length) of each prompt, and its mask (B, max_length), True at what is given.
 
-    A prompt is the beginning of a text. One with blanks, `[blank:N]` for N free tokens each, is the whole of it: its end
-    token is given too.
+    A prompt is the beginning of a text. One with blanks, `[blank:N]` for N free tokens each, is the
+    whole of it: its end token is given too.
 
     Raises:
         UserError: if a prompt leaves no position free, or a blank is longer than a text may be.
@@ -44,26 +48,30 @@ def prompt_rows(lm: BaseLM, prompts: list[str], max_length: int) -> tuple[torch.
     for prompt in prompts:
         if len(prompt) > _LETTERS * max_length:
             raise UserError(
-                f"--data.init_args.prompts: {prompt[:40]!r} has {len(prompt)} letters, too many for {max_length} tokens "
-                "(--data.init_args.max_length)"
+                f"--data.init_args.prompts: {prompt[:40]!r} has {len(prompt)} letters, too many for"
+                f" {max_length} tokens (--data.init_args.max_length)"
             )
         if not is_text(prompt):
-            raise UserError(f"--data.init_args.prompts: {prompt[:40]!r} is no text that UTF-8 can hold")
+            raise UserError(
+                f"--data.init_args.prompts: {prompt[:40]!r} is no text that UTF-8 can hold"
+            )
         for count in _BLANK.findall(prompt):
             # Not made into a number where that takes more digits than Python allows.
             if len(count) > 9 or int(count) > max_length:
                 raise UserError(
-                    f"--data.init_args.prompts: {prompt[:40]!r} has a blank of {count:.20} tokens, allowed are at "
-                    f"most {max_length} (--data.init_args.max_length)"
+                    f"--data.init_args.prompts: {prompt[:40]!r} has a blank of {count:.20} tokens,"
+                    f" allowed are at most {max_length} (--data.init_args.max_length)"
                 )
     tokens = torch.full((len(prompts), max_length), lm.end_id, dtype=torch.int64)
     mask = torch.zeros_like(tokens, dtype=torch.bool)
-    for row, given, (prompt, ids) in zip(tokens, mask, zip(prompts, _ids(lm, prompts), strict=True), strict=True):
+    for row, given, (prompt, ids) in zip(
+        tokens, mask, zip(prompts, _ids(lm, prompts), strict=True), strict=True
+    ):
         whole = has_blank(prompt)
         if len(ids) > max_length or (len(ids) == max_length and not whole):
             raise UserError(
-                f"--data.init_args.prompts: {prompt[:40]!r} has {len(ids)} tokens, allowed are at most {max_length - 1} "
-                f"(--data.init_args.max_length is {max_length})"
+                f"--data.init_args.prompts: {prompt[:40]!r} has {len(ids)} tokens, allowed are at"
+                f" most {max_length - 1} (--data.init_args.max_length is {max_length})"
             )
         values = torch.tensor(ids, dtype=torch.int64)
         row[: len(ids)] = torch.where(values < 0, lm.end_id, values)
@@ -76,7 +84,13 @@ def _ids(lm: BaseLM, prompts: list[str]) -> list[list[int]]:
     """The tokens of each prompt, −1 for one that is free."""
     pieces = [_BLANK.split(prompt) for prompt in prompts]
     # The space before a blank belongs to the word that fills it, as most tokenizers have it.
-    texts = [[part.removesuffix(" ") if i < len(parts) // 2 else part for i, part in enumerate(parts[::2])] for parts in pieces]
+    texts = [
+        [
+            part.removesuffix(" ") if i < len(parts) // 2 else part
+            for i, part in enumerate(parts[::2])
+        ]
+        for parts in pieces
+    ]
     first = iter(lm.token_ids([parts[0] for parts in texts]))
     later = iter(lm.continued_ids([part for parts in texts for part in parts[1:]]))
     rows = []
@@ -91,7 +105,8 @@ def _ids(lm: BaseLM, prompts: list[str]) -> list[list[int]]:
 class _Batches:
     """The batches of a run that one process of `world` draws, by their numbers.
 
-    No `DataLoader`: Lightning would split one among the processes itself, and fails where a process has nothing to do.
+    No `DataLoader`: Lightning would split one among the processes itself, and fails where a process
+        has nothing to do.
     """
 
     def __init__(self, data: PromptData, indices: Sequence[int], rank: int, world: int) -> None:
@@ -106,26 +121,31 @@ class _Batches:
 
 
 class PromptData(L.LightningDataModule):
-    """Work for `lightning predict`: `n_texts` texts for every prompt, or `n_texts` without a prompt.
+    """Work for `lightning predict`: `n_texts` texts for every prompt, or `n_texts` without a
+    prompt.
 
     Attributes:
         texts: after `setup`, the prompt of every text of the run.
-        records: the record of each: the fields of its line in the file, for rewards and metrics that compare with them.
+        records: the record of each: the fields of its line in the file, for rewards and metrics
+            that compare with them.
 
     Args:
-        prompts: a list of strings, a file or data set that `records.read_records` reads, or nothing. A prompt begins the
-            text; blanks to be filled in are written `[blank:N]`, N tokens each, in a prompt that is the whole text.
+        prompts: a list of strings, a file or data set that `records.read_records` reads, or
+            nothing. A prompt begins the text; blanks to be filled in are written `[blank:N]`, N
+            tokens each, in a prompt that is the whole text.
         fields: which of the file's columns make a record's fields, see `records.read_records`.
         split: which part of a data set that has several.
         limit: take the first `limit` records only.
-        template: makes the prompt from a record's fields, for example `"{source:400} TL;DR:"` (its first 400 words); by
-            default it is the field `prompt`; `""`: no prompt, the records serve rewards and metrics alone.
+        template: makes the prompt from a record's fields, for example `"{source:400} TL;DR:"` (its
+            first 400 words); by default it is the field `prompt`; `""`: no prompt, the records
+            serve rewards and metrics alone.
         n_texts: texts for each prompt.
-        batch_size: texts sampled together; with the seed it determines the result, the number of processes does not.
+        batch_size: texts sampled together; with the seed it determines the result, the number of
+            processes does not.
         max_length: longest text in tokens, prompt and end token included.
-        length: tokens after the prompt, end token not counted, exactly; or a file of texts whose lengths are drawn. By
-            default texts end where p_θ ends them. For `Diffusion` and moves of `DenoiseAccept`, which can hold an end token
-            in its place.
+        length: tokens after the prompt, end token not counted, exactly; or a file of texts whose
+            lengths are drawn. By default texts end where p_θ ends them. For `Diffusion` and moves
+            of `DenoiseAccept`, which can hold an end token in its place.
         reward_sees_prompt: rewards read prompt and text as one; otherwise the text alone.
         end_tokens: tokens that end a text besides the model's own, for example a line feed.
         base_lm: hub id or folder of p_θ, for its tokenizer; the model's by default.
@@ -147,7 +167,12 @@ class PromptData(L.LightningDataModule):
         end_tokens: list[str] | None = None,
     ) -> None:
         super().__init__()
-        for option, value in (("n_texts", n_texts), ("batch_size", batch_size), ("max_length", max_length), ("limit", limit)):
+        for option, value in (
+            ("n_texts", n_texts),
+            ("batch_size", batch_size),
+            ("max_length", max_length),
+            ("limit", limit),
+        ):
             if value is not None and value < 1:
                 raise UserError(f"--data.init_args.{option}: {value} given, at least 1 allowed")
         self.base_lm, self.prompts, self.n_texts = base_lm, prompts, n_texts
@@ -167,18 +192,23 @@ class PromptData(L.LightningDataModule):
         self.lm = getattr(model, "lm", None) or BaseLM.load(self.base_lm)
         if self.max_length > self.lm.max_length:
             raise UserError(
-                f"--data.init_args.max_length: {self.max_length} given, {self.lm.name} allows at most {self.lm.max_length}"
+                f"--data.init_args.max_length: {self.max_length} given, {self.lm.name} allows at"
+                f" most {self.lm.max_length}"
             )
         self.lm.add_ends(self._end_ids())
         records = self._read()
         prompts = [self._prompt(record) for record in records]
         if len(prompts) * self.n_texts > sys.maxsize:
-            raise UserError(f"--data.init_args.n_texts: {self.n_texts} given, more texts than can be numbered")
+            raise UserError(
+                f"--data.init_args.n_texts: {self.n_texts} given, more texts than can be numbered"
+            )
         self.texts, self.records = Repeated(prompts, self.n_texts), Repeated(records, self.n_texts)
         self.lengths = self._lengths(len(self.texts))
         # A prompt that is too long is an error now, not after hours.
         if isinstance(self.length, int):
-            prompt_rows(self.lm, [f"{prompt}[blank:{self.length}]" for prompt in prompts], self.max_length)
+            prompt_rows(
+                self.lm, [f"{prompt}[blank:{self.length}]" for prompt in prompts], self.max_length
+            )
         for index in range(self.n_batches) if isinstance(self.length, str) else ():
             self.batch(index)
         prompt_rows(self.lm, prompts, self.max_length)
@@ -190,8 +220,8 @@ class PromptData(L.LightningDataModule):
         for text, found in zip(texts, ids, strict=True):
             if len(found) != 1:
                 raise UserError(
-                    f"--data.init_args.end_tokens: {text!r} given, allowed: what is one token of {self.lm.name}, "
-                    f"it is {len(found)}"
+                    f"--data.init_args.end_tokens: {text!r} given, allowed: what is one token of"
+                    f" {self.lm.name}, it is {len(found)}"
                 )
         return [found[0] for found in ids]
 
@@ -202,11 +232,16 @@ class PromptData(L.LightningDataModule):
             needs = ("prompt",) if self.template is None else template_fields(self.template)
             return read_records(self.prompts, self.fields, self.split, self.limit, needs=needs)
         if not self.prompts:
-            raise UserError("--data.init_args.prompts: an empty list given; leave the option out to sample without")
+            raise UserError(
+                "--data.init_args.prompts: an empty list given; leave the option out to sample"
+                " without"
+            )
         return [{"prompt": prompt} for prompt in self.prompts[: self.limit]]
 
     def _prompt(self, record: Record) -> str:
-        return str(record["prompt"]) if self.template is None else fill_template(self.template, record)
+        return (
+            str(record["prompt"]) if self.template is None else fill_template(self.template, record)
+        )
 
     def _lengths(self, n: int) -> Sequence[int]:
         """The number of tokens of each text, where it is given."""
@@ -218,34 +253,56 @@ class PromptData(L.LightningDataModule):
             return Repeated([self.length], n)
         if n > _MOST_DRAWN:
             raise UserError(
-                f"--data.init_args.n_texts: {self.n_texts} given; a length is drawn for each of {n} texts before the first, "
-                f"allowed are {_MOST_DRAWN} with --data.init_args.length {self.length}"
+                f"--data.init_args.n_texts: {self.n_texts} given; a length is drawn for each of {n}"
+                f" texts before the first, allowed are {_MOST_DRAWN} with --data.init_args.length"
+                f" {self.length}"
             )
         column = "ref" if self.length.lower().endswith(".csv") else "text"
-        seen = self.lm.tokenizer(read_texts(self.length, column, "--data.init_args.length"), add_special_tokens=False)[
-            "input_ids"
-        ]
+        seen = self.lm.tokenizer(
+            read_texts(self.length, column, "--data.init_args.length"), add_special_tokens=False
+        )["input_ids"]
         fitting = [len(ids) for ids in seen if 0 < len(ids) < self.max_length]
         if not fitting:
-            raise UserError(f"--data.init_args.length: {self.length} has no text of 1 to {self.max_length - 1} tokens")
+            raise UserError(
+                f"--data.init_args.length: {self.length} has no text of 1 to {self.max_length - 1}"
+                " tokens"
+            )
         return random.Random(0).choices(fitting, k=n)
 
     def batch(self, index: int) -> Prompts:
         """Batch number `index` of the run."""
         ids = range(index * self.batch_size, min((index + 1) * self.batch_size, len(self.texts)))
         prompts = [self.texts[i] for i in ids]
-        shaped = [f"{self.texts[i]}[blank:{self.lengths[i]}]" for i in ids] if self.lengths else prompts
+        shaped = (
+            [f"{self.texts[i]}[blank:{self.lengths[i]}]" for i in ids] if self.lengths else prompts
+        )
         tokens, mask = prompt_rows(self.lm, shaped, self.max_length)
-        return Prompts(index, list(ids), prompts, tokens, mask, [self.records[i] for i in ids], self.reward_sees_prompt)
+        return Prompts(
+            index,
+            list(ids),
+            prompts,
+            tokens,
+            mask,
+            [self.records[i] for i in ids],
+            self.reward_sees_prompt,
+        )
 
     def record_of(self, text: int) -> Record:
         """The record of the text that has this number in the run."""
         return self.records[text]
 
-    def transfer_batch_to_device(self, batch: Prompts, device: torch.device, dataloader_idx: int) -> Prompts:
-        # A true precision of the trainer copies every record; texts that share one share a population.
+    def transfer_batch_to_device(
+        self, batch: Prompts, device: torch.device, dataloader_idx: int
+    ) -> Prompts:
+        # A true precision of the trainer copies every record; texts that share one share a
+        # population.
         records = [self.record_of(text) for text in batch.ids]
-        return replace(batch, tokens=batch.tokens.to(device), prompt_mask=batch.prompt_mask.to(device), records=records)
+        return replace(
+            batch,
+            tokens=batch.tokens.to(device),
+            prompt_mask=batch.prompt_mask.to(device),
+            records=records,
+        )
 
     @property
     def n_batches(self) -> int:
@@ -258,7 +315,9 @@ class PromptData(L.LightningDataModule):
 
     def predict_dataloader(self) -> _Batches:
         """Process r of W draws the batches r, r + W, … of those that are wanted."""
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        world, rank = (
+            (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        )
         return _Batches(self, self.wanted, rank, world)
 
     def test_dataloader(self) -> _Batches:

@@ -13,7 +13,9 @@ from dia_lightning.types import Prompts, Record
 
 
 class _Rollouts:
-    """The batches that one process draws, from the one after the last of the run that it continues; it never ends."""
+    """The batches that one process draws, from the one after the last of the run that it
+    continues; it never ends.
+    """
 
     def __init__(self, data: RolloutData) -> None:
         self.data = data
@@ -27,7 +29,9 @@ class _Rollouts:
             k += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Tells Lightning that it can go on inside an epoch; where, `__iter__` learns from the trainer."""
+        """Tells Lightning that it can go on inside an epoch; where, `__iter__` learns from the
+        trainer.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -35,13 +39,16 @@ class _Rollouts:
 
 
 class RolloutData(PromptData):
-    """Prompts for `fit` of a policy: step k of process r of W takes batch k W + r, fixed by that number and the seed.
+    """Prompts for `fit` of a policy: step k of process r of W takes batch k W + r, fixed by that
+    number and the seed.
 
-    Every prompt of a batch comes `n_texts` times. Prompts are passed through in an order that is shuffled anew in each
-    pass; without prompts all texts begin with nothing. The run ends by `--trainer.max_steps`.
+    Every prompt of a batch comes `n_texts` times. Prompts are passed through in an order that is
+    shuffled anew in each pass; without prompts all texts begin with nothing. The run ends by
+    `--trainer.max_steps`.
 
     Args:
-        base_lm, prompts, fields, split, limit, template, max_length, reward_sees_prompt: as for `PromptData`.
+        base_lm, prompts, fields, split, limit, template, max_length, reward_sees_prompt: as for
+        `PromptData`.
         n_texts: texts for each prompt in a batch, with which RLOO compares.
         batch_size: texts a step and process, a multiple of n_texts.
         seed: of the order of prompts.
@@ -62,10 +69,23 @@ class RolloutData(PromptData):
         seed: int = 0,
     ) -> None:
         super().__init__(
-            base_lm, prompts, fields, split, limit, template, n_texts, batch_size, max_length, None, reward_sees_prompt
+            base_lm,
+            prompts,
+            fields,
+            split,
+            limit,
+            template,
+            n_texts,
+            batch_size,
+            max_length,
+            None,
+            reward_sees_prompt,
         )
         if batch_size % self.n_texts:
-            raise UserError(f"--data.init_args.batch_size: {batch_size} given, allowed: a multiple of n_texts ({n_texts})")
+            raise UserError(
+                f"--data.init_args.batch_size: {batch_size} given, allowed: a multiple of n_texts"
+                f" ({n_texts})"
+            )
         self.seed = seed
         self._turn, self._order = -1, [0]
 
@@ -74,16 +94,29 @@ class RolloutData(PromptData):
         self._kinds = list(self.records.items)
         self._prompts = list(self.texts.items)
         for prompt in filter(has_blank, self._prompts):
-            raise UserError(f"--data.init_args.prompts: {prompt[:40]!r} has blanks, which a causal model cannot fill")
+            raise UserError(
+                f"--data.init_args.prompts: {prompt[:40]!r} has blanks, which a causal model cannot"
+                " fill"
+            )
 
     def rollout(self, index: int) -> Prompts:
         """Batch `index` of all processes together."""
         n = self.batch_size // self.n_texts
-        chosen = [self._nth(i) for i in range(index * n, (index + 1) * n) for _ in range(self.n_texts)]
+        chosen = [
+            self._nth(i) for i in range(index * n, (index + 1) * n) for _ in range(self.n_texts)
+        ]
         prompts = [self._prompts[i] for i in chosen]
         tokens, mask = prompt_rows(self.lm, prompts, self.max_length)
         ids = list(range(index * self.batch_size, (index + 1) * self.batch_size))
-        return Prompts(index, ids, prompts, tokens, mask, [self._kinds[i] for i in chosen], self.reward_sees_prompt)
+        return Prompts(
+            index,
+            ids,
+            prompts,
+            tokens,
+            mask,
+            [self._kinds[i] for i in chosen],
+            self.reward_sees_prompt,
+        )
 
     def record_of(self, text: int) -> Record:
         return self._kinds[self._nth(text // self.n_texts)]

@@ -27,19 +27,23 @@ from dia_lightning.types import Cost
 class ModelSamples(TokenData):
     """Samples of p_θ, drawn once and kept on disk.
 
-    Rows come in shards; each shard is drawn from (seed, shard) alone and moved into place whole. A run that was stopped
-    goes on with the missing shards, and more texts later only add shards. Of several processes each draws a share of the
-    shards, and all read the same ones: the rows are those that one process draws. The folder's name is a hash of everything
-    that determines the rows.
+    Rows come in shards; each shard is drawn from (seed, shard) alone and moved into place whole. A
+    run that was stopped goes on with the missing shards, and more texts later only add shards. Of
+    several processes each draws a share of the
+    shards, and all read the same ones: the rows are those that one process draws. The folder's name
+    is a hash of everything that determines the rows.
 
-    A run of few steps draws no more shards than its steps use. As rows are independent draws, the first epoch takes them
-    in the order in which they were drawn: step k sees the same rows however long the run is, and when it is prolonged
-    later the missing shards are drawn and it goes on with the rows after the last.
+    A run of few steps draws no more shards than its steps use. As rows are independent draws, the
+    first epoch takes them
+    in the order in which they were drawn: step k sees the same rows however long the run is, and
+    when it is prolonged later the missing shards are drawn and it goes on with the rows after the
+    last.
 
     Args:
         base_lm: hub id or folder of p_θ.
         n_texts: training rows; `n_val` more are held out.
-        max_length: longest row in tokens, prompt and end token included; a text that has not ended by then is cut.
+        max_length: longest row in tokens, prompt and end token included; a text that has not ended
+            by then is cut.
         batch_size: rows a step and process.
         prompts: file or data set that `records.read_records` reads, with the field `prompt`;
             drawn at random for each row; nothing = no prompts.
@@ -69,7 +73,9 @@ class ModelSamples(TokenData):
             if value < 1:
                 raise UserError(f"--data.init_args.{option}: {value} given, at least 1 allowed")
         if not 0 < temperature < math.inf:
-            raise UserError(f"--data.init_args.temperature: {temperature} given, must be above 0, finite")
+            raise UserError(
+                f"--data.init_args.temperature: {temperature} given, must be above 0, finite"
+            )
         self.base_lm, self.n_texts, self.n_val = base_lm, n_texts, n_val
         self.prompts, self.temperature, self.shard_size = prompts, temperature, shard_size
         self.cache = Path(cache)
@@ -120,7 +126,9 @@ class ModelSamples(TokenData):
 
     def _draw_missing(self, folder: Path) -> None:
         """Each process draws its share of the missing shards; ends when all shards are there."""
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        world, rank = (
+            (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        )
         folder.mkdir(parents=True, exist_ok=True)
         together = Together(world)
         # The first process looks, before any of them draws, so that all share out the same shards.
@@ -142,11 +150,17 @@ class ModelSamples(TokenData):
             rows = self.draw(shard, self.device)
             spent = {name: tuple(cost) for name, cost in difference(meter.read(), before).items()}
             with in_place(path) as partial:
-                save_file(rows, partial, {"costs": json.dumps(spent), "seconds": str(time.perf_counter() - begin)})
+                save_file(
+                    rows,
+                    partial,
+                    {"costs": json.dumps(spent), "seconds": str(time.perf_counter() - begin)},
+                )
         self.lm.to(torch.device("cpu"))  # it draws no more
 
     def drawing_costs(self) -> tuple[dict[str, Cost], float]:
-        """What the rows of this run cost when they were drawn, also in an earlier run, and the seconds of all processes."""
+        """What the rows of this run cost when they were drawn, also in an earlier run, and the
+        seconds of all processes.
+        """
         from safetensors import safe_open
 
         total, seconds, folder = Cost(), 0.0, self.folder
@@ -161,15 +175,24 @@ class ModelSamples(TokenData):
         """Rows of one shard: `tokens` (N, T) int32 and `prompt_length` (N,) int32."""
         generator = torch.Generator(device).manual_seed(self.seed * 1_000_003 + shard)
         prompts = self._prompts()
-        chosen = torch.randint(len(prompts), (self.shard_size,), generator=generator, device=device).tolist()
+        chosen = torch.randint(
+            len(prompts), (self.shard_size,), generator=generator, device=device
+        ).tolist()
         tokens, mask = prompt_rows(self.lm, [prompts[i] for i in chosen], self.max_length)
         drawn = self.lm.generate(tokens.to(device), mask.to(device), generator, self.temperature)
         return {"tokens": drawn.int().cpu(), "prompt_length": mask.sum(1).int()}
 
     def _prompts(self) -> list[str]:
-        prompts = [str(r["prompt"]) for r in read_records(self.prompts, needs=("prompt",))] if self.prompts else [""]
+        prompts = (
+            [str(r["prompt"]) for r in read_records(self.prompts, needs=("prompt",))]
+            if self.prompts
+            else [""]
+        )
         for prompt in filter(has_blank, prompts):
-            raise UserError(f"--data.init_args.prompts: {prompt[:40]!r} has blanks, which p_θ cannot fill from both sides")
+            raise UserError(
+                f"--data.init_args.prompts: {prompt[:40]!r} has blanks, which p_θ cannot fill from"
+                " both sides"
+            )
         return prompts
 
     def setup(self, stage: str) -> None:
@@ -183,7 +206,10 @@ class ModelSamples(TokenData):
             raise UserError(f"--data.init_args.max_length: {self.max_length} given, {allowed}")
         folder = self.folder
         self._draw_missing(folder)
-        shards = [_read_shard(self.shard_path(folder, i), self.lm.vocab_size) for i in range(self.n_shards)]
+        shards = [
+            _read_shard(self.shard_path(folder, i), self.lm.vocab_size)
+            for i in range(self.n_shards)
+        ]
         tokens = torch.cat([s["tokens"] for s in shards]).long()
         prompt_length = torch.cat([s["prompt_length"] for s in shards]).long()
         end = self.lm.end_id
@@ -202,11 +228,18 @@ def _read_shard(path: Path, vocab_size: int) -> dict[str, Tensor]:
     try:
         rows = load_file(path)
         tokens, length = rows["tokens"], rows["prompt_length"]
-        if tokens.min() < 0 or tokens.max() >= vocab_size or length.min() < 0 or length.max() > tokens.shape[1]:
+        if (
+            tokens.min() < 0
+            or tokens.max() >= vocab_size
+            or length.min() < 0
+            or length.max() > tokens.shape[1]
+        ):
             raise ValueError("it holds numbers that are no tokens")
     except (SafetensorError, KeyError, ValueError) as error:
         option = "--data.init_args.cache"
-        raise UserError(f"{option}: {path} is damaged ({error}); delete it, and the same command draws it again") from error
+        raise UserError(
+            f"{option}: {path} is damaged ({error}); delete it, and the same command draws it again"
+        ) from error
     return rows
 
 
@@ -220,7 +253,9 @@ def fingerprint(lm: BaseLM, others: Mapping[str, Tensor] | None = None) -> str:
         for name, weight in sorted(weights.items()):
             digest.update(name.encode())
             whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
-            digest.update(whole.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(
+                whole.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+            )
     return digest.hexdigest()
 
 

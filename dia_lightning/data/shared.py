@@ -19,12 +19,14 @@ SECONDS_TO_APPEAR = 60.0
 
 
 class Together:
-    """All `world` processes of a run. They wait for each other for days, where Lightning's own barriers give up after
-    half an hour; made by all of them at the same time.
+    """All `world` processes of a run. They wait for each other for days, where Lightning's own
+    barriers give up after half an hour; made by all of them at the same time.
     """
 
     def __init__(self, world: int) -> None:
-        self._group = dist.new_group(backend="gloo", timeout=timedelta(days=30)) if world > 1 else None
+        self._group = (
+            dist.new_group(backend="gloo", timeout=timedelta(days=30)) if world > 1 else None
+        )
 
     def agree(self, value: T) -> T:
         """The first process's value, for all."""
@@ -43,7 +45,8 @@ class Together:
 
 
 def wait_for_files(are_there: Callable[[], bool], option: str, folder: Path) -> None:
-    """Returns when they are: a network file system may show what another node wrote some seconds late.
+    """Returns when they are: a network file system may show what another node wrote some seconds
+    late.
 
     Raises:
         UserError: if they are not after `SECONDS_TO_APPEAR`.
@@ -51,5 +54,8 @@ def wait_for_files(are_there: Callable[[], bool], option: str, folder: Path) -> 
     end = time.monotonic() + SECONDS_TO_APPEAR
     while not are_there():
         if time.monotonic() > end:
-            raise UserError(f"{option}: {folder} lacks what other processes wrote; give a folder that all nodes share")
+            raise UserError(
+                f"{option}: {folder} lacks what other processes wrote; give a folder that all nodes"
+                " share"
+            )
         time.sleep(1)

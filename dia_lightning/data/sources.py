@@ -1,4 +1,6 @@
-"""Where records come from: rows of files of several kinds, of GYAFC's folders and of the hub, each with its place."""
+"""Where records come from: rows of files of several kinds, of GYAFC's folders and of the hub,
+each with its place.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ Row = tuple[str, Mapping[str, Any]]
 _Found = tuple[str, Mapping[str, Any] | str]
 _Cells = Iterator[tuple[str, list[str]]]
 _DOMAINS = ("Entertainment_Music", "Family_Relationships")
-_DIRECTIONS = {"informal_to_formal": ("informal", "formal"), "formal_to_informal": ("formal", "informal")}
+_DIRECTIONS = {
+    "informal_to_formal": ("informal", "formal"),
+    "formal_to_informal": ("formal", "informal"),
+}
 _HUB_AND_GYAFC = ", hub:NAME and gyafc:FOLDER:DIRECTION"
 
 
@@ -69,7 +74,9 @@ def quoted_tsv_rows(file: Path, option: str) -> Iterator[Row]:
 
 def tsv_rows(file: Path, option: str) -> Iterator[Row]:
     """The rows of a file in which a row is a line and a quotation mark a plain character."""
-    cells = ((f"{file}, line {n}", line.rstrip("\n").split("\t")) for n, line in lines(file, option))
+    cells = (
+        (f"{file}, line {n}", line.rstrip("\n").split("\t")) for n, line in lines(file, option)
+    )
     return _under_header(cells, option, plain=True)
 
 
@@ -100,9 +107,14 @@ def _under_header(rows: _Cells, option: str, plain: bool = False) -> Iterator[Ro
                 raise UserError(f"{option}: {where}: {quoted}; quoted:FILE.tsv reads such a file")
             continue
         if any(cell.strip() for cell in cells[len(header) :]):
-            raise UserError(f"{option}: {where} has {len(cells)} cells, the header names {len(header)} columns")
+            raise UserError(
+                f"{option}: {where} has {len(cells)} cells, the header names {len(header)} columns"
+            )
         texts = [cell.strip() or None for cell in cells]
-        yield where, {name: text for name, text in zip_longest(header, texts[: len(header)]) if name}
+        yield (
+            where,
+            {name: text for name, text in zip_longest(header, texts[: len(header)]) if name},
+        )
 
 
 def _header(cells: list[str], where: str, option: str) -> list[str]:
@@ -150,8 +162,12 @@ def json_rows(file: Path, option: str) -> Iterator[_Found]:
 
 
 def bold_rows(content: Any, file: Path, option: str) -> Iterator[Row]:
-    """`prompt`, `category` and `name` of BOLD's objects: category → name → list of prompts (arXiv:2101.11718)."""
-    if not isinstance(content, dict) or not all(isinstance(names, dict) for names in content.values()):
+    """`prompt`, `category` and `name` of BOLD's objects: category → name → list of prompts
+    (arXiv:2101.11718).
+    """
+    if not isinstance(content, dict) or not all(
+        isinstance(names, dict) for names in content.values()
+    ):
         bold = "no JSON object of categories that hold names (BOLD)"
         raise UserError(f"{option}: {file} is no JSON list of objects or strings, and {bold}")
     for category, names in content.items():
@@ -181,8 +197,10 @@ def hub_rows(dataset: str, config: str | None, split: str, option: str) -> Itera
 def gyafc_rows(folder: str, direction: str, split: str, option: str) -> Iterator[Row]:
     """`source`, `references` and `domain` of the GYAFC corpus (Rao and Tetreault 2018).
 
-    DOMAIN/train has two files of parallel lines, `informal` and `formal`. In DOMAIN/tune and DOMAIN/test these are sentences
-    of their own, each with four rewrites: those of `informal` in `formal.ref0` … `formal.ref3`, the other way round likewise.
+    DOMAIN/train has two files of parallel lines, `informal` and `formal`. In DOMAIN/tune and
+    DOMAIN/test these are sentences
+    of their own, each with four rewrites: those of `informal` in `formal.ref0` … `formal.ref3`, the
+        other way round likewise.
     """
     if direction not in _DIRECTIONS:
         allowed = " or ".join(f"gyafc:FOLDER:{name}" for name in _DIRECTIONS)
@@ -196,10 +214,19 @@ def gyafc_rows(folder: str, direction: str, split: str, option: str) -> Iterator
         files = [require_path(part / name, option) for name in (source, *names)]
         columns = [[line.strip() for _, line in lines(file, option, "\n")] for file in files]
         if len({len(column) for column in columns}) > 1:
-            counts = ", ".join(f"{file.name} {len(column)}" for file, column in zip(files, columns, strict=True))
+            counts = ", ".join(
+                f"{file.name} {len(column)}" for file, column in zip(files, columns, strict=True)
+            )
             raise UserError(f"{option}: files of {part} differ in their number of lines: {counts}")
         for number, (text, *references) in enumerate(zip(*columns, strict=True), 1):
-            yield f"{files[0]}, line {number}", {"source": text, "references": references, "domain": domain.name}
+            yield (
+                f"{files[0]}, line {number}",
+                {
+                    "source": text,
+                    "references": references,
+                    "domain": domain.name,
+                },
+            )
 
 
 _READERS: dict[str, Callable[[Path, str], Iterator[_Found]]] = {

@@ -25,14 +25,17 @@ def read_texts(path: str | Path, column: str, option: str = "--data.init_args.pa
     strings have none.
 
     Raises:
-        UserError: if the file is missing, of another kind or damaged, has no such column or holds no text.
+        UserError: if the file is missing, of another kind or damaged, has no such column or holds
+            no text.
     """
     texts, columns = [], dict[str, None]()
     for where, row in file_rows(str(path), option, column):
         columns |= dict.fromkeys(row)
         texts.append(_text(row.get(column), column, where, option))
     if columns and column not in columns:
-        raise UserError(f"{option}: {path} has no column {column!r}, it has {', '.join(map(str, columns))}")
+        raise UserError(
+            f"{option}: {path} has no column {column!r}, it has {', '.join(map(str, columns))}"
+        )
     if not any(texts):
         raise UserError(f"{option}: {path} holds no text")
     return list(filter(None, texts))
@@ -50,23 +53,31 @@ def _text(value: Any, column: str, where: str, option: str) -> str:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool = False) -> Any:
-    """A byte-level BPE tokenizer in GPT-2's style with one special token, `<|endoftext|>`, for start, end and padding.
+    """A byte-level BPE tokenizer in GPT-2's style with one special token, `<|endoftext|>`, for
+    start, end and padding.
 
-    With `lowercase` it turns every text into lower case first, also those that it will be given later.
+    With `lowercase` it turns every text into lower case first, also those that it will be given
+    later.
     """
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
     bpe = ByteLevelBPETokenizer(lowercase=lowercase)
-    bpe.train_from_iterator(texts, vocab_size, min_frequency=2, special_tokens=[END_OF_TEXT], show_progress=False)
+    bpe.train_from_iterator(
+        texts, vocab_size, min_frequency=2, special_tokens=[END_OF_TEXT], show_progress=False
+    )
     special = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END_OF_TEXT)
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **special)
 
 
 def encode_rows(tokenizer: Any, texts: list[str], max_length: int) -> TokenRows:
-    """Token rows of `texts`; a text longer than `max_length` keeps its first tokens and gets no end token."""
+    """Token rows of `texts`; a text longer than `max_length` keeps its first tokens and gets no
+    end token.
+    """
     end_id = tokenizer.eos_token_id
-    ids = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
+    ids = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=max_length)[
+        "input_ids"
+    ]
     rows = torch.full((len(ids), max_length), end_id, dtype=torch.int64)
     for row, token_ids in zip(rows, ids, strict=True):
         row[: len(token_ids)] = torch.tensor(token_ids)
@@ -77,13 +88,19 @@ class _Corpus(TokenData):
     """A corpus tokenized with a given tokenizer, or with one trained on it."""
 
     def __init__(
-        self, tokenizer: str, train_vocab_size: int, train_lowercase: bool, max_length: int, batch_size: int,
-        val_fraction: float, seed: int,
+        self, tokenizer: str, train_vocab_size: int, train_lowercase: bool, max_length: int,
+        batch_size: int, val_fraction: float, seed: int,
     ) -> None:  # fmt: skip
         super().__init__(max_length, batch_size, seed)
         if not 0 < val_fraction < 1:
-            raise UserError(f"--data.init_args.val_fraction: {val_fraction} given, allowed is 0 < fraction < 1")
-        self.tokenizer_path, self.train_vocab_size, self.val_fraction = tokenizer, train_vocab_size, val_fraction
+            raise UserError(
+                f"--data.init_args.val_fraction: {val_fraction} given, allowed is 0 < fraction < 1"
+            )
+        self.tokenizer_path, self.train_vocab_size, self.val_fraction = (
+            tokenizer,
+            train_vocab_size,
+            val_fraction,
+        )
         self.train_lowercase = train_lowercase
         self.tokenizer: Any = None
 
@@ -91,16 +108,22 @@ class _Corpus(TokenData):
         raise NotImplementedError
 
     def split(self, texts: list[str]) -> tuple[list[str], list[str]]:
-        """A seeded random split; repeated texts are kept once, so that none stands on both sides."""
+        """A seeded random split; repeated texts are kept once, so that none stands on both
+        sides.
+        """
         unique = list(dict.fromkeys(texts))
-        order = torch.randperm(len(unique), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        order = torch.randperm(
+            len(unique), generator=torch.Generator().manual_seed(self.seed)
+        ).tolist()
         n_val = max(1, round(self.val_fraction * len(unique)))
         return [unique[i] for i in order[n_val:]], [unique[i] for i in order[:n_val]]
 
     def prepare_data(self) -> None:
         if self.train_vocab_size and find_path(self.tokenizer_path) is None:
             texts = self.train_and_val_texts()[0]
-            train_tokenizer(texts, self.train_vocab_size, self.train_lowercase).save_pretrained(self.tokenizer_path)
+            train_tokenizer(texts, self.train_vocab_size, self.train_lowercase).save_pretrained(
+                self.tokenizer_path
+            )
 
     def setup(self, stage: str) -> None:
         from transformers import AutoTokenizer
@@ -108,11 +131,17 @@ class _Corpus(TokenData):
         option = "--data.init_args.tokenizer"
         try:
             found = find_path(self.tokenizer_path)
-            folder = str(found) if found is not None and found.is_dir() else folder_of(self.tokenizer_path)
+            folder = (
+                str(found)
+                if found is not None and found.is_dir()
+                else folder_of(self.tokenizer_path)
+            )
         except UserError as error:
             raise UserError(str(error).replace("--model.init_args.base_lm", option)) from error
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
             raise UserError(f"{option}: cannot load {self.tokenizer_path} ({reason})") from error
@@ -131,7 +160,8 @@ class TextFiles(_Corpus):
         column: the field that holds the text, where the file has fields.
         val_path: a file with held-out texts; without one, `val_fraction` of `path` is held out.
         tokenizer: folder of a tokenizer in transformers' format, or hub id.
-        train_vocab_size: where that folder does not exist, train a byte-level BPE of this size there; 0 = never.
+        train_vocab_size: where that folder does not exist, train a byte-level BPE of this size
+            there; 0 = never.
         train_lowercase: one that knows lower case only.
         max_length: longest row in tokens, end token included; longer texts are cut.
         batch_size: rows a step and process.
@@ -152,24 +182,30 @@ class TextFiles(_Corpus):
         val_fraction: float = 0.05,
         seed: int = 0,
     ) -> None:
-        super().__init__(tokenizer, train_vocab_size, train_lowercase, max_length, batch_size, val_fraction, seed)
+        super().__init__(
+            tokenizer, train_vocab_size, train_lowercase, max_length, batch_size, val_fraction, seed
+        )
         self.path, self.column, self.val_path = path, column, val_path
 
     def train_and_val_texts(self) -> tuple[list[str], list[str]]:
         texts = read_texts(self.path, self.column)
         if self.val_path is None:
             return self.split(texts)
-        return list(dict.fromkeys(texts)), read_texts(self.val_path, self.column, "--data.init_args.val_path")
+        return list(dict.fromkeys(texts)), read_texts(
+            self.val_path, self.column, "--data.init_args.val_path"
+        )
 
 
 class HubText(_Corpus):
-    """The first `n_texts` texts of a `datasets` data set, streamed, so that a large corpus is not downloaded whole.
+    """The first `n_texts` texts of a `datasets` data set, streamed, so that a large corpus is not
+    downloaded whole.
 
     Args:
-        dataset: name on the hub, for example `Skylion007/openwebtext`. config: its configuration, where it has several.
+        dataset: name on the hub, for example `Skylion007/openwebtext`. config: its configuration,
+            where it has several.
         split: which part. column: the field that holds the text. n_texts: how many to take.
-        tokenizer: folder or hub id.
-        train_vocab_size, train_lowercase, max_length, batch_size, val_fraction, seed: as for `TextFiles`.
+        tokenizer: folder or hub id. train_vocab_size, train_lowercase, max_length, batch_size,
+        val_fraction, seed: as for `TextFiles`.
     """
 
     def __init__(
@@ -187,10 +223,18 @@ class HubText(_Corpus):
         val_fraction: float = 0.05,
         seed: int = 0,
     ) -> None:
-        super().__init__(tokenizer, train_vocab_size, train_lowercase, max_length, batch_size, val_fraction, seed)
+        super().__init__(
+            tokenizer, train_vocab_size, train_lowercase, max_length, batch_size, val_fraction, seed
+        )
         if n_texts < 2:
             raise UserError(f"--data.init_args.n_texts: {n_texts} given, at least 2 allowed")
-        self.dataset, self.config, self.hub_split, self.column, self.n_texts = dataset, config, split, column, n_texts
+        self.dataset, self.config, self.hub_split, self.column, self.n_texts = (
+            dataset,
+            config,
+            split,
+            column,
+            n_texts,
+        )
 
     def train_and_val_texts(self) -> tuple[list[str], list[str]]:
         return self.split(list(islice(self._stream(), self.n_texts)))

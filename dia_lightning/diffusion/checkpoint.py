@@ -1,4 +1,6 @@
-"""Trained networks on disk: a folder (also of the hub) with `config.json` and `model.safetensors`, or a Lightning `.ckpt`."""
+"""Trained networks on disk: a folder (also of the hub) with `config.json` and
+`model.safetensors`, or a Lightning `.ckpt`.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,17 @@ _SCHEMA = 1
 
 def save_network(network: nn.Module, settings: dict[str, Any], folder: Path) -> None:
     """Write `network` to `folder` as float32."""
-    save_weights({k: v.detach().float().contiguous().cpu() for k, v in network.state_dict().items()}, settings, folder)
+    save_weights(
+        {k: v.detach().float().contiguous().cpu() for k, v in network.state_dict().items()},
+        settings,
+        folder,
+    )
 
 
 def save_weights(weights: dict[str, Tensor], settings: dict[str, Any], folder: Path) -> None:
-    """Write weights and settings as `read_network` gives them, both files moved into place whole; OSError names the file."""
+    """Write weights and settings as `read_network` gives them, both files moved into place
+    whole; OSError names the file.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -35,21 +43,27 @@ def save_weights(weights: dict[str, Tensor], settings: dict[str, Any], folder: P
         save_file(weights, partial)
         digest = hash_of(partial)
     with in_place(folder / "config.json") as partial:
-        partial.write_text(json.dumps({**settings, "weights_hash": digest}, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(
+            json.dumps({**settings, "weights_hash": digest}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
-def read_network(path: str, kind: str, option: str, embedding: TokenEmbedding) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings and weights of the `kind` of network at `path`; from a `.ckpt` the averaged (EMA) weights where it has them.
+def read_network(
+    path: str, kind: str, option: str, embedding: TokenEmbedding
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Settings and weights of the `kind` of network at `path`; from a `.ckpt` the averaged (EMA)
+    weights where it has them.
 
     Raises:
-        UserError: if it is missing, damaged, of another kind or schema, or was trained on another embedding table, or on
-            raw rows where `embedding` has rows of one norm, or the other way round.
+        UserError: if it is missing, damaged, of another kind or schema, or was trained on another
+            embedding table, or on raw rows where `embedding` has rows of one norm, or the other way
+            round.
     """
     settings, weights = _read(path, kind, option)
     if settings["embedding"] != embedding.fingerprint():
         raise UserError(
-            f"{option}: {path} was trained on the embeddings of another base model ({settings['base_lm']}); "
-            "give that one as base_lm, or train for yours"
+            f"{option}: {path} was trained on the embeddings of another base model"
+            f" ({settings['base_lm']}); give that one as base_lm, or train for yours"
         )
     if settings["normalise"] != embedding.normalise:
         has, needed = ("normalised", "raw") if settings["normalise"] else ("raw", "normalised")
@@ -61,7 +75,9 @@ def read_network(path: str, kind: str, option: str, embedding: TokenEmbedding) -
 
 
 def is_normalised(path: str, kind: str, option: str) -> bool:
-    """Whether the network at `path` was trained on embeddings of one norm; UserError as for `read_network`."""
+    """Whether the network at `path` was trained on embeddings of one norm; UserError as for
+    `read_network`.
+    """
     return bool(_read(path, kind, option)[0]["normalise"])
 
 
@@ -73,15 +89,23 @@ def _read(path: str, kind: str, option: str) -> tuple[dict[str, Any], dict[str, 
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise UserError(f"{option}: {path} is no checkpoint of a {kind}, or it is damaged ({reason})") from error
+        raise UserError(
+            f"{option}: {path} is no checkpoint of a {kind}, or it is damaged ({reason})"
+        ) from error
     if settings.get("kind") != kind:
-        raise UserError(f"{option}: {path} holds a {settings.get('kind', 'foreign model')}, a {kind} is needed")
+        raise UserError(
+            f"{option}: {path} holds a {settings.get('kind', 'foreign model')}, a {kind} is needed"
+        )
     if settings.get("schema") != _SCHEMA:
-        raise UserError(f"{option}: {path} has schema {settings.get('schema')}, this version reads {_SCHEMA}")
+        raise UserError(
+            f"{option}: {path} has schema {settings.get('schema')}, this version reads {_SCHEMA}"
+        )
     return {"normalise": True, **settings}, weights
 
 
-def load_weights(network: nn.Module, settings: dict[str, Any], weights: dict[str, Tensor], option: str, path: str) -> None:
+def load_weights(
+    network: nn.Module, settings: dict[str, Any], weights: dict[str, Tensor], option: str, path: str
+) -> None:
     """Put `weights`, read from `path` with `settings`, into `network`.
 
     Raises:
@@ -89,16 +113,21 @@ def load_weights(network: nn.Module, settings: dict[str, Any], weights: dict[str
     """
     trunk = getattr(network, "trunk", None)
     # Schema 1 began without the fingerprint.
-    if isinstance(trunk, AdaptedTrunk) and settings.get("blocks", "") not in ("", trunk.fingerprint()):
+    if isinstance(trunk, AdaptedTrunk) and settings.get("blocks", "") not in (
+        "",
+        trunk.fingerprint(),
+    ):
         raise UserError(
-            f"{option}: {path} adapts the blocks of another base model with the same embeddings ({settings['base_lm']}); "
-            "give that one as base_lm, or train for yours"
+            f"{option}: {path} adapts the blocks of another base model with the same embeddings"
+            f" ({settings['base_lm']}); give that one as base_lm, or train for yours"
         )
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"{option}: {path} does not fit a network of this size ({reason[:160]})") from error
+        raise UserError(
+            f"{option}: {path} does not fit a network of this size ({reason[:160]})"
+        ) from error
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -121,10 +150,12 @@ def _read_ckpt(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def load_checkpoint(file: Path) -> dict[str, Any]:
-    """The content of a Lightning `.ckpt`: tensors and plain values, on the CPU, mapped from the file.
+    """The content of a Lightning `.ckpt`: tensors and plain values, on the CPU, mapped from the
+    file.
 
     Raises:
-        ValueError: if it is none, is damaged, or is a pickle of anything more, of which nothing is run.
+        ValueError: if it is none, is damaged, or is a pickle of anything more, of which nothing is
+            run.
     """
     try:
         with ZipFile(file) as archive:
@@ -135,7 +166,9 @@ def load_checkpoint(file: Path) -> dict[str, Any]:
     except UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f" ({named[1]})" if named else ""
-        raise ValueError(f"it is a pickle of more than weights and plain values{what}, which could run code") from error
+        raise ValueError(
+            f"it is a pickle of more than weights and plain values{what}, which could run code"
+        ) from error
     except (BadZipFile, RuntimeError) as error:
         raise ValueError(str(error).splitlines()[0]) from error
     if not isinstance(content, dict) or "state_dict" not in content:

@@ -1,4 +1,6 @@
-"""ε, ẑ_0 and the score say the same; each conversion has its inverse. All tensors broadcast to (B, T, d)."""
+"""ε, ẑ_0 and the score say the same; each conversion has its inverse. All tensors broadcast to
+(B, T, d).
+"""
 
 from torch import Tensor
 

@@ -16,8 +16,9 @@ from dia_lightning.meter import weights_of
 class CriticNetwork(nn.Module):
     """The denoiser's trunk with mean pooling and one output.
 
-    The output is standardised, (value − mean) / scale, with buffers `mean` and `scale`: those of the rewards, or for `soft`
-    the mean of λ r and 1, as log E[exp(λ r)] = c + log E[exp(λ r − c)] for any c but for no factor. `standardised` is what
+    The output is standardised, (value − mean) / scale, with buffers `mean` and `scale`: those of
+    the rewards, or for `soft` the mean of λ r and 1, as log E[exp(λ r)] = c + log E[exp(λ r − c)]
+    for any c but for no factor. `standardised` is what
     the loss sees, `forward` the value: E[r | z_t], or for `soft` log E[exp(λ r) | z_t].
     """
 
@@ -29,7 +30,9 @@ class CriticNetwork(nn.Module):
         self.schedule, self.size = schedule, size
         self.trunk = make_trunk(dim, size, model)
         self.trunk.z0_in.requires_grad_(False)  # a critic sees no earlier estimate
-        self.head = nn.Sequential(nn.Linear(size.width, size.width), nn.SiLU(), nn.Linear(size.width, 1))
+        self.head = nn.Sequential(
+            nn.Linear(size.width, size.width), nn.SiLU(), nn.Linear(size.width, 1)
+        )
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("scale", torch.ones(()))
 
@@ -46,5 +49,7 @@ class CriticNetwork(nn.Module):
         return out[:, 0].float()
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
-        """Z (B, T, d), t (B, T) → (B,) float32, in units of the reward, for `soft` of λ times the reward."""
+        """Z (B, T, d), t (B, T) → (B,) float32, in units of the reward, for `soft` of λ times
+        the reward.
+        """
         return self.mean + self.scale * self.standardised(z, t)

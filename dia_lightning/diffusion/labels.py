@@ -1,4 +1,6 @@
-"""Labels of texts by their reward, on which a denoiser for classifier-free guidance is conditioned."""
+"""Labels of texts by their reward, on which a denoiser for classifier-free guidance is
+conditioned.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,14 @@ from dia_lightning.types import Reward
 
 
 class Labeller:
-    """Label k of 1 … K for a text whose reward is in (edges[k − 2], edges[k − 1]], the outer classes being open; 0 = none.
+    """Label k of 1 … K for a text whose reward is in (edges[k − 2], edges[k − 1]], the outer
+    classes being open; 0 = none.
 
     Args:
         reward: any that reads the text alone; called once a text.
         edges: K − 1 ≥ 1 rewards, rising, that part the labels.
-        drop: share of texts that lose their label in training, so that one network learns p(x | z) beside p(x | z, y)
-            (Ho and Salimans, arXiv:2207.12598, Algorithm 1).
+        drop: share of texts that lose their label in training, so that one network learns p(x | z)
+            beside p(x | z, y) (Ho and Salimans, arXiv:2207.12598, Algorithm 1).
 
     Raises:
         UserError: if one of them is not what it has to be.
@@ -30,13 +33,28 @@ class Labeller:
 
     def __init__(self, reward: Reward | None, edges: Sequence[float] | None, drop: float) -> None:
         option = "--model.init_args.label"
-        if reward is None or not edges or not all(map(math.isfinite, edges)) or any(b <= a for a, b in pairwise(edges)):
-            raise UserError(f"{option}_edges: {edges} given, allowed: one or more rising numbers, with a label_reward")
+        if (
+            reward is None
+            or not edges
+            or not all(map(math.isfinite, edges))
+            or any(b <= a for a, b in pairwise(edges))
+        ):
+            raise UserError(
+                f"{option}_edges: {edges} given, allowed: one or more rising numbers, with a"
+                " label_reward"
+            )
         if reward.conditional:
-            raise UserError(f"{option}_reward: {reward.name!r} compares with a record, which a denoiser does not see")
+            raise UserError(
+                f"{option}_reward: {reward.name!r} compares with a record, which a denoiser does"
+                " not see"
+            )
         if not 0 < drop < 1:
             raise UserError(f"{option}_drop: {drop} given, allowed: between 0 and 1")
-        self.reward, self.edges, self.drop = CachedReward(reward), [float(edge) for edge in edges], drop
+        self.reward, self.edges, self.drop = (
+            CachedReward(reward),
+            [float(edge) for edge in edges],
+            drop,
+        )
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """(B,) int64 labels, on the CPU."""

@@ -1,4 +1,6 @@
-"""What the denoiser is trained on: noised rows, the three losses, and the running loss that bends the noise times."""
+"""What the denoiser is trained on: noised rows, the three losses, and the running loss that
+bends the noise times.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import Schedule, staggered
 
-# Share of training rows: all positions at one time, a clean prefix, clean random positions, a noised span between clean
-# text, times rising to the right.
+# Share of training rows: all positions at one time, a clean prefix, clean random positions, a
+# noised span between clean text, times rising to the right.
 _MIXTURE = (0.15, 0.1, 0.1, 0.3, 0.35)
 _LOGITS_PER_CHUNK = 1 << 25
 RowLoss = Callable[..., Tensor]
@@ -22,7 +24,9 @@ RowLoss = Callable[..., Tensor]
 
 
 class Noised(NamedTuple):
-    """Rows at their noise times: z (B, T, d), t (B, T), and `noised` (B, T) bool, False where a position was left clean."""
+    """Rows at their noise times: z (B, T, d), t (B, T), and `noised` (B, T) bool, False where a
+    position was left clean.
+    """
 
     z: Tensor
     t: Tensor
@@ -30,9 +34,11 @@ class Noised(NamedTuple):
 
 
 def draw_times(n_rows: int, length: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
-    """(B, T) noise times for training, rows drawn from the mixture that makes one network serve every use.
+    """(B, T) noise times for training, rows drawn from the mixture that makes one network serve
+    every use.
 
-    Levels are stratified over the batch (low discrepancy, Kingma et al., arXiv:2107.00630, App. I.1); 0 means clean.
+    Levels are stratified over the batch (low discrepancy, Kingma et al., arXiv:2107.00630, App.
+    I.1); 0 means clean.
     """
     device = schedule.knots.device
     strata = torch.arange(n_rows, device=device) + torch.rand(1, generator=generator, device=device)
@@ -41,19 +47,30 @@ def draw_times(n_rows: int, length: int, schedule: Schedule, generator: torch.Ge
     share = torch.rand(n_rows, generator=generator, device=device)[:, None]
     place = torch.arange(length, device=device) / length
     scatter = torch.rand(n_rows, length, generator=generator, device=device)
-    past_all, past_prefix, past_scattered, past_span = (kind >= sum(_MIXTURE[:i]) for i in range(1, 5))
-    clean = torch.where(past_scattered[:, None], _outside_span(share, place, scatter), scatter < share)
-    clean = torch.where(past_prefix[:, None], clean, place < share) & (past_all & ~past_span)[:, None]
-    # Half of the spans hide their tokens altogether, as the first reveal of denoise-and-accept does.
+    past_all, past_prefix, past_scattered, past_span = (
+        kind >= sum(_MIXTURE[:i]) for i in range(1, 5)
+    )
+    clean = torch.where(
+        past_scattered[:, None], _outside_span(share, place, scatter), scatter < share
+    )
+    clean = (
+        torch.where(past_prefix[:, None], clean, place < share) & (past_all & ~past_span)[:, None]
+    )
+    # Half of the spans hide their tokens altogether, as the first reveal of denoise-and-accept
+    # does.
     u = torch.where(past_scattered & ~past_span & (scatter[:, 0] < 0.5), 1.0, u)
     # Staggers from 1 to T, log-uniform: from a broad front to token by token.
     stagger = torch.exp(share[:, 0] * torch.log(torch.tensor(float(length), device=device)))
-    levels = torch.where(past_span[:, None], staggered(u, length, stagger), u[:, None].expand(-1, length))
+    levels = torch.where(
+        past_span[:, None], staggered(u, length, stagger), u[:, None].expand(-1, length)
+    )
     return torch.where(clean, 0.0, schedule.warp(levels))
 
 
 def _outside_span(share: Tensor, place: Tensor, scatter: Tensor) -> Tensor:
-    """(B, T) True outside a span of log-uniform width, and in a part of it from its left end on (revealed already)."""
+    """(B, T) True outside a span of log-uniform width, and in a part of it from its left end on
+    (revealed already).
+    """
     length = place.shape[0]
     width = torch.exp(share * torch.log(torch.tensor(float(length), device=place.device))) / length
     begin, revealed = 0.75 * scatter[:, 1:2], (2 * scatter[:, 2:3] - 1).clamp_min(0) * width
@@ -61,13 +78,20 @@ def _outside_span(share: Tensor, place: Tensor, scatter: Tensor) -> Tensor:
 
 
 def noise(
-    tokens: Tensor, times: Tensor, ends: Tensor, rows: Tensor, embedding: TokenEmbedding, schedule: Schedule, eps: Tensor
+    tokens: Tensor,
+    times: Tensor,
+    ends: Tensor,
+    rows: Tensor,
+    embedding: TokenEmbedding,
+    schedule: Schedule,
+    eps: Tensor,
 ) -> Noised:
     """Noise rows: z = α E(x) + σ ε at (B, T) `times`.
 
-    `ends` (B, T) bool marks end tokens after a text's own; in every second row they are left clean, so that the network
-    learns both: texts whose length is known, and texts that decide where they end. `rows` (B,) numbers the rows in the
-    batch of all processes.
+    `ends` (B, T) bool marks end tokens after a text's own; in every second row they are left clean,
+    so that the network
+    learns both: texts whose length is known, and texts that decide where they end. `rows` (B,)
+    numbers the rows in the batch of all processes.
     """
     known = (rows % 2 == 0)[:, None]
     t = torch.where(ends & known, 0.0, times)
@@ -78,15 +102,22 @@ def noise(
 
 
 def summed(
-    loss: RowLoss, network: DenoiserNetwork, hidden: Tensor, query: Tensor, targets: Tensor, t: Tensor
+    loss: RowLoss,
+    network: DenoiserNetwork,
+    hidden: Tensor,
+    query: Tensor,
+    targets: Tensor,
+    t: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Sum of one of `LOSSES` over rows, with its gradient, and its value in each row (N,), without.
 
-    Logits are made in chunks of at most 2²⁵ numbers (128 MiB of float32). A chunk's gradient is taken while its logits
-    are there, so that memory does not grow with N × V and no logits are made twice.
+    Logits are made in chunks of at most 2²⁵ numbers (128 MiB of float32). A chunk's gradient is
+    taken while its logits are there, so that memory does not grow with N × V and no logits are made
+    twice.
 
     Args:
-        hidden: (N, width). query: (N, d), see `DenoiserNetwork.hidden`. targets: (N,) int64. t: (N,).
+        hidden: (N, width). query: (N, d), see `DenoiserNetwork.hidden`. targets: (N,) int64. t:
+            (N,).
     """
     if len(targets) <= _chunk_rows(network) or not torch.is_grad_enabled():
         parts = _chunks(network, hidden, query, targets, t)
@@ -102,10 +133,14 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, loss: RowLoss, network: DenoiserNetwork, hidden: Tensor, query: Tensor, targets: Tensor, t: Tensor,
-        *weights: Tensor,
+        ctx: Any, loss: RowLoss, network: DenoiserNetwork, hidden: Tensor, query: Tensor,
+        targets: Tensor, t: Tensor, *weights: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        values, of_hidden, of_weights = [], torch.empty_like(hidden), [torch.zeros_like(weight) for weight in weights]
+        values, of_hidden, of_weights = (
+            [],
+            torch.empty_like(hidden),
+            [torch.zeros_like(weight) for weight in weights],
+        )
         begin = 0
         for h, *rest in _chunks(network, hidden, query, targets, t):
             leaf = h.detach().requires_grad_()
@@ -140,22 +175,36 @@ def _chunks(network: DenoiserNetwork, *rows: Tensor) -> Iterator[tuple[Tensor, .
 
 def expected_embedding(network: DenoiserNetwork, hidden: Tensor, query: Tensor) -> Tensor:
     """ẑ_0 (N, d) for rows of `hidden` and `query`, in the same chunks."""
-    return torch.cat([network.embedding.expected(network.readout(*part)) for part in _chunks(network, hidden, query)])
+    return torch.cat(
+        [
+            network.embedding.expected(network.readout(*part))
+            for part in _chunks(network, hidden, query)
+        ]
+    )
 
 
 def _regression(weigh: Callable[[Tensor, Tensor], Tensor]) -> RowLoss:
-    def loss(network: DenoiserNetwork, hidden: Tensor, query: Tensor, targets: Tensor, t: Tensor) -> Tensor:
-        error = (expected_embedding(network, hidden, query) - network.embedding(targets)).square().mean(-1)
+    def loss(
+        network: DenoiserNetwork, hidden: Tensor, query: Tensor, targets: Tensor, t: Tensor
+    ) -> Tensor:
+        error = (
+            (expected_embedding(network, hidden, query) - network.embedding(targets))
+            .square()
+            .mean(-1)
+        )
         return weigh(network.schedule.alpha(t), network.schedule.sigma(t)) * error
 
     return loss
 
 
-def _ce(network: DenoiserNetwork, hidden: Tensor, query: Tensor, targets: Tensor, t: Tensor) -> Tensor:
+def _ce(
+    network: DenoiserNetwork, hidden: Tensor, query: Tensor, targets: Tensor, t: Tensor
+) -> Tensor:
     return F.cross_entropy(network.readout(hidden, query), targets, reduction="none")
 
 
-# ‖ε − ε_ψ‖² = (α/σ)² ‖z_0 − ẑ_0‖², as ε and ẑ_0 say the same; both are means over the d coordinates.
+# ‖ε − ε_ψ‖² = (α/σ)² ‖z_0 − ẑ_0‖², as ε and ẑ_0 say the same; both are means over the d
+# coordinates.
 LOSSES: dict[str, RowLoss] = {
     "ce": _ce,
     "eps": _regression(lambda alpha, sigma: (alpha / sigma).square()),

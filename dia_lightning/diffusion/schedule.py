@@ -1,4 +1,6 @@
-"""Noise schedules: marginal α_t, σ_t with α² + σ² = 1, the per-step quantities, and the time of every token."""
+"""Noise schedules: marginal α_t, σ_t with α² + σ² = 1, the per-step quantities, and the time of
+every token.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ _END = 2e-3
 class Schedule(nn.Module):
     """A map t ∈ [0, 1] → (α_t, σ_t) and a monotone map u → t that spends steps where they matter.
 
-    u is the time in which samplers step and training draws; without `set_warp` it is t itself. The warp is the
-    normalised running loss of the denoiser as a function of t, inverted (time warping of CDCD, arXiv:2211.15089, §3.3).
+    u is the time in which samplers step and training draws; without `set_warp` it is t itself. The
+    warp is the normalised running loss of the denoiser as a function of t, inverted (time warping
+    of CDCD, arXiv:2211.15089, §3.3).
 
     Attributes:
         knots: (K + 1,) float32, t at u = 0, 1/K, …, 1; part of every checkpoint.
@@ -41,7 +44,9 @@ class Schedule(nn.Module):
 
     def var_step(self, t: Tensor, s: Tensor) -> Tensor:
         """σ²_{t|s} = σ_t² − α²_{t|s} σ_s² for s ≤ t."""
-        return (self.sigma(t).square() - (self.alpha_step(t, s) * self.sigma(s)).square()).clamp_min(0)
+        return (
+            self.sigma(t).square() - (self.alpha_step(t, s) * self.sigma(s)).square()
+        ).clamp_min(0)
 
     def warp(self, u: Tensor) -> Tensor:
         """t(u): linear between the knots, exact at 0 and 1."""
@@ -65,21 +70,27 @@ class Schedule(nn.Module):
 
 
 class Cosine(Schedule):
-    """α_t = cos(π t / 2) (Nichol and Dhariwal, arXiv:2102.09672, eq. 17), ended just short of α = 0."""
+    """α_t = cos(π t / 2) (Nichol and Dhariwal, arXiv:2102.09672, eq. 17), ended just short of α
+    = 0.
+    """
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.cos(t * (math.pi / 2 * (1 - _END)))
 
 
 class Sqrt(Schedule):
-    """α_t² = 1 − √t (Diffusion-LM, Li et al., arXiv:2205.14217, App. A, its offset 10⁻⁴ dropped so that t = 0 is clean)."""
+    """α_t² = 1 − √t (Diffusion-LM, Li et al., arXiv:2205.14217, App. A, its offset 10⁻⁴ dropped
+    so that t = 0 is clean).
+    """
 
     def alpha(self, t: Tensor) -> Tensor:
         return (1 - (1 - _END**2) * t.sqrt()).sqrt()
 
 
 class Linear(Schedule):
-    """β_t linear from 0.1 to 20: log α_t = −¼ t² (20 − 0.1) − ½ t 0.1 (Song et al., arXiv:2011.13456, eq. 33)."""
+    """β_t linear from 0.1 to 20: log α_t = −¼ t² (20 − 0.1) − ½ t 0.1 (Song et al.,
+    arXiv:2011.13456, eq. 33).
+    """
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-0.25 * t.square() * 19.9 - 0.05 * t)
@@ -95,23 +106,33 @@ def make_schedule(name: str) -> Schedule:
         UserError: for a name that is none of `SCHEDULES`.
     """
     if name not in SCHEDULES:
-        raise UserError(f"--model.init_args.schedule: {name!r} given, allowed are {', '.join(SCHEDULES)}")
+        raise UserError(
+            f"--model.init_args.schedule: {name!r} given, allowed are {', '.join(SCHEDULES)}"
+        )
     return SCHEDULES[name]()
 
 
 def staggered(u: Tensor, length: int, stagger: Tensor) -> Tensor:
-    """The time of each position when left positions run ahead: u (…,) , stagger w (…,) → (…, length) in [0, 1].
+    """The time of each position when left positions run ahead: u (…,) , stagger w (…,) → (…,
+    length) in [0, 1].
 
-    u_i = clip((1 + w) u − w (1 − i/(T−1))): at u = 1 all positions are pure noise, at u = 0 all are clean, and in
-    between about a share 1/w of them is on its way. w = 0 moves all together; w → ∞ goes token by token from the left
-    (Diffusion Forcing, Chen et al., arXiv:2407.01392, its "pyramid").
+    u_i = clip((1 + w) u − w (1 − i/(T−1))): at u = 1 all positions are pure noise, at u = 0 all are
+    clean, and in between about a share 1/w of them is on its way. w = 0 moves all together; w → ∞
+    goes token by token from the left (Diffusion Forcing, Chen et al., arXiv:2407.01392, its
+    "pyramid").
     """
-    place = torch.linspace(0, 1, length, device=u.device) if length > 1 else torch.ones(1, device=u.device)
+    place = (
+        torch.linspace(0, 1, length, device=u.device)
+        if length > 1
+        else torch.ones(1, device=u.device)
+    )
     u, w = u[..., None], stagger[..., None]
     return ((1 + w) * u - w * (1 - place)).clamp(0, 1)
 
 
 def time_grid(schedule: Schedule, steps: int, length: int, stagger: float) -> Tensor:
-    """(steps + 1, T) noise times from pure noise to clean, evenly spaced in the warped time u of each position."""
+    """(steps + 1, T) noise times from pure noise to clean, evenly spaced in the warped time u of
+    each position.
+    """
     u = torch.linspace(1, 0, steps + 1, device=schedule.knots.device)
     return schedule.warp(staggered(u, length, torch.full_like(u, stagger)))

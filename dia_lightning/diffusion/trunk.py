@@ -1,4 +1,6 @@
-"""A transformer over noised embeddings with one noise time per token: what denoiser and critic have in common."""
+"""A transformer over noised embeddings with one noise time per token: what denoiser and critic
+have in common.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,11 @@ from dia_lightning.errors import UserError
 
 @dataclass
 class NetworkSize:
-    """Size of a transformer: `width`, `layers`, `heads`, longest text `max_length` in tokens, kind of positions.
+    """Size of a transformer: `width`, `layers`, `heads`, longest text `max_length` in tokens, kind
+    of positions.
 
-    `adapter_rank` above 0: the blocks are p_θ's own, frozen, with adapters of that rank (see `adapted`).
+    `adapter_rank` above 0: the blocks are p_θ's own, frozen, with adapters of that rank (see
+        `adapted`).
     """
 
     width: int = 128
@@ -32,16 +36,26 @@ class NetworkSize:
     def __post_init__(self) -> None:
         for option in ("width", "layers", "heads", "max_length"):
             if getattr(self, option) < 1:
-                raise UserError(f"--model.init_args.{option}: {getattr(self, option)} given, at least 1 allowed")
+                raise UserError(
+                    f"--model.init_args.{option}: {getattr(self, option)} given, at least 1 allowed"
+                )
         if self.adapter_rank < 0:
-            raise UserError(f"--model.init_args.adapter_rank: {self.adapter_rank} given, must be 0 (none) or more")
+            raise UserError(
+                f"--model.init_args.adapter_rank: {self.adapter_rank} given, must be 0 (none) or"
+                " more"
+            )
         if self.width % (2 * self.heads):
-            raise UserError(f"--model.init_args.width: {self.width} given, must be a multiple of 2 × heads ({self.heads})")
+            raise UserError(
+                f"--model.init_args.width: {self.width} given, must be a multiple of 2 × heads"
+                f" ({self.heads})"
+            )
 
     def check_length(self, length: int) -> None:
         """ValueError for a text too long."""
         if length > self.max_length:
-            raise ValueError(f"text of {length} tokens, this network was built for {self.max_length}")
+            raise ValueError(
+                f"text of {length} tokens, this network was built for {self.max_length}"
+            )
 
     def as_dict(self) -> dict[str, int | bool]:
         return asdict(self)
@@ -58,7 +72,9 @@ def _rotate(x: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """GPT-2's block with attention in both directions, its norms shifted, scaled and gated by the noise time (AdaLN)."""
+    """GPT-2's block with attention in both directions, its norms shifted, scaled and gated by
+    the noise time (AdaLN).
+    """
 
     def __init__(self, size: NetworkSize) -> None:
         super().__init__()
@@ -67,7 +83,8 @@ class Block(nn.Module):
         self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        # AdaLN-single (PixArt-α, arXiv:2310.00426): one projection of the time for all blocks plus this table.
+        # AdaLN-single (PixArt-α, arXiv:2310.00426): one projection of the time for all blocks plus
+        # this table.
         self.table = nn.Parameter(torch.zeros(6, width))
         for layer in (self.qkv, self.out, self.up, self.down):
             nn.init.normal_(layer.weight, std=0.02)
@@ -89,7 +106,9 @@ class Block(nn.Module):
 
 
 def run_blocks(blocks: nn.ModuleList, again: bool, x: Tensor, *shared: Any) -> Tensor:
-    """The blocks one after another; with `again` they keep for the backward pass what went into them only."""
+    """The blocks one after another; with `again` they keep for the backward pass what went into
+    them only.
+    """
     for block in blocks:
         if again and torch.is_grad_enabled():
             x = checkpoint(block, x, *shared, use_reentrant=False, preserve_rng_state=False)
@@ -99,14 +118,15 @@ def run_blocks(blocks: nn.ModuleList, again: bool, x: Tensor, *shared: Any) -> T
 
 
 class Trunk(nn.Module):
-    """Embeds noised tokens and their times and runs the blocks: the part that denoiser and critic have in common.
+    """Embeds noised tokens and their times and runs the blocks: the part that denoiser and critic
+    have in common.
 
-    A start position is put before the text, as p_θ has it. Inputs are α z, which fades with the noise, and the previous
-    ẑ_0 (self-conditioning, Chen et al., arXiv:2208.04202).
+    A start position is put before the text, as p_θ has it. Inputs are α z, which fades with the
+    noise, and the previous ẑ_0 (self-conditioning, Chen et al., arXiv:2208.04202).
 
     Attributes:
-        checkpointed: keep of each block only what goes into it, and run it again in the backward pass (Chen et al.,
-            arXiv:1604.06174): less memory for a third more time.
+        checkpointed: keep of each block only what goes into it, and run it again in the backward
+            pass (Chen et al., arXiv:1604.06174): less memory for a third more time.
     """
 
     checkpointed = False
@@ -118,8 +138,11 @@ class Trunk(nn.Module):
         self.z_in = nn.Linear(dim, size.width)
         self.z0_in = nn.Linear(dim, size.width, bias=False)
         self.start = nn.Parameter(torch.zeros(size.width))
-        # A trained parameter must have a gradient at every step (DDP): rotary networks leave this one as it is.
-        self.positions = nn.Parameter(torch.zeros(size.max_length + 1, size.width), requires_grad=not size.rotary)
+        # A trained parameter must have a gradient at every step (DDP): rotary networks leave this
+        # one as it is.
+        self.positions = nn.Parameter(
+            torch.zeros(size.max_length + 1, size.width), requires_grad=not size.rotary
+        )
         modulate = nn.Linear(size.width, 6 * size.width)
         self.time = nn.Sequential(nn.Linear(128, size.width), nn.SiLU(), modulate)
         self.blocks = nn.ModuleList(Block(size) for _ in range(size.layers))
@@ -131,14 +154,26 @@ class Trunk(nn.Module):
         nn.init.zeros_(modulate.weight)
         nn.init.zeros_(modulate.bias)
 
-    def forward(self, z: Tensor, t: Tensor, alpha: Tensor, z0_prev: Tensor | None, condition: Tensor | None = None) -> Tensor:
-        """Z (B, T, d), t and alpha (B, T), z0_prev (B, T, d) → (B, T + 1, width), the start position first.
+    def forward(
+        self,
+        z: Tensor,
+        t: Tensor,
+        alpha: Tensor,
+        z0_prev: Tensor | None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """Z (B, T, d), t and alpha (B, T), z0_prev (B, T, d) → (B, T + 1, width), the start
+        position first.
 
-        `condition` (B, width) joins the embedded time of every position, as DiT's class does (arXiv:2212.09748).
+        `condition` (B, width) joins the embedded time of every position, as DiT's class does
+        (arXiv:2212.09748).
         """
         self.size.check_length(z.shape[1])
-        # `z0_in` has no bias, so that zeros are the same as nothing, but keep its weight in the graph (DDP).
-        dtype = self.start.dtype  # of a trainer of another true precision, what comes in is float32 all the same
+        # `z0_in` has no bias, so that zeros are the same as nothing, but keep its weight in the
+        # graph (DDP).
+        dtype = (
+            self.start.dtype
+        )  # of a trainer of another true precision, what comes in is float32 all the same
         z0 = torch.zeros_like(z) if z0_prev is None else z0_prev
         x = self.z_in((alpha[..., None] * z).to(dtype)) + self.z0_in(z0.to(dtype))
         x = torch.cat([self.start.expand(len(x), 1, -1).to(x.dtype), x], 1)
@@ -153,7 +188,8 @@ class Trunk(nn.Module):
 
     @torch.no_grad()
     def init_from_lm(self, model: Any, bos_id: int, unit: float) -> None:
-        """Copy a GPT-2-architecture model's blocks, norms and positions; attention becomes bidirectional. `unit`: of E.
+        """Copy a GPT-2-architecture model's blocks, norms and positions; attention becomes
+        bidirectional. `unit`: of E.
 
         Raises:
             UserError: if the model is of another architecture or size.
@@ -161,9 +197,16 @@ class Trunk(nn.Module):
         gpt = getattr(model, "transformer", None)
         config = model.config
         if gpt is None or not hasattr(gpt, "wte") or not hasattr(gpt, "wpe"):
-            raise UserError(f"--model.init_args.init_from_lm: needs GPT-2's architecture, base_lm is a {type(model).__name__}")
+            raise UserError(
+                "--model.init_args.init_from_lm: needs GPT-2's architecture, base_lm is a"
+                f" {type(model).__name__}"
+            )
         want = (config.n_embd, config.n_head, True)
-        if (self.size.width, self.size.heads, self.size.layers <= config.n_layer) != want or self.size.rotary:
+        if (
+            self.size.width,
+            self.size.heads,
+            self.size.layers <= config.n_layer,
+        ) != want or self.size.rotary:
             raise UserError(
                 "--model.init_args.init_from_lm: width and heads must be those of base_lm "
                 f"({config.n_embd}, {config.n_head}), layers at most {config.n_layer}, rotary false"
@@ -176,7 +219,11 @@ class Trunk(nn.Module):
         blocks: Any = self.blocks
         for block, source in zip(blocks, gpt.h, strict=False):
             pairs = [(block.qkv, source.attn.c_attn), (block.out, source.attn.c_proj)]
-            for linear, conv in [*pairs, (block.up, source.mlp.c_fc), (block.down, source.mlp.c_proj)]:
+            for linear, conv in [
+                *pairs,
+                (block.up, source.mlp.c_fc),
+                (block.down, source.mlp.c_proj),
+            ]:
                 linear.weight.copy_(conv.weight.T)
                 linear.bias.copy_(conv.bias)
             block.norm_1.load_state_dict(source.ln_1.state_dict())

@@ -1,4 +1,6 @@
-"""p_θ: a frozen causal language model as a value that scores, samples and lends its embedding table."""
+"""p_θ: a frozen causal language model as a value that scores, samples and lends its embedding
+table.
+"""
 
 from __future__ import annotations
 
@@ -23,40 +25,52 @@ from dia_lightning.progress import steps
 from dia_lightning.types import leading, text_mask
 
 _LOG = logging.getLogger(__name__)
-# No full B×T×V tensor for a 50k vocabulary. On a CPU larger temporaries are given back to the system after every operation:
-# at 512 rows of 40 tokens, page faults take half of p_θ's time and a third of the denoiser's.
+# No full B×T×V tensor for a 50k vocabulary. On a CPU larger temporaries are given back to the
+# system after every operation: at 512 rows of 40 tokens, page faults take half of p_θ's time and a
+# third of the denoiser's.
 _LOGITS_AT_ONCE = defaultdict(lambda: 1 << 25, cpu=1 << 22)
 _POSITIONS_AT_ONCE = defaultdict(lambda: 1 << 16, cpu=1 << 11)
-# Rows times weights from which a step's time grows with them, and rows of like prompts are better written by themselves.
+# Rows times weights from which a step's time grows with them, and rows of like prompts are better
+# written by themselves.
 _BUSY = defaultdict(lambda: 1e12, cpu=4e9)
 
 
 class BaseLM(TokenText):
     """A frozen causal language model p_θ with its tokenizer.
 
-    Token rows are in the canonical form of `Tokens`: no start token (it is added here), end token after the text.
+    Token rows are in the canonical form of `Tokens`: no start token (it is added here), end token
+        after the text.
 
-    A text ends with any of several tokens, where the model has them (`end_ids`). p_θ is then the law of texts whose end is
-    written as `end_id`, whichever it was: its probability is the sum of theirs, and the others do not occur in a text.
+    A text ends with any of several tokens, where the model has them (`end_ids`). p_θ is then the
+    law of texts whose end is
+    written as `end_id`, whichever it was: its probability is the sum of theirs, and the others do
+        not occur in a text.
 
     Attributes:
-        bos_id: token put before every row. end_id: token that ends a text. end_ids: all tokens that do, `end_id` first.
+        bos_id: token put before every row. end_id: token that ends a text. end_ids: all tokens that
+            do, `end_id` first.
         vocab_size: number of rows V of the embedding table.
         has_body: whether logits are the output embedding of `model.base_model`'s last hidden state.
-        has_cache: whether the model can be written from a key–value cache; else it reads a row again for each token.
+        has_cache: whether the model can be written from a key–value cache; else it reads a row
+            again for each token.
 
     Raises:
-        UserError: if the model breaks what `contract` asks of it, or the tokenizer has no end or does not fit.
+        UserError: if the model breaks what `contract` asks of it, or the tokenizer has no end or
+            does not fit.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str = "") -> None:
         if tokenizer.eos_token_id is None:
-            raise UserError(f"--model.init_args.base_lm: the tokenizer of {name!r} has no end token")
+            raise UserError(
+                f"--model.init_args.base_lm: the tokenizer of {name!r} has no end token"
+            )
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
         self.end_id: int = tokenizer.eos_token_id
-        self.bos_id: int = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.end_id
+        self.bos_id: int = (
+            tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.end_id
+        )
         self.vocab_size: int = model.get_input_embeddings().weight.shape[0]
         contract.check_table(tokenizer, self.vocab_size, name)
         self.end_ids = [self.end_id]
@@ -68,23 +82,31 @@ class BaseLM(TokenText):
         self.has_cache = contract.writes_as_it_reads(self)
         if not self.has_cache:
             _LOG.warning(
-                "%s: %s writes without a key-value cache, reading each text again for every token", name, type(model).__name__
+                "%s: %s writes without a key-value cache, reading each text again for every token",
+                name,
+                type(model).__name__,
             )
         self._n_weights = sum(weights for _, weights in self.multiplied())
 
     def add_ends(self, tokens: Iterable[int]) -> None:
-        """Let a text end with these tokens too; those that the table does not have are passed over."""
-        self.end_ids = list(dict.fromkeys([*self.end_ids, *(i for i in tokens if 0 <= i < self.vocab_size)]))
+        """Let a text end with these tokens too; those that the table does not have are passed
+        over.
+        """
+        self.end_ids = list(
+            dict.fromkeys([*self.end_ids, *(i for i in tokens if 0 <= i < self.vocab_size)])
+        )
 
     @classmethod
     def load(cls, base_lm: str) -> BaseLM:
-        """Load from a hub id (`gpt2`), a folder in transformers' format, a `.gguf` file, or the package of `smollm2`.
+        """Load from a hub id (`gpt2`), a folder in transformers' format, a `.gguf` file, or the
+        package of `smollm2`.
 
-        Safetensors only, no remote code; a GGUF file is unpacked once (see `lm_files`). Weights that are
-        stored in bfloat16 stay so where that is fast, else they become float32.
+        Safetensors only, no remote code; a GGUF file is unpacked once (see `lm_files`). Weights
+        that are stored in bfloat16 stay so where that is fast, else they become float32.
 
         Raises:
-            UserError: if the folder is missing or incomplete, or the hub cannot be reached within 30 s.
+            UserError: if the folder is missing or incomplete, or the hub cannot be reached within
+                30 s.
         """
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
@@ -92,18 +114,31 @@ class BaseLM(TokenText):
         logging.disable_progress_bar()
         folder = folder_of(base_lm)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            dtype = torch.bfloat16 if config.dtype == torch.bfloat16 and _is_bf16_fast() else torch.float32
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            config = AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            dtype = (
+                torch.bfloat16
+                if config.dtype == torch.bfloat16 and _is_bf16_fast()
+                else torch.float32
+            )
             model = load_whole(AutoModelForCausalLM, folder, use_safetensors=True, dtype=dtype)
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise UserError(f"--model.init_args.base_lm: cannot load {base_lm} ({reason})") from error
+            raise UserError(
+                f"--model.init_args.base_lm: cannot load {base_lm} ({reason})"
+            ) from error
         return cls(model, tokenizer, base_lm)
 
     def multiplied(self) -> list[tuple[nn.Module, int]]:
         """What a `cost.Meter` watches: the body, and the head where it is asked by itself."""
-        body, head = getattr(self.model, "base_model", self.model), self.model.get_output_embeddings()
+        body, head = (
+            getattr(self.model, "base_model", self.model),
+            self.model.get_output_embeddings(),
+        )
         heads = [] if head is None or body is self.model else [(head, weights_of(head))]
         return [(body, weights_of(body)), *heads]
 
@@ -128,7 +163,9 @@ class BaseLM(TokenText):
         return self.token_log_probs(tokens, prompt_mask).double().sum(1)
 
     def token_log_probs(self, tokens: Tensor, prompt_mask: Tensor | None = None) -> Tensor:
-        """(B, T) float32 nats: log p_θ(x_i | x_<i, c) at text positions, 0 at the prompt and after the end."""
+        """(B, T) float32 nats: log p_θ(x_i | x_<i, c) at text positions, 0 at the prompt and
+        after the end.
+        """
         if prompt_mask is None:
             prompt_mask = torch.zeros_like(tokens, dtype=torch.bool)
         return self._scored(tokens, prompt_mask)
@@ -145,18 +182,23 @@ class BaseLM(TokenText):
     ) -> Tensor:
         """Draw the positions outside the prompt from p_θ: (B, T) int64 in canonical form.
 
-        Prompts of different lengths share a batch: each row is forced to its prompt and free afterwards. Categorical
-        draws are made in float64. Every 8 tokens (so that a GPU is not made to wait oftener) finished rows are dropped.
-        Where there are rows enough, those with prompts of like length are written together, and read theirs in one pass.
-        Blanks are filled from what stands on their left alone, without an end token: this is not p_θ given both sides.
+        Prompts of different lengths share a batch: each row is forced to its prompt and free
+        afterwards. Categorical draws are made in float64. Every 8 tokens (so that a GPU is not made
+        to wait oftener) finished rows are dropped. Where there are rows enough, those with prompts
+        of like length are written together, and read theirs in one pass. Blanks are filled from
+        what stands on their left alone, without an end token: this is not p_θ given both sides.
         """
         text = torch.empty_like(tokens)
         for rows in self._alike(prompt_mask):
-            text[rows] = self._written(tokens[rows], prompt_mask[rows], generator, temperature, top_k, top_p)
+            text[rows] = self._written(
+                tokens[rows], prompt_mask[rows], generator, temperature, top_k, top_p
+            )
         return text
 
     def _alike(self, prompt_mask: Tensor) -> Sequence[Tensor]:
-        """Numbers of rows, the shortest prompts first, in as many parts as keep the device busy, at most 8."""
+        """Numbers of rows, the shortest prompts first, in as many parts as keep the device busy,
+        at most 8.
+        """
         n, lengths = len(prompt_mask), leading(prompt_mask).sum(1)
         parts = min(8, int(n * self._n_weights / _BUSY[self.device.type]))
         if parts < 2 or not self.has_body or int(lengths.max() - lengths.min()) < parts:
@@ -164,35 +206,57 @@ class BaseLM(TokenText):
         return lengths.argsort(stable=True).tensor_split(parts)
 
     def _written(
-        self, tokens: Tensor, prompt_mask: Tensor, generator: torch.Generator, temperature: float, top_k: int, top_p: float
+        self,
+        tokens: Tensor,
+        prompt_mask: Tensor,
+        generator: torch.Generator,
+        temperature: float,
+        top_k: int,
+        top_p: float,
     ) -> Tensor:
         writing = Writing(self, tokens, prompt_mask)
         given = writing.read_prompts()
-        # Every place has its random numbers, also where none are needed: how prompts are read decides no text.
-        torch.rand(given * len(tokens), generator=generator, device=tokens.device, dtype=torch.float64)
+        # Every place has its random numbers, also where none are needed: how prompts are read
+        # decides no text.
+        torch.rand(
+            given * len(tokens), generator=generator, device=tokens.device, dtype=torch.float64
+        )
         for i in steps(range(given, tokens.shape[1]), "tokens"):
             logits = writing.next_logits()
-            writing.write(draw_categorical(_next_log_probs(logits, temperature, top_k, top_p), generator))
+            writing.write(
+                draw_categorical(_next_log_probs(logits, temperature, top_k, top_p), generator)
+            )
             if i % 8 == 7 and not writing.drop_ended():
                 break
         return writing.text()
 
     def log_prob_and_hidden(self, tokens: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """`log_prob` (B,), and from the same pass (B, T, H): the state that predicts each token, for `log_probs_at`.
+        """`log_prob` (B,), and from the same pass (B, T, H): the state that predicts each token,
+        for `log_probs_at`.
 
         States after the end of a text are not defined.
         """
-        size = self.model.get_output_embeddings().weight.shape[1] if self.has_body else self.vocab_size
+        size = (
+            self.model.get_output_embeddings().weight.shape[1] if self.has_body else self.vocab_size
+        )
         hidden = torch.zeros(*tokens.shape, size, dtype=self.model.dtype, device=tokens.device)
         return self._scored(tokens, prompt_mask, hidden).double().sum(1), hidden
 
     def log_probs_at(self, hidden: Tensor, index: Tensor) -> Tensor:
-        """Log p_θ(v | x_<i, c) of every token v at the positions i in `index` (B, K): (B, K, V) float32."""
-        return self._logits(hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))).log_softmax(-1)
+        """Log p_θ(v | x_<i, c) of every token v at the positions i in `index` (B, K): (B, K, V)
+        float32.
+        """
+        return self._logits(
+            hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
+        ).log_softmax(-1)
 
     @torch.no_grad()
-    def _scored(self, tokens: Tensor, prompt_mask: Tensor, hidden_out: Tensor | None = None) -> Tensor:
-        """`token_log_probs`, in chunks of rows of like length; the last hidden states go to `hidden_out`."""
+    def _scored(
+        self, tokens: Tensor, prompt_mask: Tensor, hidden_out: Tensor | None = None
+    ) -> Tensor:
+        """`token_log_probs`, in chunks of rows of like length; the last hidden states go to
+        `hidden_out`.
+        """
         keep = text_mask(tokens, prompt_mask, self.end_id)
         lengths, order = keep.sum(1).sort()
         out = torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
@@ -205,8 +269,12 @@ class BaseLM(TokenText):
                 hidden_out[chunk, :longest] = hidden
             n = max(1, _LOGITS_AT_ONCE[tokens.device.type] // self.vocab_size)
             parts = zip(hidden[kept].split(n), x[kept].split(n), strict=True)
-            log_p = torch.cat([-F.cross_entropy(self._logits(h), y, reduction="none") for h, y in parts])
-            out[chunk, :longest] = torch.zeros_like(out[chunk, :longest]).masked_scatter(kept, log_p)
+            log_p = torch.cat(
+                [-F.cross_entropy(self._logits(h), y, reduction="none") for h, y in parts]
+            )
+            out[chunk, :longest] = torch.zeros_like(out[chunk, :longest]).masked_scatter(
+                kept, log_p
+            )
         return torch.where(leading(prompt_mask), 0.0, out)
 
     def _hidden(self, inputs: Tensor) -> Tensor:
@@ -216,12 +284,16 @@ class BaseLM(TokenText):
         return self.model(inputs, use_cache=False).logits
 
     def next_logits(self, inputs: Tensor) -> Tensor:
-        """(B, V) logits of the token after (B, T) `inputs`, start token included, by a full pass."""
+        """(B, V) logits of the token after (B, T) `inputs`, start token included, by a full
+        pass.
+        """
         return self._logits(self._hidden(inputs)[:, -1])
 
     @torch.no_grad()
     def probe_logits(self, inputs: Tensor) -> Tensor:
-        """(B, T, V) in the model's precision: what it says after each of `inputs`, ends not joined."""
+        """(B, T, V) in the model's precision: what it says after each of `inputs`, ends not
+        joined.
+        """
         return self._every_logit(self._hidden(inputs)).to(self.model.dtype)
 
     def with_one_end(self, logits: Tensor) -> Tensor:
@@ -245,7 +317,11 @@ class BaseLM(TokenText):
             return head(hidden)  # type: ignore[no-any-return]
         # Rounded to bfloat16, logits of 20 are a tenth off, and what is accepted hangs on them.
         # One that is trained is another after each step.
-        if not self._head or self._head["weight"].device != hidden.device or head.weight.requires_grad:
+        if (
+            not self._head
+            or self._head["weight"].device != hidden.device
+            or head.weight.requires_grad
+        ):
             self._head = {name: weight.float() for name, weight in head.named_parameters()}
         # A call of the module itself, so that it is counted (see `cost.Meter`).
         return functional_call(head, self._head, hidden.float())
@@ -273,7 +349,9 @@ def _ends_of(generation_config: Any) -> list[int]:
 
 
 def _is_bf16_fast() -> bool:
-    """Whether a GPU is there, or a CPU with instructions for it: others take longer than in float32."""
+    """Whether a GPU is there, or a CPU with instructions for it: others take longer than in
+    float32.
+    """
     return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
 
 
@@ -283,7 +361,9 @@ def rows_at_once(rows: Tensor) -> int:
 
 
 def _next_log_probs(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """(B, V) unnormalised log-probabilities of the next token; p_θ itself at temperature 1, top_k 0, top_p 1."""
+    """(B, V) unnormalised log-probabilities of the next token; p_θ itself at temperature 1,
+    top_k 0, top_p 1.
+    """
     if temperature != 1:
         logits = logits / temperature
     if top_k:

@@ -1,4 +1,6 @@
-"""What a base model must obey, tried on a few rows when it is loaded: causal, and written as it is read."""
+"""What a base model must obey, tried on a few rows when it is loaded: causal, and written as it
+is read.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, tor
 def check_table(tokenizer: Any, rows: int, name: str) -> None:
     """Refuse a tokenizer whose tokens do not fit an embedding table of `rows` rows.
 
-    Special tokens that nothing but their own name in a prompt can call for may lie beyond (Gemma 3 has one).
+    Special tokens that nothing but their own name in a prompt can call for may lie beyond (Gemma 3
+    has one).
 
     Raises:
         UserError: naming the first token beyond the table.
@@ -32,9 +35,10 @@ def check_table(tokenizer: Any, rows: int, name: str) -> None:
     beyond = sorted((i, token) for token, i in numbers.items() if i >= rows and i not in spare)
     if beyond:
         raise UserError(
-            f"{OPTION}: the tokenizer of {name!r} has tokens up to number {beyond[-1][0]} (first too many: "
-            f"{beyond[0][1]!r}), the model's table {rows} rows (0 to {rows - 1}); resize the table with "
-            "resize_token_embeddings, or use the tokenizer that belongs to the model"
+            f"{OPTION}: the tokenizer of {name!r} has tokens up to number {beyond[-1][0]} (first"
+            f" too many: {beyond[0][1]!r}), the model's table {rows} rows (0 to {rows - 1}); resize"
+            " the table with resize_token_embeddings, or use the tokenizer that belongs to the"
+            " model"
         )
 
 
@@ -51,11 +55,18 @@ def check_reading(lm: Any) -> None:
     try:
         first, again, changed = (lm.probe_logits(x) for x in (rows, rows, other))
     except Exception as error:
-        raise UserError(f"{OPTION}: {lm.name} cannot be read as a language model ({_reason(error)})") from error
+        raise UserError(
+            f"{OPTION}: {lm.name} cannot be read as a language model ({_reason(error)})"
+        ) from error
     if not first.isfinite().all():
-        raise UserError(f"{OPTION}: {lm.name} gives logits that are NaN or infinite; its weights are damaged")
+        raise UserError(
+            f"{OPTION}: {lm.name} gives logits that are NaN or infinite; its weights are damaged"
+        )
     if not same(first, again):
-        raise UserError(f"{OPTION}: {lm.name} reads the same tokens differently each time; needed is a fixed p_θ")
+        raise UserError(
+            f"{OPTION}: {lm.name} reads the same tokens differently each time; needed is a"
+            " fixed p_θ"
+        )
     if not same(first[:, :-1], changed[:, :-1], 0.1):
         raise UserError(
             f"{OPTION}: {lm.name} is no causal language model: a later token changes what "
@@ -64,7 +75,9 @@ def check_reading(lm: Any) -> None:
 
 
 def writes_as_it_reads(lm: Any) -> bool:
-    """Whether logits from the key–value cache are those of a full pass, also of rows that were copied and dropped."""
+    """Whether logits from the key–value cache are those of a full pass, also of rows that were
+    copied and dropped.
+    """
     rows = _probe(lm)
     half = max(1, rows.shape[1] // 2)
     kept = torch.tensor([2, 0, 2], device=rows.device)
@@ -77,7 +90,9 @@ def writes_as_it_reads(lm: Any) -> bool:
 
 @torch.no_grad()
 def _written(lm: Any, rows: Tensor, half: int, kept: Tensor) -> Tensor:
-    """(3, T − half + 1, V) logits at the last positions of rows `kept`, token by token after the first half."""
+    """(3, T − half + 1, V) logits at the last positions of rows `kept`, token by token after the
+    first half.
+    """
     from dia_lightning.lm.decoding import allocated_cache, select_rows
 
     cache = allocated_cache(lm.model.config, rows.shape[1])
@@ -91,12 +106,16 @@ def _written(lm: Any, rows: Tensor, half: int, kept: Tensor) -> Tensor:
         if i == half:
             select_rows(cache, kept)
             rows, steps = rows[kept], [steps[0][kept]]
-        steps.append(lm.model(rows[:, i : i + 1], past_key_values=cache, use_cache=True).logits[:, -1])
+        steps.append(
+            lm.model(rows[:, i : i + 1], past_key_values=cache, use_cache=True).logits[:, -1]
+        )
     return torch.stack(steps if len(steps) > 1 else [steps[0][kept]], 1)
 
 
 def _probe(lm: Any) -> Tensor:
-    """(4, T) int64: the start token and then any others but the end, the padding token among them."""
+    """(4, T) int64: the start token and then any others but the end, the padding token among
+    them.
+    """
     length = min(_LENGTH, lm.max_length)
     draw = torch.Generator().manual_seed(0)
     rows = torch.randint(0, max(1, lm.vocab_size - 1), (_ROWS, max(1, length - 1)), generator=draw)

@@ -13,13 +13,17 @@ from dia_lightning.types import fill_after_end, leading, must_go_on
 
 
 class Writing:
-    """Rows that p_θ, a `BaseLM`, writes from left to right: what stands there so far, and the states of p_θ that have read it.
+    """Rows that p_θ, a `BaseLM`, writes from left to right: what stands there so far, and the
+    states of p_θ that have read it.
 
-    A model without a usable key–value cache (`BaseLM.has_cache`) reads each row again for every token.
+    A model without a usable key–value cache (`BaseLM.has_cache`) reads each row again for every
+    token.
 
     Attributes:
-        tokens: (B, T) int64, the prompt and what is written, end tokens elsewhere. place: the position that comes next.
-        rows: (N,) which rows are still written. ended: (N,) bool, those of them whose text is at its end.
+        tokens: (B, T) int64, the prompt and what is written, end tokens elsewhere. place: the
+            position that comes next.
+        rows: (N,) which rows are still written. ended: (N,) bool, those of them whose text is at
+            its end.
     """
 
     def __init__(self, lm: Any, tokens: Tensor, prompt_mask: Tensor) -> None:
@@ -48,7 +52,9 @@ class Writing:
 
     @torch.no_grad()
     def next_logits(self) -> Tensor:
-        """(N, V) logits of p_θ at `place`, without the end token where the text must go on; asked once a place."""
+        """(N, V) logits of p_θ at `place`, without the end token where the text must go on;
+        asked once a place.
+        """
         if self._cache is None:
             seen = F.pad(self.tokens[self.rows, : self.place], (1, 0), value=self.lm.bos_id)
             logits = self.lm.next_logits(seen)
@@ -61,7 +67,9 @@ class Writing:
     def write(self, drawn: Tensor) -> None:
         """Set `drawn` (N,) at `place`, but for the prompt and for what is at its end, and go on."""
         forced = self._forced[:, self.place]
-        drawn = torch.where(forced, self._given[:, self.place], torch.where(self.ended, self.lm.end_id, drawn))
+        drawn = torch.where(
+            forced, self._given[:, self.place], torch.where(self.ended, self.lm.end_id, drawn)
+        )
         self.tokens[self.rows, self.place] = drawn
         self.ended = self.ended | (drawn == self.lm.end_id) & ~forced
         self._inputs = drawn[:, None]
@@ -76,7 +84,9 @@ class Writing:
         return len(going) > 0
 
     def resample(self, ancestors: Tensor) -> None:
-        """Every row goes on as a copy of row `ancestors` (B,), one with the same prompt; none may have been dropped."""
+        """Every row goes on as a copy of row `ancestors` (B,), one with the same prompt; none
+        may have been dropped.
+        """
         self.tokens = self.tokens[ancestors]
         self._select(ancestors)
 
@@ -90,21 +100,32 @@ class Writing:
         if self._cache is not None:
             select_rows(self._cache, index)
         self._inputs, self.ended = self._inputs[index], self.ended[index]
-        self._forced, self._given, self._barred = self._forced[index], self._given[index], self._barred[index]
+        self._forced, self._given, self._barred = (
+            self._forced[index],
+            self._given[index],
+            self._barred[index],
+        )
 
 
 class _AllocatedLayer(DynamicLayer):
-    """`DynamicLayer` that writes into room for `length` tokens; `keys` and `values` are views of what is filled."""
+    """`DynamicLayer` that writes into room for `length` tokens; `keys` and `values` are views of
+    what is filled.
+    """
 
     def __init__(self, length: int) -> None:
         super().__init__()
         self.length = length
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """New states (B, H, n, D) → all states so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self._room = [x.new_empty(*x.shape[:2], self.length, x.shape[3]) for x in (key_states, value_states)]
+            self._room = [
+                x.new_empty(*x.shape[:2], self.length, x.shape[3])
+                for x in (key_states, value_states)
+            ]
         filled = self.get_seq_length()
         total = filled + key_states.shape[2]
         for room, states in zip(self._room, (key_states, value_states), strict=True):
@@ -123,12 +144,16 @@ class _AllocatedLayer(DynamicLayer):
 def allocated_cache(config: Any, length: int) -> DynamicCache:
     """A cache for a model of `config` with room for `length` tokens; other kinds of layers stay."""
     cache = DynamicCache(config=config)
-    cache.layers = [_AllocatedLayer(length) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [
+        _AllocatedLayer(length) if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
     return cache
 
 
 def select_rows(cache: DynamicCache, rows: Tensor) -> None:
-    """Keep `rows` (N,) of every layer: transformers' own `batch_select_indices` forgets recurrent states."""
+    """Keep `rows` (N,) of every layer: transformers' own `batch_select_indices` forgets
+    recurrent states.
+    """
     layer: Any
     for layer in cache.layers:
         layer.reorder_cache(rows)

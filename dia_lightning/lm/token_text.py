@@ -13,7 +13,8 @@ from dia_lightning.errors import UserError
 from dia_lightning.types import leading, text_mask
 
 _OPTION = "--model.init_args.base_lm"
-# A piece that goes on from another text is encoded behind one of these, the tokens of which are then cut off.
+# A piece that goes on from another text is encoded behind one of these, the tokens of which are
+# then cut off.
 _BEFORE = ("\n", "a", ".", "0")
 
 
@@ -21,7 +22,8 @@ class TokenText:
     """Rows of tokens and their texts.
 
     Attributes:
-        tokenizer: transformers' own. name: of the model, for messages. end_id: token that ends a text.
+        tokenizer: transformers' own. name: of the model, for messages. end_id: token that ends a
+            text.
         vocab_size: rows of the embedding table, beyond which no token may lie.
     """
 
@@ -45,15 +47,22 @@ class TokenText:
         """
         cut = {} if length is None else {"truncation": True, "max_length": length}
         given = ["", *map(readable, texts)]  # never none
-        found: list[list[int]] = self.tokenizer(given, add_special_tokens=False, **cut)["input_ids"][1:]
+        found: list[list[int]] = self.tokenizer(given, add_special_tokens=False, **cut)[
+            "input_ids"
+        ][1:]
         for ids, text in zip(found, texts, strict=True):
             if ids and max(ids) >= self.vocab_size:
                 token = self.tokenizer.convert_ids_to_tokens(max(ids))
-                raise UserError(f"{_OPTION}: {text[:40]!r} has the token {token!r}, which {self.name} has no embedding for")
+                raise UserError(
+                    f"{_OPTION}: {text[:40]!r} has the token {token!r}, which {self.name} has no"
+                    " embedding for"
+                )
         return found
 
     def continued_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """The tokens of pieces of text that go on from others: the first is given no space of its own."""
+        """The tokens of pieces of text that go on from others: the first is given no space of
+        its own.
+        """
         found = self.token_ids(texts)
         wrong = list(range(len(texts)))
         for before in _BEFORE:
@@ -70,10 +79,12 @@ class TokenText:
         return found
 
     def decode(self, tokens: Tensor, prompt_mask: Tensor, with_prompt: bool = False) -> list[str]:
-        """The text of each row without the end token, and without its leading prompt unless asked for.
+        """The text of each row without the end token, and without its leading prompt unless asked
+        for.
 
-        What follows a prompt is the whole row's text less the prompt's, to the character: some tokenizers drop the space
-        before the first token they are given, which here belongs to the prompt.
+        What follows a prompt is the whole row's text less the prompt's, to the character: some
+        tokenizers drop the space before the first token they are given, which here belongs to the
+        prompt.
         """
         rows = _kept(tokens, text_mask(tokens, prompt_mask, self.end_id))
         whole = self._read(rows)
@@ -88,11 +99,14 @@ class TokenText:
         return [alone.get(i, text[len(prompts[before[i]]) :]) for i, text in enumerate(whole)]
 
     def _read(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        texts: list[str] = self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        texts: list[str] = self.tokenizer.batch_decode(
+            rows, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         return texts if rows else []  # transformers reads no row as one
 
     def is_canonical(self, tokens: Tensor, prompt_mask: Tensor, texts: Sequence[str]) -> Tensor:
-        """(B,) bool, whether each whole text, prompt included, is cut into just the tokens of its row.
+        """(B,) bool, whether each whole text, prompt included, is cut into just the tokens of its
+        row.
 
         Where it is not, p_θ may give the same text another probability in other tokens.
         """
@@ -108,5 +122,7 @@ def _kept(tokens: Tensor, keep: Tensor) -> list[list[int]]:
 
 
 def readable(text: str) -> str:
-    """The text with `?` for halves of surrogate pairs, which JSON can hold and tokenizers refuse."""
+    """The text with `?` for halves of surrogate pairs, which JSON can hold and tokenizers
+    refuse.
+    """
     return text.encode("utf-8", "replace").decode("utf-8")

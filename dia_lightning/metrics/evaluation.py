@@ -1,4 +1,6 @@
-"""What a task measures beyond the figures that every run has: judges, references and reward hacking."""
+"""What a task measures beyond the figures that every run has: judges, references and reward
+hacking.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +16,21 @@ from dia_lightning.terminal import one_line
 from dia_lightning.types import Generations, Record
 
 _RESERVED = {
-    "schema", "complete", "method", "config_hash", "versions", "base", "n", "reward", "reward_std", "perplexity", "nfe",
-    "log_p_per_token", "self_bleu", "latency_s_per_100_tokens", "accept_rate", "distinct_1", "distinct_2", "distinct_3",
-    "distinct_4", "seconds_per_text", "flops_per_text", "peak_memory_mib", "tokens", "flops", "training",
-    "bleu_signature", "hacking_reasons", "log_z", "log_z_upper", "ess", "roots", "resampled", "temperatures",
-    "tokenizer", "reasons",
+    "schema", "complete", "method", "config_hash", "versions", "base", "n", "reward", "reward_std",
+    "perplexity", "nfe", "log_p_per_token", "self_bleu", "latency_s_per_100_tokens", "accept_rate",
+    "distinct_1", "distinct_2", "distinct_3", "distinct_4", "seconds_per_text", "flops_per_text",
+    "peak_memory_mib", "tokens", "flops", "training", "bleu_signature", "hacking_reasons", "log_z",
+    "log_z_upper", "ess", "roots", "resampled", "temperatures", "tokenizer", "reasons",
 }  # fmt: skip
-_REFERENCE_ROWS = [("bleu", "BLEU (0 – 100)", "{:.2f}")] + [(f"rouge_{x}", f"ROUGE-{x.upper()}", "{:.3f}") for x in "12l"]
+_REFERENCE_ROWS = [("bleu", "BLEU (0 – 100)", "{:.2f}")] + [
+    (f"rouge_{x}", f"ROUGE-{x.upper()}", "{:.3f}") for x in "12l"
+]
 
 
 class Evaluated(NamedTuple):
-    """figures: for each run, by its keys in `metrics.json`; flagged: the method's texts that look like reward hacking."""
+    """figures: for each run, by its keys in `metrics.json`; flagged: the method's texts that
+    look like reward hacking.
+    """
 
     figures: list[dict[str, Any]]
     flagged: list[dict[str, Any]]
@@ -40,22 +46,28 @@ def references_of(records: Sequence[Record], field: str) -> list[list[str]]:
     for i, record in enumerate(records):
         value = record.get(field)
         references = [value] if isinstance(value, str) else value
-        if not isinstance(references, list) or not references or not all(isinstance(r, str) for r in references):
+        if (
+            not isinstance(references, list)
+            or not references
+            or not all(isinstance(r, str) for r in references)
+        ):
             has = ", ".join(record) or "none"
             raise UserError(
-                f"{OPTION}.references: {field!r} given, allowed: a field with a text or a list of texts for every "
-                f"prompt; text {i} has {value!r:.60} there (fields: {has})"
+                f"{OPTION}.references: {field!r} given, allowed: a field with a text or a list of"
+                f" texts for every prompt; text {i} has {value!r:.60} there (fields: {has})"
             )
         found.append(references)
     return found
 
 
 class Evaluation:
-    """The measures of a task, as an option of `PredictionWriter`; changing them needs no new sampling.
+    """The measures of a task, as an option of `PredictionWriter`; changing them needs no new
+    sampling.
 
     Args:
         judges: scores that are reported.
-        references: field of the prompt file that holds a reference or a list of them: BLEU (sacrebleu) and ROUGE (rouge-score).
+        references: field of the prompt file that holds a reference or a list of them: BLEU
+            (sacrebleu) and ROUGE (rouge-score).
         hacking: what counts as reward hacking; without it there is no `hacking_rate`.
 
     Raises:
@@ -63,17 +75,26 @@ class Evaluation:
     """
 
     def __init__(
-        self, judges: list[Judge] | None = None, references: str | None = None, hacking: Hacking | None = None
+        self, judges: list[Judge] | None = None, references: str | None = None,
+        hacking: Hacking | None = None
     ) -> None:  # fmt: skip
         self.judges, self.references, self.hacking = judges or [], references, hacking
         keys = [key for key, _, _ in self.rows()]
         for judge in self.judges:
             if not judge.name.strip() or one_line(judge.name) != judge.name:
-                raise UserError(f"{OPTION}.judges: the name {judge.name!r} given, allowed: visible characters in one line")
+                raise UserError(
+                    f"{OPTION}.judges: the name {judge.name!r} given, allowed: visible characters"
+                    " in one line"
+                )
         # "nfe/base_lm" is how reports call what `nfe` has of "base_lm".
-        taken = sorted({key for key, n in Counter(keys).items() if n > 1 or key.partition("/")[0] in _RESERVED})
+        taken = sorted(
+            {key for key, n in Counter(keys).items() if n > 1 or key.partition("/")[0] in _RESERVED}
+        )
         if taken:
-            raise UserError(f"{OPTION}.judges: two figures named {taken[0]!r}; give one judge another init_args.name")
+            raise UserError(
+                f"{OPTION}.judges: two figures named {taken[0]!r}; give one judge another"
+                " init_args.name"
+            )
 
     def rows(self) -> list[Row]:
         """Key, label and format of every figure that a table shows."""
@@ -82,7 +103,8 @@ class Evaluation:
         return rows + ([] if self.hacking is None else self.hacking.rows())
 
     def check(
-        self, prompts: Sequence[str], records: Sequence[Record], has_base: bool, rewards: Sequence[str] = (), n_texts: int = 1
+        self, prompts: Sequence[str], records: Sequence[Record], has_base: bool,
+        rewards: Sequence[str] = (), n_texts: int = 1
     ) -> None:  # fmt: skip
         """Find what would fail only after hours of sampling.
 
@@ -96,7 +118,10 @@ class Evaluation:
             UserError: naming the option.
         """
         for key in {key for key, _, _ in self.rows()} & {f"reward_{name}" for name in rewards}:
-            raise UserError(f"{OPTION}.judges: {key!r} is a figure of the reward too; give the judge another init_args.name")
+            raise UserError(
+                f"{OPTION}.judges: {key!r} is a figure of the reward too; give the judge another"
+                " init_args.name"
+            )
         fewest = n_texts * min(Counter(prompt_groups(prompts, records)).values())
         for judge in self.judges:
             judge.check(records, fewest)
@@ -106,9 +131,11 @@ class Evaluation:
             self.hacking.check(records, has_base)
 
     def __call__(
-        self, runs: Sequence[Sequence[Generations]], records: Sequence[Record], tokenizer: str = "auto"
+        self, runs: Sequence[Sequence[Generations]], records: Sequence[Record],
+        tokenizer: str = "auto"
     ) -> Evaluated:  # fmt: skip
-        """Evaluate the method's run and, if it is there, the base model's after it, which must be of the same prompts.
+        """Evaluate the method's run and, if it is there, the base model's after it, which must be
+        of the same prompts.
 
         Args:
             runs: the batches of each.
@@ -117,7 +144,9 @@ class Evaluation:
         """
         given = [run_texts(run, records) for run in runs]
         figures = [self._figures(run, tokenizer) for run in given]
-        return Evaluated(figures, [] if self.hacking is None else self._hacking(self.hacking, given, figures))
+        return Evaluated(
+            figures, [] if self.hacking is None else self._hacking(self.hacking, given, figures)
+        )
 
     def _figures(self, run: RunTexts, tokenizer: str) -> dict[str, Any]:
         figures = {key: value for judge in self.judges for key, value in judge.figures(run).items()}
@@ -131,10 +160,15 @@ class Evaluation:
         return figures
 
     @staticmethod
-    def _hacking(hacking: Hacking, runs: list[RunTexts], figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _hacking(
+        hacking: Hacking, runs: list[RunTexts], figures: list[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
         """Adds to the figures of each run; returns the flagged texts of the first."""
         scores = [hacking.scores(run) for run in runs]
-        flags = [hacking.flags(run, score, runs[-1], scores[-1]) for run, score in zip(runs, scores, strict=True)]
+        flags = [
+            hacking.flags(run, score, runs[-1], scores[-1])
+            for run, score in zip(runs, scores, strict=True)
+        ]
         for found, flag in zip(figures, flags, strict=True):
             found |= hacking_figures(flag)
         return flagged_texts(runs[0], scores[0], flags[0])

@@ -1,4 +1,6 @@
-"""Metrics of generated text as pure functions: `_update` turns data into statistics, `_compute` these into a figure."""
+"""Metrics of generated text as pure functions: `_update` turns data into statistics, `_compute`
+these into a figure.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,15 @@ _Ints = NDArray[np.int64]
 def check_texts(texts: Sequence[str]) -> None:
     """Raise TypeError unless `texts` is a sequence of strings (a single string is not)."""
     if isinstance(texts, str) or not isinstance(texts, Sequence):
-        raise TypeError(f"texts must be a sequence of strings, got {type(texts).__name__} {str(texts)[:60]!r}")
+        raise TypeError(
+            f"texts must be a sequence of strings, got {type(texts).__name__} {str(texts)[:60]!r}"
+        )
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(f"texts must be a sequence of strings, got {type(text).__name__} {str(text)[:60]!r} at place {i}")
+            raise TypeError(
+                f"texts must be a sequence of strings, got {type(text).__name__} {str(text)[:60]!r}"
+                f" at place {i}"
+            )
 
 
 def check_order(name: str, order: int) -> None:
@@ -31,7 +38,11 @@ def check_order(name: str, order: int) -> None:
 
 def check_names(option: str, names: Sequence[str]) -> None:
     """Raise unless `names` is a sequence of strings (TypeError), all different (ValueError)."""
-    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+    if (
+        isinstance(names, str)
+        or not isinstance(names, Sequence)
+        or not all(isinstance(name, str) for name in names)
+    ):
         raise TypeError(f"{option} must be a sequence of names, got {names!r}")
     if len(set(names)) < len(names):
         raise ValueError(f"{option} must be different from each other, got {list(names)}")
@@ -40,17 +51,25 @@ def check_names(option: str, names: Sequence[str]) -> None:
 def _check_pair(**pair: Tensor) -> None:
     (name_a, a), (name_b, b) = pair.items()
     if a.ndim != 1 or a.shape != b.shape:
-        raise ValueError(f"{name_a} and {name_b} must have one shape (B,), got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise ValueError(
+            f"{name_a} and {name_b} must have one shape (B,), got {tuple(a.shape)} and"
+            f" {tuple(b.shape)}"
+        )
 
 
 def _ngram_codes(words: list[list[str]], order: int) -> list[tuple[_Ints, _Ints]]:
-    """For n = 1 … order, of each n-gram in N word lists: an integer (equal n-grams, equal integers) and its list's number.
+    """For n = 1 … order, of each n-gram in N word lists: an integer (equal n-grams, equal integers)
+    and its list's number.
 
-    The code of an n-gram is made from that of its first n − 1 words and its last word, renumbered so that it cannot overflow.
+    The code of an n-gram is made from that of its first n − 1 words and its last word, renumbered
+    so that it cannot overflow.
     """
     lengths = np.array([len(row) for row in words], dtype=np.int64)
     vocabulary: dict[str, int] = {}
-    tokens = np.array([vocabulary.setdefault(word, len(vocabulary)) for row in words for word in row], dtype=np.int64)
+    tokens = np.array(
+        [vocabulary.setdefault(word, len(vocabulary)) for row in words for word in row],
+        dtype=np.int64,
+    )
     text = np.repeat(np.arange(len(words)), lengths)
     left = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(tokens))
     code, codes = tokens.copy(), []
@@ -64,10 +83,11 @@ def _ngram_codes(words: list[list[str]], order: int) -> list[tuple[_Ints, _Ints]
 
 
 def _clipped_matches(gram: _Ints, text: _Ints, n_texts: int) -> tuple[_Ints, _Ints]:
-    """(N,) n-grams of each text, every one counted at most as often as in some other text; and (N,) all its n-grams.
+    """(N,) n-grams of each text, every one counted at most as often as in some other text; and (N,)
+    all its n-grams.
 
-    Only the largest and the second largest count of each n-gram are needed: a text that holds the largest is clipped by
-    the second largest, every other text by the largest.
+    Only the largest and the second largest count of each n-gram are needed: a text that holds the
+    largest is clipped by the second largest, every other text by the largest.
     """
     key, count = np.unique(gram * n_texts + text, return_counts=True)
     gram, text = np.divmod(key, n_texts)
@@ -75,7 +95,8 @@ def _clipped_matches(gram: _Ints, text: _Ints, n_texts: int) -> tuple[_Ints, _In
     gram, text, count = gram[order], text[order], count[order]
     holds_largest = np.diff(gram, prepend=-1) != 0
     largest = count[holds_largest][np.cumsum(holds_largest) - 1]
-    # The roll brings the first entry, which holds a largest count, behind the last: an n-gram ends there too.
+    # The roll brings the first entry, which holds a largest count, behind the last: an n-gram ends
+    # there too.
     second_largest = np.where(np.roll(holds_largest, -1), 0, np.roll(count, -1))
     matched = np.minimum(count, np.where(holds_largest, second_largest, largest))
     n_matched, n_all = np.bincount(text, matched, n_texts), np.bincount(text, count, n_texts)
@@ -83,7 +104,9 @@ def _clipped_matches(gram: _Ints, text: _Ints, n_texts: int) -> tuple[_Ints, _In
 
 
 def _closest_other_length(length: _Ints) -> _Ints:
-    """(N,) for each text the length, among all others, that is closest to its own; the shorter one of two equally close."""
+    """(N,) for each text the length, among all others, that is closest to its own; the shorter
+    one of two equally close.
+    """
     ordered = np.sort(length)
     own = np.searchsorted(ordered, length)
     below, above = ordered[np.maximum(own - 1, 0)], ordered[np.minimum(own + 1, len(length) - 1)]
@@ -94,16 +117,24 @@ def _closest_other_length(length: _Ints) -> _Ints:
 def _self_bleu_update(
     texts: Sequence[str], n_gram: int = 4, tokenizer: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Statistics of N ≥ 2 texts, all int64: matched and all n-grams (n_gram, N); own and closest other length (N,), words."""
+    """Statistics of N ≥ 2 texts, all int64: matched and all n-grams (n_gram, N); own and closest
+    other length (N,), words.
+    """
     words = cut(texts, resolve(tokenizer, texts))
-    counts = [_clipped_matches(gram, text, len(texts)) for gram, text in _ngram_codes(words, n_gram)]
+    counts = [
+        _clipped_matches(gram, text, len(texts)) for gram, text in _ngram_codes(words, n_gram)
+    ]
     correct, total = (torch.from_numpy(np.stack(part)) for part in zip(*counts, strict=True))
     length = np.array([len(row) for row in words], dtype=np.int64)
     return correct, total, torch.from_numpy(length), torch.from_numpy(_closest_other_length(length))
 
 
-def _sentence_bleu(correct: Tensor, total: Tensor, length: Tensor, reference_length: Tensor) -> Tensor:
-    """(N,) BLEU in [0, 100] from the statistics: sacrebleu's `BLEU.compute_bleu` with `exp` and effective order."""
+def _sentence_bleu(
+    correct: Tensor, total: Tensor, length: Tensor, reference_length: Tensor
+) -> Tensor:
+    """(N,) BLEU in [0, 100] from the statistics: sacrebleu's `BLEU.compute_bleu` with `exp` and
+    effective order.
+    """
     exists = total > 0
     halvings = ((correct == 0) & exists).cumsum(0)
     precision = torch.where(correct > 0, correct.double(), 0.5**halvings) / total
@@ -112,17 +143,21 @@ def _sentence_bleu(correct: Tensor, total: Tensor, length: Tensor, reference_len
     return torch.where(correct.any(0), (log_precision + log_penalty).exp(), 0.0)
 
 
-def _self_bleu_compute(correct: Tensor, total: Tensor, length: Tensor, reference_length: Tensor) -> Tensor:
+def _self_bleu_compute(
+    correct: Tensor, total: Tensor, length: Tensor, reference_length: Tensor
+) -> Tensor:
     score = _sentence_bleu(correct, total, length, reference_length).mean()
     return torch.where(length.any(), score, torch.nan)
 
 
 def self_bleu(texts: Sequence[str], n_gram: int = 4, tokenizer: str = "auto") -> Tensor:
-    """Self-BLEU: the mean BLEU of each text with all the others as its references; low means diverse.
+    """Self-BLEU: the mean BLEU of each text with all the others as its references; low means
+    diverse.
 
-    Zhu et al. 2018 (Texygen, arXiv:1802.01886), on sacrebleu's scale of 0 to 100 and by its definition of sentence BLEU:
-    smoothing `exp`, effective order, closest reference length. Equal to the mean over i of
-    `sacrebleu.sentence_bleu(texts[i], others, tokenize=…, use_effective_order=True).score`, in N log N instead of N² steps.
+    Zhu et al. 2018 (Texygen, arXiv:1802.01886), on sacrebleu's scale of 0 to 100 and by its
+    definition of sentence BLEU: smoothing `exp`, effective order, closest reference length. Equal
+    to the mean over i of `sacrebleu.sentence_bleu(texts[i], others, tokenize=…,
+    use_effective_order=True).score`, in N log N instead of N² steps.
 
     Args:
         texts: N texts.
@@ -130,7 +165,8 @@ def self_bleu(texts: Sequence[str], n_gram: int = 4, tokenizer: str = "auto") ->
         tokenizer: a name of sacrebleu's, or `auto`, see `words.resolve`.
 
     Returns:
-        A float64 scalar in [0, 100]; NaN for N < 2, where a text has no others, and where all are empty.
+        A float64 scalar in [0, 100]; NaN for N < 2, where a text has no others, and where all are
+        empty.
 
     Raises:
         TypeError: `texts` is not a sequence of strings.
@@ -147,7 +183,9 @@ def self_bleu(texts: Sequence[str], n_gram: int = 4, tokenizer: str = "auto") ->
     return _self_bleu_compute(*_self_bleu_update(texts, n_gram, tokenizer))
 
 
-def _distinct_n_update(texts: Sequence[str], n: int, tokenizer: str = "auto") -> tuple[Tensor, Tensor]:
+def _distinct_n_update(
+    texts: Sequence[str], n: int, tokenizer: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """Numbers of distinct and of all n-grams: int64 scalars."""
     name = resolve(tokenizer, texts)
     words = [text.split() for text in texts] if name == "13a" else cut(texts, name)
@@ -162,9 +200,9 @@ def _distinct_n_compute(distinct: Tensor, total: Tensor) -> Tensor:
 def distinct_n(texts: Sequence[str], n: int, tokenizer: str = "auto") -> Tensor:
     """Distinct n-grams over all n-grams of all texts together; high means diverse.
 
-    Li et al. 2016 (arXiv:1510.03055). With `13a`, the one for scripts with spaces, words are what `text.split()` gives:
-    punctuation stays on its word. With any other they are its tokens. Case is kept.
-    The figure falls as texts are added, so compare it for equal numbers of texts only.
+    Li et al. 2016 (arXiv:1510.03055). With `13a`, the one for scripts with spaces, words are what
+    `text.split()` gives: punctuation stays on its word. With any other they are its tokens. Case is
+    kept. The figure falls as texts are added, so compare it for equal numbers of texts only.
 
     Args:
         texts: N texts.
@@ -222,7 +260,10 @@ def _seconds_per_100_tokens_update(seconds: Tensor, n_tokens: Tensor) -> tuple[T
     """Sums over the batches: seconds (float64 scalar) and tokens (int64 scalar)."""
     _check_pair(seconds=seconds, n_tokens=n_tokens)
     if not ((seconds >= 0) & seconds.isfinite()).all() or (n_tokens < 0).any():
-        raise ValueError(f"seconds and n_tokens must be finite and not negative, got {seconds.tolist()}, {n_tokens.tolist()}")
+        raise ValueError(
+            f"seconds and n_tokens must be finite and not negative, got {seconds.tolist()},"
+            f" {n_tokens.tolist()}"
+        )
     return seconds.double().sum(), n_tokens.long().sum()
 
 

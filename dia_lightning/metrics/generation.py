@@ -22,9 +22,11 @@ from dia_lightning.types import Generations
 
 
 class GenerationMetrics(nn.Module):
-    """Every figure of a run, batch by batch; `compute` gives those of all processes and must be called on each of them.
+    """Every figure of a run, batch by batch; `compute` gives those of all processes and must be
+    called on each of them.
 
-    The names are taken at construction so that every process, also one that drew nothing, holds the same states. A
+    The names are taken at construction so that every process, also one that drew nothing, holds the
+    same states. A
     collective over NCCL needs the states on the GPU: move the object there, as any module.
 
     Args:
@@ -39,13 +41,17 @@ class GenerationMetrics(nn.Module):
     """
 
     def __init__(
-        self, reward_names: Sequence[str], networks: Sequence[str] = (), tokenizer: str = "auto", **kwargs: Any
+        self, reward_names: Sequence[str], networks: Sequence[str] = (), tokenizer: str = "auto",
+        **kwargs: Any
     ) -> None:  # fmt: skip
         super().__init__()
         check_names("reward_names", reward_names)
         check_names("networks", networks)
         if "std" in reward_names:
-            raise ValueError(f"reward_names must not have 'std', since reward_std is another figure, got {list(reward_names)}")
+            raise ValueError(
+                "reward_names must not have 'std', since reward_std is another figure, got"
+                f" {list(reward_names)}"
+            )
         self.reward_names = list(reward_names)
         self.n = SumMetric(nan_strategy="error", **kwargs).set_dtype(torch.float64)
         self.reward = MeanReward(**kwargs)
@@ -65,7 +71,8 @@ class GenerationMetrics(nn.Module):
         """Add one batch.
 
         Raises:
-            ValueError: the fields of the batch do not have one length, or a reward is unknown, missing or not finite.
+            ValueError: the fields of the batch do not have one length, or a reward is unknown,
+                missing or not finite.
         """
         batch = generations
         self._check(batch)
@@ -76,30 +83,47 @@ class GenerationMetrics(nn.Module):
             metric.update(batch.rewards[name])
         self.perplexity.update(batch.log_p, batch.n_tokens)
         self.text.update(batch.texts)
-        self.latency.update(batch.latency_s, int(batch.n_tokens.sum()), len(batch.texts), batch.warm)
+        self.latency.update(
+            batch.latency_s, int(batch.n_tokens.sum()), len(batch.texts), batch.warm
+        )
         self.n.update(len(batch.texts))
 
     def _by_name(self) -> list[tuple[str, MeanReward]]:
-        return [(name, cast(MeanReward, metric)) for name, metric in zip(self.reward_names, self.rewards, strict=True)]
+        return [
+            (name, cast(MeanReward, metric))
+            for name, metric in zip(self.reward_names, self.rewards, strict=True)
+        ]
 
     def _check(self, batch: Generations) -> None:
         if set(batch.rewards) != set(self.reward_names):
-            raise ValueError(f"generations.rewards must have the names {self.reward_names}, got {list(batch.rewards)}")
-        fields = {"reward": batch.reward, "log_p": batch.log_p, "n_tokens": batch.n_tokens, **batch.rewards}
+            raise ValueError(
+                f"generations.rewards must have the names {self.reward_names}, got"
+                f" {list(batch.rewards)}"
+            )
+        fields = {
+            "reward": batch.reward,
+            "log_p": batch.log_p,
+            "n_tokens": batch.n_tokens,
+            **batch.rewards,
+        }
         shapes = {name: tuple(values.shape) for name, values in fields.items()}
         if any(shape != (len(batch.texts),) for shape in shapes.values()):
-            raise ValueError(f"generations must have one value for each of its {len(batch.texts)} texts, got shapes {shapes}")
+            raise ValueError(
+                f"generations must have one value for each of its {len(batch.texts)} texts, got"
+                f" shapes {shapes}"
+            )
 
     def compute(self) -> dict[str, Any]:
         """The figures by name, of all processes.
 
         Returns:
-            `n` texts (int); `reward` and `reward_<name>`, means over texts; `reward_std`, over texts, with Bessel's
-            correction; `perplexity` and `log_p_per_token` (nats) under p_θ; `self_bleu` in [0, 100]; `distinct_1` …
-            `distinct_4`; `latency_s_per_100_tokens` and `seconds_per_text` over the warm batches or, where there is none (a
-            run of one batch), over the others; by network and for each text, `nfe` (rows that passed it), `tokens`
-            (positions) and `flops`, and of all networks `flops_per_text`; `peak_memory_mib`. NaN where a figure needs more
-            texts.
+            `n` texts (int); `reward` and `reward_<name>`, means over texts; `reward_std`, over
+            texts, with Bessel's correction; `perplexity` and `log_p_per_token` (nats) under p_θ;
+            `self_bleu` in [0, 100]; `distinct_1` … `distinct_4`; `latency_s_per_100_tokens` and
+            `seconds_per_text` over the warm batches or, where there is none (a run of one batch),
+            over the others; by network and for each text, `nfe` (rows that passed it), `tokens`
+            (positions) and `flops`, and of all networks `flops_per_text`; `peak_memory_mib`. NaN
+            where a figure needs more texts.
         """
         perplexity, n = self.perplexity.compute(), int(self.n.compute())
         costs = self.costs.compute()
@@ -122,7 +146,15 @@ class GenerationMetrics(nn.Module):
 
     def reset(self) -> None:
         """Forget all batches."""
-        for metric in (self.n, self.reward, self.perplexity, self.text, self.latency, self.costs, self.peak_memory):
+        for metric in (
+            self.n,
+            self.reward,
+            self.perplexity,
+            self.text,
+            self.latency,
+            self.costs,
+            self.peak_memory,
+        ):
             metric.reset()
         for _, reward in self._by_name():
             reward.reset()
@@ -131,7 +163,8 @@ class GenerationMetrics(nn.Module):
 def compute_metrics(batches: Iterable[Generations], tokenizer: str = "auto") -> dict[str, Any]:
     """All figures of a run whose batches lie in this process, with the keys of `metrics.json`.
 
-    Those of `GenerationMetrics`, and the means over texts of `accept_rate`, `canonical` and each of the diagnostics, if any.
+    Those of `GenerationMetrics`, and the means over texts of `accept_rate`, `canonical` and each of
+    the diagnostics, if any.
 
     Args:
         batches: one at least.
@@ -145,12 +178,17 @@ def compute_metrics(batches: Iterable[Generations], tokenizer: str = "auto") -> 
     if not batches:
         raise ValueError("batches must have at least one batch, got none")
     networks = list(dict.fromkeys(name for batch in batches for name in batch.costs))
-    metrics = GenerationMetrics(list(batches[0].rewards), networks, tokenizer, sync_on_compute=False)
+    metrics = GenerationMetrics(
+        list(batches[0].rewards), networks, tokenizer, sync_on_compute=False
+    )
     for batch in batches:
         metrics.update(batch)
     return {
         **metrics.compute(),
-        **{name: float(torch.cat(values).double().mean()) for name, values in _by_name(batches).items()},
+        **{
+            name: float(torch.cat(values).double().mean())
+            for name, values in _by_name(batches).items()
+        },
     }
 
 

@@ -14,14 +14,17 @@ _REASONS = {
     r"distinct_(\d+)": r"no text has \1 words or more",
     "self_bleu": "no text has a word",
     "bleu|rouge_.": "no reference has a word",
-    "(ess|rhat|autocorrelation)_.*": "needs 4 steps or more of 2 chains of a prompt that do not stand still",
+    "(ess|rhat|autocorrelation)_.*": (
+        "needs 4 steps or more of 2 chains of a prompt that do not stand still"
+    ),
     "peak_memory_mib": "not measured on this system",
     "perplexity|log_p_per_token|.*latency.*|.*seconds.*": "the texts have no tokens",
 }
 
 
 def reasons(figures: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """For each figure that JSON cannot hold, or that is None, why; nested ones by their path, as in `nfe/critic`.
+    """For each figure that JSON cannot hold, or that is None, why; nested ones by their path, as in
+    `nfe/critic`.
 
     >>> reasons({"n": 1, "self_bleu": math.nan, "log_z": -math.inf})
     {'self_bleu': 'fewer than two texts', 'log_z': 'not finite: -inf'}

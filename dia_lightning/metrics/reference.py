@@ -1,4 +1,6 @@
-"""BLEU and ROUGE of texts against references, as functions and as metrics whose states are the texts."""
+"""BLEU and ROUGE of texts against references, as functions and as metrics whose states are the
+texts.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,20 @@ def _rouge(tokenizer: str | None) -> Any:
 
 
 def check_references(texts: Sequence[str], references: Sequence[Sequence[str]]) -> None:
-    """Raise unless `references` has, for each text, a sequence of strings (TypeError), at least one (ValueError)."""
+    """Raise unless `references` has, for each text, a sequence of strings (TypeError), at least
+    one (ValueError).
+    """
     check_texts(texts)
     if isinstance(references, str) or len(references) != len(texts):
-        raise ValueError(f"references must have one entry for each of {len(texts)} texts, got {len(references)}")
+        raise ValueError(
+            f"references must have one entry for each of {len(texts)} texts, got {len(references)}"
+        )
     for i, given in enumerate(references):
         check_texts(given)
         if not given:
-            raise ValueError(f"references must have at least one for each text, got none at place {i}")
+            raise ValueError(
+                f"references must have at least one for each text, got none at place {i}"
+            )
 
 
 def _tokenizer(tokenizer: str, references: Sequence[Sequence[str]]) -> str:
@@ -72,7 +80,8 @@ def reference_bleu(
 
 
 def bleu_signature(n_references: int | None, tokenizer: str = "13a") -> str:
-    """Sacrebleu's signature of `reference_bleu`; `n_references` for every text, None where the number varies.
+    """Sacrebleu's signature of `reference_bleu`; `n_references` for every text, None where the
+    number varies.
 
     >>> bleu_signature(1)[:50]
     'nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|versi'
@@ -89,9 +98,10 @@ def reference_rouge(
 ) -> dict[str, Tensor]:  # fmt: skip
     """ROUGE-1, -2 and -L, F-measure in [0, 1], means over texts, by rouge-score (Lin 2004).
 
-    Of several references the one with the largest F-measure counts, for each of the three by itself. Without a stemmer, in
-    lower case. With `13a` and references in Latin script words are those of rouge-score, letters a – z and digits;
-    with `13a` in another script those of `words.words`; with any other tokenizer its tokens that have a letter or digit.
+    Of several references the one with the largest F-measure counts, for each of the three by
+    itself. Without a stemmer, in lower case. With `13a` and references in Latin script words are
+    those of rouge-score, letters a – z and digits; with `13a` in another script those of
+    `words.words`; with any other tokenizer its tokens that have a letter or digit.
 
     Args:
         texts: N texts.
@@ -99,7 +109,8 @@ def reference_rouge(
         tokenizer: as of `reference_bleu`.
 
     Returns:
-        `rouge_1`, `rouge_2` and `rouge_l`, float64 scalars; NaN without texts, or where no reference has a word.
+        `rouge_1`, `rouge_2` and `rouge_l`, float64 scalars; NaN without texts, or where no
+        reference has a word.
 
     Raises:
         TypeError: texts or references are not sequences of strings.
@@ -112,8 +123,12 @@ def reference_rouge(
     check_references(texts, references)
     name, flat = _tokenizer(tokenizer, references), [r for given in references for r in given]
     scorer = _rouge(None if name == "13a" and mostly_latin(flat) else name)
-    best = [scorer.score_multi(list(given), text) for text, given in zip(texts, references, strict=True)]
-    f = torch.tensor([[score[key].fmeasure for key in _ROUGE.values()] for score in best], dtype=torch.float64)
+    best = [
+        scorer.score_multi(list(given), text) for text, given in zip(texts, references, strict=True)
+    ]
+    f = torch.tensor(
+        [[score[key].fmeasure for key in _ROUGE.values()] for score in best], dtype=torch.float64
+    )
     mean = f.reshape(-1, len(_ROUGE)).mean(0)
     if not mean.any() and not any(map(scorer._tokenizer.tokenize, flat)):
         mean = mean.fill_(torch.nan)
@@ -140,7 +155,9 @@ class _ReferenceMetric(TextMetric):
     def update(self, texts: Sequence[str], references: Sequence[Sequence[str]]) -> None:  # type: ignore[override]
         """Add texts with their references."""
         check_references(texts, references)
-        super().update([part for text, given in zip(texts, references, strict=True) for part in (text, *given)])
+        super().update(
+            [part for text, given in zip(texts, references, strict=True) for part in (text, *given)]
+        )
         self._count([len(given) for given in references])
 
     def _count(self, numbers: list[int]) -> None:
@@ -174,10 +191,14 @@ class ReferenceBLEU(_ReferenceMetric):
 
     def signature(self) -> str:
         """Sacrebleu's signature for these texts. Every process must call it, like `compute`."""
-        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute and not self._is_synced):
+        with self.sync_context(
+            dist_sync_fn=self.dist_sync_fn, should_sync=self.sync_on_compute and not self._is_synced
+        ):
             _, references = self.pairs()
         numbers = {len(given) for given in references}
-        return bleu_signature(numbers.pop() if len(numbers) == 1 else None, _tokenizer(self.tokenizer, references))
+        return bleu_signature(
+            numbers.pop() if len(numbers) == 1 else None, _tokenizer(self.tokenizer, references)
+        )
 
 
 class ReferenceROUGE(_ReferenceMetric):

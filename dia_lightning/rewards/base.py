@@ -1,4 +1,6 @@
-"""How a reward is called, cached and checked; the class to subclass is `dia_lightning.types.Reward`."""
+"""How a reward is called, cached and checked; the class to subclass is
+`dia_lightning.types.Reward`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from dia_lightning.types import Record, Reward
 
 
 class RewardError(UserError):
-    """A reward broke one of its laws; the message names the reward, the law and the first text that shows it."""
+    """A reward broke one of its laws; the message names the reward, the law and the first text
+    that shows it.
+    """
 
 
 class RewardNotFinite(RewardError, NotFinite):
@@ -49,22 +53,30 @@ def reported_names(reward: Reward) -> list[str]:
         raise UserError(f"--model.reward: {type(reward).__name__} {fault}")
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"--model.reward: two parts are reported as {name!r}; give one another name")
+            raise UserError(
+                f"--model.reward: two parts are reported as {name!r}; give one another name"
+            )
         if name == "std":
-            raise UserError(f"--model.reward: the name {name!r} is given, and reward_{name} is another figure; rename it")
+            raise UserError(
+                f"--model.reward: the name {name!r} is given, and reward_{name} is another figure;"
+                " rename it"
+            )
     return names
 
 
-def call_reward(reward: Reward, texts: Sequence[str], records: Sequence[Record] | None = None) -> Tensor:
+def call_reward(
+    reward: Reward, texts: Sequence[str], records: Sequence[Record] | None = None
+) -> Tensor:
     """`reward(texts)`, (B,) float32 on the CPU, after a look at its type, device, shape and values.
 
-    The reward gets a list of its own, and the texts' records where it is `conditional`. Float32 is torch's default
-    meanwhile, whatever the trainer's precision. It may return a tensor or array of any type of numbers on any device, or a
-    list or tuple of numbers.
+    The reward gets a list of its own, and the texts' records where it is `conditional`. Float32 is
+    torch's default meanwhile, whatever the trainer's precision. It may return a tensor or array of
+    any type of numbers on any device, or a list or tuple of numbers.
 
     Raises:
-        RewardError: if it raises (naming the first text on which it does so alone), or one of the laws 'texts unchanged',
-            'real numbers', 'one value a text' and 'finite' (as float32) is broken.
+        RewardError: if it raises (naming the first text on which it does so alone), or one of the
+            laws 'texts unchanged', 'real numbers', 'one value a text' and 'finite' (as float32) is
+            broken.
     """
     given, own = list(texts), [{}] * len(texts) if records is None else list(records)
     try:
@@ -72,18 +84,25 @@ def call_reward(reward: Reward, texts: Sequence[str], records: Sequence[Record] 
     except UserError:
         raise
     except Exception as error:
-        raise RewardError(f"reward {reward.name!r} failed on {_culprit(reward, texts, own)}: {_reason(error)}") from error
+        raise RewardError(
+            f"reward {reward.name!r} failed on {_culprit(reward, texts, own)}: {_reason(error)}"
+        ) from error
     _require_unchanged(reward, texts, given)
     given_values = _tensor(reward, values, texts)
     values = given_values.float()
     if values.shape != (len(texts),):
         raise _broken(
-            reward, "one value a text", _batch(texts), f"returned shape {tuple(values.shape)}, needed ({len(texts)},)"
+            reward,
+            "one value a text",
+            _batch(texts),
+            f"returned shape {tuple(values.shape)}, needed ({len(texts)},)",
         )
     for i in (~torch.isfinite(values)).nonzero()[:1, 0].tolist():
         got = given_values[i].item()
         beyond = ", beyond what float32 holds" if math.isfinite(got) else ""
-        raise RewardNotFinite(*_broken(reward, "finite", _text(texts[i]), f"returned {got}{beyond}").args)
+        raise RewardNotFinite(
+            *_broken(reward, "finite", _text(texts[i]), f"returned {got}{beyond}").args
+        )
     return values
 
 
@@ -138,18 +157,24 @@ def field_of(record: Record, field: str, reward: Reward) -> str:
     value = record.get(field)
     if not isinstance(value, str):
         has = ", ".join(record) or "none"
-        raise RewardError(f"reward {reward.name!r} needs the field {field!r}, a text, for every prompt (fields there: {has})")
+        raise RewardError(
+            f"reward {reward.name!r} needs the field {field!r}, a text, for every prompt (fields"
+            f" there: {has})"
+        )
     return value
 
 
 def written_out(records: Sequence[Record]) -> list[str]:
-    """Each record as text, equal for equal records; one that several texts share is written once."""
+    """Each record as text, equal for equal records; one that several texts share is written
+    once.
+    """
     written = {id(record): json.dumps(record, sort_keys=True, default=str) for record in records}
     return [written[id(record)] for record in records]
 
 
 class CachedReward(Reward):
-    """Asks `reward` for each text once in a run; `check_reward` belongs on `reward` itself, since a cache hides faults.
+    """Asks `reward` for each text once in a run; `check_reward` belongs on `reward` itself, since a
+    cache hides faults.
 
     `n_asked`: texts that it was asked for so far, known ones included.
     """
@@ -163,27 +188,38 @@ class CachedReward(Reward):
         self.n_asked += len(texts)
         given = [{}] * len(texts) if records is None or not self.conditional else records
         keys = list(zip(texts, written_out(given), strict=True))
-        new = {key: record for key, record in zip(keys, given, strict=True) if key not in self._known}
+        new = {
+            key: record for key, record in zip(keys, given, strict=True) if key not in self._known
+        }
         if new:
             values = call_reward(self.reward, [text for text, _ in new], list(new.values()))
             self._known.update(zip(new, values.tolist(), strict=True))
         return torch.tensor([self._known[key] for key in keys], dtype=torch.float32)
 
 
-_TEXTS = ("The food was lovely.", "The food was terrible!", "Cheap Italian food near the river.", "ΩMEGA, 1 + 1 = 2")
+_TEXTS = (
+    "The food was lovely.",
+    "The food was terrible!",
+    "Cheap Italian food near the river.",
+    "ΩMEGA, 1 + 1 = 2",
+)
 
 
-def check_reward(reward: Reward, texts: Sequence[str] = _TEXTS, records: Sequence[Record] | None = None) -> None:
+def check_reward(
+    reward: Reward, texts: Sequence[str] = _TEXTS, records: Sequence[Record] | None = None
+) -> None:
     """Run `reward` through the laws that samplers rely on; returns if all hold.
 
-    The laws: those of `call_reward`; 'empty string' and 'empty batch' (shape (0,)) are accepted; 'records unchanged';
-    'deterministic', the same twice; 'any order' of the batch; 'batch = one by one'. Equal means to 1e-5, relative where
-    |r| > 1. A reward with `deterministic = False` is excused from the last three. A conditional reward is also asked for
-    the first text beside the last record, so that one that takes equal texts for one, or another's record, is found.
+    The laws: those of `call_reward`; 'empty string' and 'empty batch' (shape (0,)) are accepted;
+    'records unchanged'; 'deterministic', the same twice; 'any order' of the batch; 'batch = one by
+    one'. Equal means to 1e-5, relative where |r| > 1. A reward with `deterministic = False` is
+    excused from the last three. A conditional reward is also asked for the first text beside the
+    last record, so that one that takes equal texts for one, or another's record, is found.
 
     Args:
         reward: what to check.
-        texts: at least two different ones that are not empty, better some of each kind that the reward tells apart.
+        texts: at least two different ones that are not empty, better some of each kind that the
+            reward tells apart.
         records: for a conditional reward the record of each text, at least two different ones.
 
     Raises:
@@ -191,11 +227,16 @@ def check_reward(reward: Reward, texts: Sequence[str] = _TEXTS, records: Sequenc
         ValueError: if there are too few texts or records to tell.
     """
     if not isinstance(reward, Reward) or not isinstance(getattr(reward, "name", None), str):
-        raise RewardError(f"{type(reward).__name__}: must be a subclass of dia_lightning.types.Reward that sets `name`")
+        raise RewardError(
+            f"{type(reward).__name__}: must be a subclass of dia_lightning.types.Reward that sets"
+            " `name`"
+        )
     records = _records_to_tell(reward, texts, records)
     pairs = [(text, record) for text, record in zip(texts, records, strict=True) if text]
     if len({text for text, _ in pairs}) < 2:
-        raise ValueError(f"check_reward: at least two different texts that are not empty are needed, got {texts}")
+        raise ValueError(
+            f"check_reward: at least two different texts that are not empty are needed, got {texts}"
+        )
     before = deepcopy(records)
     call_reward(reward, [text for text, _ in pairs], [record for _, record in pairs])
     _require_accepted(reward, [""], "empty string", [records[0]])
@@ -204,29 +245,46 @@ def check_reward(reward: Reward, texts: Sequence[str] = _TEXTS, records: Sequenc
         _check_equalities(reward, [*pairs, ("", records[0]), (pairs[0][0], pairs[-1][1])])
     for text, record, copy in zip(texts, records, before, strict=True):
         if record != copy:
-            raise _broken(reward, "records unchanged", _text(text), "the record beside it has changed")
+            raise _broken(
+                reward, "records unchanged", _text(text), "the record beside it has changed"
+            )
 
 
-def _records_to_tell(reward: Reward, texts: Sequence[str], records: Sequence[Record] | None) -> list[Record]:
+def _records_to_tell(
+    reward: Reward, texts: Sequence[str], records: Sequence[Record] | None
+) -> list[Record]:
     if not reward.conditional:
         return [{}] * len(texts)
-    if records is None or len(records) != len(texts) or all(record == records[0] for record in records):
+    if (
+        records is None
+        or len(records) != len(texts)
+        or all(record == records[0] for record in records)
+    ):
         given = "none" if records is None else f"{len(records)} for {len(texts)} texts"
-        raise ValueError(f"check_reward: {reward.name!r} needs a record a text, two of them different; given {given}")
+        raise ValueError(
+            f"check_reward: {reward.name!r} needs a record a text, two of them different; given"
+            f" {given}"
+        )
     return list(records)
 
 
 def _check_equalities(reward: Reward, pairs: list[tuple[str, Record]]) -> None:
-    """The laws that compare two calls, from the weakest to the strongest, so that the message names the fault itself."""
+    """The laws that compare two calls, from the weakest to the strongest, so that the message
+    names the fault itself.
+    """
     texts, records = [text for text, _ in pairs], [record for _, record in pairs]
     values = call_reward(reward, texts, records)
     _require_equal(reward, "deterministic", texts, values, call_reward(reward, texts, records))
-    _require_equal(reward, "any order", texts, values, call_reward(reward, texts[::-1], records[::-1]).flip(0))
+    _require_equal(
+        reward, "any order", texts, values, call_reward(reward, texts[::-1], records[::-1]).flip(0)
+    )
     singles = torch.cat([call_reward(reward, [text], [record]) for text, record in pairs])
     _require_equal(reward, "batch = one by one", texts, values, singles)
 
 
-def _require_equal(reward: Reward, law: str, texts: list[str], values: Tensor, other: Tensor) -> None:
+def _require_equal(
+    reward: Reward, law: str, texts: list[str], values: Tensor, other: Tensor
+) -> None:
     wrong = (values - other).abs() > 1e-5 * values.abs().clamp_min(1)
     for i in wrong.nonzero()[:1, 0].tolist():
         raise _broken(reward, law, _text(texts[i]), f"{values[i].item():g} and {other[i].item():g}")
@@ -243,7 +301,9 @@ def _require_unchanged(reward: Reward, texts: Sequence[str], given: list[str]) -
     for before, after in zip_longest(texts, given):
         if before != after:
             where = _text(after if before is None else before)
-            raise _broken(reward, "texts unchanged", where, "the list that it was given has changed here")
+            raise _broken(
+                reward, "texts unchanged", where, "the list that it was given has changed here"
+            )
 
 
 def _broken(reward: Reward, law: str, where: str, found: str) -> RewardError:
@@ -256,4 +316,8 @@ def _text(text: str) -> str:
 
 
 def _batch(texts: Sequence[str]) -> str:
-    return f"a batch of {len(texts)} that begins with {_text(texts[0])}" if len(texts) else "the empty batch"
+    return (
+        f"a batch of {len(texts)} that begins with {_text(texts[0])}"
+        if len(texts)
+        else "the empty batch"
+    )

@@ -16,7 +16,8 @@ _LOCK_S = 60.0
 
 
 class ScoreCache:
-    """Scores by key in an SQLite file; several threads and processes may use one file at the same time.
+    """Scores by key in an SQLite file; several threads and processes may use one file at the same
+    time.
 
     Args:
         path: the file, made where there is none; None keeps nothing.
@@ -37,23 +38,35 @@ class ScoreCache:
             for start in range(0, len(keys), _AT_ONCE):
                 some = keys[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(some))
-                rows = database.execute(f"SELECT key, scores FROM scores WHERE key IN ({marks})", list(some))
+                rows = database.execute(
+                    f"SELECT key, scores FROM scores WHERE key IN ({marks})", list(some)
+                )
                 found.update((key, json.loads(scores)) for key, scores in rows)
         return found
 
     def write(self, key: str, scores: dict[str, float]) -> None:
         if self.path is not None:
             with self._open() as database:
-                database.execute("INSERT OR REPLACE INTO scores VALUES (?, ?)", (key, json.dumps(scores)))
+                database.execute(
+                    "INSERT OR REPLACE INTO scores VALUES (?, ?)", (key, json.dumps(scores))
+                )
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        # A connection a question: it belongs to one thread, and a reward that holds none can be copied and pickled.
+        # A connection a question: it belongs to one thread, and a reward that holds none can be
+        # copied and pickled.
         assert self.path is not None
         try:
             Path(self.path).expanduser().parent.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(Path(self.path).expanduser(), timeout=_LOCK_S)) as database, database:
-                database.execute("CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, scores TEXT NOT NULL)")
+            with (
+                closing(sqlite3.connect(Path(self.path).expanduser(), timeout=_LOCK_S)) as database,
+                database,
+            ):
+                database.execute(
+                    "CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, scores TEXT NOT NULL)"
+                )
                 yield database
         except (sqlite3.Error, OSError, ValueError) as error:
-            raise UserError(f"{OPTION}.cache: {self.path} given, which cannot be used as a cache ({error})") from error
+            raise UserError(
+                f"{OPTION}.cache: {self.path} given, which cannot be used as a cache ({error})"
+            ) from error

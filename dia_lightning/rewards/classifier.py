@@ -1,4 +1,6 @@
-"""What a sequence classifier says of a text, and the same as a differentiable function of a distribution over tokens."""
+"""What a sequence classifier says of a text, and the same as a differentiable function of a
+distribution over tokens.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,14 @@ Row = dict[str, list[int]]
 
 
 class SequenceClassifier(Reward):
-    """sign · log P(label | text), P(label | text) or the label's logit, by any sequence classifier of transformers.
+    """sign · log P(label | text), P(label | text) or the label's logit, by any sequence classifier
+    of transformers.
 
-    P is a softmax over the labels, or a sigmoid of the label's logit where the model's `problem_type` is
-    `multi_label_classification`. A text longer than `max_length` is cut at its end; an empty one is read as the special
-    tokens around it, or, where the tokenizer has none, as the end token. Texts of like length share a batch, and padding is
-    masked, so that a text gets the same value alone and in any batch (to 1e-5).
+    P is a softmax over the labels, or a sigmoid of the label's logit where the model's
+    `problem_type` is `multi_label_classification`. A text longer than `max_length` is cut at its
+    end; an empty one is read as the special tokens around it, or, where the tokenizer has none, as
+    the end token. Texts of like length share a batch, and padding is masked, so that a text gets
+    the same value alone and in any batch (to 1e-5).
 
     Runs on the GPU that torch uses (a rank's own under Lightning), else on the CPU, in float32.
 
@@ -42,24 +46,35 @@ class SequenceClassifier(Reward):
         name: label in outputs.
 
     Raises:
-        UserError: if the model cannot be loaded or has no trained head for classes, or an argument does not fit it.
+        UserError: if the model cannot be loaded or has no trained head for classes, or an argument
+            does not fit it.
     """
 
     def __init__(
-        self, model: str, label: int | str, output: str = "log_prob", batch_size: int = 32, max_length: int | None = None,
-        sign: float = 1.0, name: str = "classifier",
+        self, model: str, label: int | str, output: str = "log_prob", batch_size: int = 32,
+        max_length: int | None = None, sign: float = 1.0, name: str = "classifier",
     ) -> None:  # fmt: skip
         self.model, self.label, self.output, self.batch_size = model, label, output, batch_size
         self.max_length, self.sign, self.name = max_length, sign, name
         require_sign(sign)
-        require(output in ("log_prob", "prob", "logit"), "output", output, "log_prob, prob or logit")
+        require(
+            output in ("log_prob", "prob", "logit"), "output", output, "log_prob, prob or logit"
+        )
         require(batch_size > 0, "batch_size", batch_size, "1 or more")
         self._network, self._tokenizer = load_classifier(model)
         self._index = _find_label(self._network.config, label)
         self._sigmoid = self._network.config.problem_type == "multi_label_classification"
         only_logit = self._network.config.num_labels == 1 and not self._sigmoid
-        require(output == "logit" or not only_logit, "output", output, f"logit, for {model} has one label: a score")
-        window, least = window_of(self._network, self._tokenizer), self._tokenizer.num_special_tokens_to_add() + 1
+        require(
+            output == "logit" or not only_logit,
+            "output",
+            output,
+            f"logit, for {model} has one label: a score",
+        )
+        window, least = (
+            window_of(self._network, self._tokenizer),
+            self._tokenizer.num_special_tokens_to_add() + 1,
+        )
         fits = max_length is None or least <= max_length <= window
         require(fits, "max_length", max_length, f"{least} to {window}, the window of {model}")
         self._length = max_length or window
@@ -69,31 +84,37 @@ class SequenceClassifier(Reward):
         return self._value(logits_of(self._network, rows, self.batch_size))
 
     def check_tokenizer(self, tokenizer: Any) -> None:
-        """`soft` is given distributions over the tokens of `tokenizer`; the classifier may know more, but no other ones.
+        """`soft` is given distributions over the tokens of `tokenizer`; the classifier may know
+        more, but no other ones.
 
         Raises:
-            UserError: if a token has another number for the classifier, or another token ends a text.
+            UserError: if a token has another number for the classifier, or another token ends a
+                text.
         """
         own = self._tokenizer.get_vocab()
         same = all(own.get(token) == number for token, number in tokenizer.get_vocab().items())
         if not same or tokenizer.eos_token_id != self._tokenizer.eos_token_id:
             raise UserError(
-                f"guidance: RewardGradient given, but the classifier {self.model} does not share the "
-                "base model's tokenizer; allowed for it: CriticGuidance, Unguided"
+                f"guidance: RewardGradient given, but the classifier {self.model} does not share"
+                " the base model's tokenizer; allowed for it: CriticGuidance, Unguided"
             )
 
     def soft(self, probabilities: Tensor) -> Tensor:
-        """The reward of texts given by a distribution over the base model's tokens at every position, differentiable.
+        """The reward of texts given by a distribution over the base model's tokens at every
+        position, differentiable.
 
-        The network reads `probabilities @ its own embedding table`. The text ends before the first position whose likeliest
-        token is the end token, as a decoded text does; what follows is masked. Where the text ends is thus no smooth function
-        and has no gradient; how much of the end token is mixed in before has. The special tokens that the classifier's
-        tokenizer puts around a text ([CLS] … [SEP]) are put around it here too, and a text too long for `max_length` is cut.
-        On one-hot rows it is the reward of the text if the text's tokens are those that the tokenizer gives it.
+        The network reads `probabilities @ its own embedding table`. The text ends before the first
+        position whose likeliest token is the end token, as a decoded text does; what follows is
+        masked. Where the text ends is thus no smooth function and has no gradient; how much of the
+        end token is mixed in before has. The special tokens that the classifier's tokenizer puts
+        around a text ([CLS] … [SEP]) are put around it here too, and a text too long for
+        `max_length` is cut. On one-hot rows it is the reward of the text if the text's tokens are
+        those that the tokenizer gives it.
 
         Args:
-            probabilities: (B, T, V), rows that sum to 1; the base model's tokens have the same numbers for the
-                classifier (`check_tokenizer`); columns beyond its table, which pad the base model's, are not read.
+            probabilities: (B, T, V), rows that sum to 1; the base model's tokens have the same
+                numbers for the classifier (`check_tokenizer`); columns beyond its table, which pad
+                the base model's, are not read.
 
         Returns:
             (B,) on the device and in the dtype of the probabilities.
@@ -105,7 +126,8 @@ class SequenceClassifier(Reward):
         if end is None or end >= probabilities.shape[2]:
             got = f"{probabilities.shape[2]} tokens, and {end} as the end token's number"
             raise RewardError(
-                f"reward {self.name!r}: soft needs a tokenizer shared with the base model, with an end token; got {got}"
+                f"reward {self.name!r}: soft needs a tokenizer shared with the base model, with an"
+                f" end token; got {got}"
             )
         given = probabilities.to(table.device, table.dtype)
         n = min(len(table), given.shape[2])
@@ -118,7 +140,8 @@ class SequenceClassifier(Reward):
 
         Args:
             inputs_embeds: (B, T, H), special tokens included, T within the model's window.
-            attention_mask: (B, T), 1 or True at what counts: the first positions of each row, at least one.
+            attention_mask: (B, T), 1 or True at what counts: the first positions of each row, at
+                least one.
 
         Returns:
             (B,) on the embeddings' device, which must be the network's.
@@ -127,10 +150,17 @@ class SequenceClassifier(Reward):
         head = getattr(self._network, "score", None)
         with torch.autocast(mask.device.type, enabled=False):
             if head is None:
-                return self._value(self._network(inputs_embeds=inputs_embeds, attention_mask=mask).logits)
-            # transformers' causal classifiers look for the last token by its number, which is not there to be seen.
-            body = self._network.base_model(inputs_embeds=inputs_embeds, attention_mask=mask, use_cache=False)
-            last = body.last_hidden_state[torch.arange(len(mask), device=mask.device), mask.sum(1) - 1]
+                return self._value(
+                    self._network(inputs_embeds=inputs_embeds, attention_mask=mask).logits
+                )
+            # transformers' causal classifiers look for the last token by its number, which is not
+            # there to be seen.
+            body = self._network.base_model(
+                inputs_embeds=inputs_embeds, attention_mask=mask, use_cache=False
+            )
+            last = body.last_hidden_state[
+                torch.arange(len(mask), device=mask.device), mask.sum(1) - 1
+            ]
             return self._value(head(last))
 
     def _value(self, logits: Tensor) -> Tensor:
@@ -138,7 +168,9 @@ class SequenceClassifier(Reward):
         if self.output == "logit":
             return self.sign * logits[:, self._index]
         log_p = F.logsigmoid(logits) if self._sigmoid else logits.log_softmax(1)
-        return self.sign * (log_p[:, self._index] if self.output == "log_prob" else log_p[:, self._index].exp())
+        return self.sign * (
+            log_p[:, self._index] if self.output == "log_prob" else log_p[:, self._index].exp()
+        )
 
     def _table(self) -> Tensor:
         self._network.to(_device())
@@ -148,13 +180,17 @@ class SequenceClassifier(Reward):
         return weight if scale is None else weight * scale
 
     def _framed(self, embeds: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L, H) and mask (B, L): the first `lengths` embeddings of each row with the special tokens before and after."""
+        """(B, L, H) and mask (B, L): the first `lengths` embeddings of each row with the special
+        tokens before and after.
+        """
         before, after = self._frame()
         most = self._length - len(before) - len(after)
         # With nothing around it, an empty text is its end token.
         lengths = lengths.clamp(0 if before or after else 1, most)[:, None]
         b, t, a = len(before), embeds.shape[1], len(after)
-        special = F.embedding(torch.tensor(before + after, device=embeds.device, dtype=torch.int64), self._table())
+        special = F.embedding(
+            torch.tensor(before + after, device=embeds.device, dtype=torch.int64), self._table()
+        )
         special = special[None].expand(len(embeds), -1, -1)
         parts = torch.cat([special[:, :b], embeds, special[:, b:]], 1)
         place = torch.arange(b + min(t, most) + a, device=embeds.device)[None]
@@ -175,7 +211,8 @@ def load_classifier(model: str) -> tuple[Any, Any]:
     """A frozen sequence classifier and its tokenizer, on the CPU in float32.
 
     Raises:
-        UserError: if it is missing, incomplete, not in safetensors, or a model without trained weights of a head for classes.
+        UserError: if it is missing, incomplete, not in safetensors, or a model without trained
+            weights of a head for classes.
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
@@ -186,14 +223,22 @@ def load_classifier(model: str) -> tuple[Any, Any]:
         folder = folder_of(model)
     except UserError as error:
         raise UserError(
-            str(error).replace("--model.init_args.base_lm", option, 1).split(", or use the shipped kit")[0]
+            str(error)
+            .replace("--model.init_args.base_lm", option, 1)
+            .split(", or use the shipped kit")[0]
         ) from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        network = load_whole(AutoModelForSequenceClassification, folder, use_safetensors=True, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        network = load_whole(
+            AutoModelForSequenceClassification, folder, use_safetensors=True, dtype=torch.float32
+        )
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{option}: cannot load {model} ({reason}); allowed: a trained sequence classifier") from error
+        raise UserError(
+            f"{option}: cannot load {model} ({reason}); allowed: a trained sequence classifier"
+        ) from error
     config = network.config.get_text_config()
     ids = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     config.pad_token_id = next(token for token in ids if token is not None)
@@ -205,20 +250,38 @@ def window_of(network: Any, tokenizer: Any) -> int:
     return min(positions_of(network), tokenizer.model_max_length)
 
 
-def tokenize(network: Any, tokenizer: Any, texts: list[str], pairs: list[str] | None = None, max_length: int = 0) -> list[Row]:
+def tokenize(
+    network: Any,
+    tokenizer: Any,
+    texts: list[str],
+    pairs: list[str] | None = None,
+    max_length: int = 0,
+) -> list[Row]:
     """A row for each text, or text and its pair; none empty."""
     if not texts:
         return []
     texts, pairs = [readable(text) for text in texts], pairs and [readable(text) for text in pairs]
-    encoded: Mapping[str, list[list[int]]] = tokenizer(texts, pairs, truncation=True, max_length=max_length)
+    encoded: Mapping[str, list[list[int]]] = tokenizer(
+        texts, pairs, truncation=True, max_length=max_length
+    )
     names = ["input_ids", "attention_mask"]
     # GPT-2 would add an embedding for segments that it was never trained with.
     if getattr(network.config, "type_vocab_size", 0) > 1:
         names.append("token_type_ids")
-    names = [name for name in names if name in encoded and name in inspect.signature(network.forward).parameters]
-    rows = [dict(zip(names, values, strict=True)) for values in zip(*(encoded[name] for name in names), strict=True)]
+    names = [
+        name
+        for name in names
+        if name in encoded and name in inspect.signature(network.forward).parameters
+    ]
+    rows = [
+        dict(zip(names, values, strict=True))
+        for values in zip(*(encoded[name] for name in names), strict=True)
+    ]
     end = tokenizer.eos_token_id
-    alone = {"input_ids": [network.config.get_text_config().pad_token_id if end is None else end], "attention_mask": [1]}
+    alone = {
+        "input_ids": [network.config.get_text_config().pad_token_id if end is None else end],
+        "attention_mask": [1],
+    }
     return [row if row["input_ids"] else alone for row in rows]
 
 
@@ -236,7 +299,11 @@ def logits_of(network: Any, rows: list[Row], batch_size: int) -> Tensor:
         some = [rows[i] for i in order[start : start + batch_size]]
         length = max(len(row["input_ids"]) for row in some)
         batch = {
-            name: torch.tensor([row[name] + [pad.get(name, 0)] * (length - len(row[name])) for row in some]).to(device)
+            name: (
+                torch.tensor(
+                    [row[name] + [pad.get(name, 0)] * (length - len(row[name])) for row in some]
+                ).to(device)
+            )
             for name in some[0]
         }
         # In float32 whatever the trainer's precision, since equal texts get equal rewards.
@@ -247,7 +314,11 @@ def logits_of(network: Any, rows: list[Row], batch_size: int) -> Tensor:
 
 
 def _device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
 def _find_label(config: Any, label: int | str) -> int:
@@ -255,5 +326,10 @@ def _find_label(config: Any, label: int | str) -> int:
     if isinstance(label, str) and names.count(label) == 1:
         return names.index(label)
     index = int(label) if isinstance(label, int) or label.isdecimal() else -1
-    require(0 <= index < len(names), "label", label, f"{', '.join(names)}, or an index up to {len(names) - 1}")
+    require(
+        0 <= index < len(names),
+        "label",
+        label,
+        f"{', '.join(names)}, or an index up to {len(names) - 1}",
+    )
     return index

@@ -20,7 +20,9 @@ _ROUNDING = 1e-5
 
 
 class Composed(Reward):
-    """A reward made of `rewards`, which have different names; a subclass says how their values combine."""
+    """A reward made of `rewards`, which have different names; a subclass says how their values
+    combine.
+    """
 
     def __init__(self, rewards: list[Reward], name: str) -> None:
         self.rewards, self.name = rewards, name
@@ -32,7 +34,9 @@ class Composed(Reward):
         """(K, B) values of the K parts → (B,); `texts` are for error messages."""
 
     def __call__(self, texts: Sequence[str], records: Sequence[Record] | None = None) -> Tensor:
-        return self.combine(torch.stack([call_reward(reward, texts, records) for reward in self.rewards]), texts)
+        return self.combine(
+            torch.stack([call_reward(reward, texts, records) for reward in self.rewards]), texts
+        )
 
     def part_names(self) -> list[str]:
         """The names of what `parts` returns."""
@@ -42,13 +46,20 @@ class Composed(Reward):
             names += [reward.name, *(f"{reward.name}/{name}" for name in own())]
         return names
 
-    def parts(self, texts: Sequence[str], records: Sequence[Record] | None = None) -> dict[str, Tensor]:
-        """The values of every part, (B,) each and as the part returns them; a part's own parts are named "part/own"."""
+    def parts(
+        self, texts: Sequence[str], records: Sequence[Record] | None = None
+    ) -> dict[str, Tensor]:
+        """The values of every part, (B,) each and as the part returns them; a part's own parts
+        are named "part/own".
+        """
         values: dict[str, Tensor] = {}
         for reward in self.rewards:
             values[reward.name] = call_reward(reward, texts, records)
             own: Any = getattr(reward, "parts", None)
-            values |= {f"{reward.name}/{name}": part for name, part in (own(texts, records) if own else {}).items()}
+            values |= {
+                f"{reward.name}/{name}": part
+                for name, part in (own(texts, records) if own else {}).items()
+            }
         return values
 
 
@@ -61,10 +72,13 @@ class WeightedSum(Composed):
         name: label in outputs.
 
     Raises:
-        UserError: if there is no part, two parts have one name, or the weights are not one finite number a part.
+        UserError: if there is no part, two parts have one name, or the weights are not one finite
+            number a part.
     """
 
-    def __init__(self, rewards: list[Reward], weights: list[float] | None = None, name: str = "sum") -> None:
+    def __init__(
+        self, rewards: list[Reward], weights: list[float] | None = None, name: str = "sum"
+    ) -> None:
         super().__init__(_different(rewards), name)
         self.weights = _one_each(weights, rewards)
 
@@ -73,9 +87,11 @@ class WeightedSum(Composed):
 
 
 class ProductOfExperts(Composed):
-    """Σ_k w_k log r_k of parts that are probabilities: exp(λ r) is then the product of the experts r_k to the power λ w_k.
+    """Σ_k w_k log r_k of parts that are probabilities: exp(λ r) is then the product of the experts
+    r_k to the power λ w_k.
 
-    No expert can be outvoted: a text that one of them finds impossible gets w_k log(floor), whatever the others say.
+    No expert can be outvoted: a text that one of them finds impossible gets w_k log(floor),
+        whatever the others say.
     Source: Hinton, Neural Computation 2002.
 
     Args:
@@ -90,7 +106,11 @@ class ProductOfExperts(Composed):
     """
 
     def __init__(
-        self, rewards: list[Reward], weights: list[float] | None = None, floor: float = 1e-6, name: str = "product"
+        self,
+        rewards: list[Reward],
+        weights: list[float] | None = None,
+        floor: float = 1e-6,
+        name: str = "product",
     ) -> None:
         super().__init__(_different(rewards), name)
         if not 0 < floor < 1:
@@ -100,14 +120,16 @@ class ProductOfExperts(Composed):
     def combine(self, values: Tensor, texts: Sequence[str]) -> Tensor:
         for k, i in ((values < 0) | (values > 1 + _ROUNDING)).nonzero()[:1].tolist():
             raise RewardError(
-                f"reward {self.name!r}: its part {self.rewards[k].name!r} gave {values[k, i].item():g} for the text "
-                f"{texts[i]!r:.100}, allowed: a probability, from 0 to 1"
+                f"reward {self.name!r}: its part {self.rewards[k].name!r} gave"
+                f" {values[k, i].item():g} for the text {texts[i]!r:.100}, allowed: a probability,"
+                " from 0 to 1"
             )
         return _weighted(self.weights, values.clamp(self.floor, 1.0).log())
 
 
 class Hinge(Composed):
-    """min(r − threshold, 0): 0 for every text that reaches the threshold, so that a constraint asks for no more than it says.
+    """min(r − threshold, 0): 0 for every text that reaches the threshold, so that a constraint asks
+    for no more than it says.
 
     Args:
         reward: r.
@@ -131,14 +153,20 @@ class Hinge(Composed):
 def _different(rewards: list[Reward]) -> list[Reward]:
     names = [reward.name for reward in rewards]
     if not rewards or len(set(names)) < len(names):
-        raise UserError(f"{OPTION}.rewards: names {names} given, allowed: one reward or more, with different names")
+        raise UserError(
+            f"{OPTION}.rewards: names {names} given, allowed: one reward or more, with different"
+            " names"
+        )
     return rewards
 
 
 def _one_each(weights: list[float] | None, rewards: list[Reward]) -> list[float]:
     weights = [1.0] * len(rewards) if weights is None else weights
     if len(weights) != len(rewards) or not all(map(math.isfinite, weights)):
-        raise UserError(f"{OPTION}.weights: {weights} given, allowed: {len(rewards)} finite numbers, one a reward")
+        raise UserError(
+            f"{OPTION}.weights: {weights} given, allowed: {len(rewards)} finite numbers, one a"
+            " reward"
+        )
     return weights
 
 

@@ -15,12 +15,14 @@ from dia_lightning.words import words
 
 
 class Coverage(Reward):
-    """The share of the text's word n-grams that occur in the source, case and punctuation ignored, in [0, 1].
+    """The share of the text's word n-grams that occur in the source, case and punctuation ignored,
+    in [0, 1].
 
-    A stand-in for entailment where no entailment model is at hand: it sees copying, not meaning. A text that negates its
-    source in one word keeps most of its n-grams, and a faithful paraphrase loses them. An n-gram that the text repeats counts
-    each time. A text of fewer than n words is one n-gram of all its words; a text without words gets 0.
-    In scripts without spaces (Chinese, Japanese, Thai and so on) every letter is a word.
+    A stand-in for entailment where no entailment model is at hand: it sees copying, not meaning. A
+    text that negates its source in one word keeps most of its n-grams, and a faithful paraphrase
+    loses them. An n-gram that the text repeats counts each time. A text of fewer than n words is
+    one n-gram of all its words; a text without words gets 0. In scripts without spaces (Chinese,
+    Japanese, Thai and so on) every letter is a word.
 
     Args:
         source_field: field of the record that holds the source.
@@ -41,7 +43,9 @@ class Coverage(Reward):
     def __call__(self, texts: Sequence[str], records: Sequence[Record] = ()) -> Tensor:
         sources = [field_of(record, self.source_field, self) for record in records]
         of = {source: words(source.casefold(), contractions=True) for source in set(sources)}
-        values = [self._coverage(text, of[source]) for text, source in zip(texts, sources, strict=True)]
+        values = [
+            self._coverage(text, of[source]) for text, source in zip(texts, sources, strict=True)
+        ]
         return torch.tensor(values, dtype=torch.float32)
 
     def _coverage(self, text: str, source: list[str]) -> float:

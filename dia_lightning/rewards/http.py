@@ -22,8 +22,9 @@ _LONGEST_WAIT_S = 600.0
 
 
 class Reply(NamedTuple):
-    """status: HTTP's, None where no answer came; content: the answer's JSON, None where it is none; reason: what went wrong on
-    the way, in a word; tries: requests made; retry_after_s: how long the service asks to be left alone.
+    """status: HTTP's, None where no answer came; content: the answer's JSON, None where it is none;
+    reason: what went wrong on the way, in a word; tries: requests made; retry_after_s: how long the
+    service asks to be left alone.
     """
 
     status: int | None
@@ -40,14 +41,22 @@ class Stopped(Exception):
 class JsonService:
     """POSTs JSON to one address.
 
-    All threads together make at most `requests_per_second`. No answer in `timeout_s`, a lost connection, an answer that
-    breaks off, 408, 429 and 5xx are asked again up to `retries` times, after min(2^n, 64) s and up to 1 s more (Google's
-    truncated exponential back-off), or later where Retry-After says so; who has to wait, all wait. A wait of more than ten
+    All threads together make at most `requests_per_second`. No answer in `timeout_s`, a lost
+    connection, an answer that breaks off, 408, 429 and 5xx are asked again up to `retries` times,
+    after min(2^n, 64) s and up to 1 s more (Google's truncated exponential back-off), or later
+    where Retry-After says so; who has to wait, all wait. A wait of more than ten
     minutes is not begun. Redirections are not followed: the headers may hold a key.
     """
 
-    def __init__(self, url: str, timeout_s: float, retries: int, requests_per_second: float) -> None:
-        self.url, self.timeout_s, self.retries, self.requests_per_second = url, timeout_s, retries, requests_per_second
+    def __init__(
+        self, url: str, timeout_s: float, retries: int, requests_per_second: float
+    ) -> None:
+        self.url, self.timeout_s, self.retries, self.requests_per_second = (
+            url,
+            timeout_s,
+            retries,
+            requests_per_second,
+        )
         self.clock: Callable[[], float] = time.monotonic
         self._stop = threading.Event()
         self.sleep: Callable[[float], object] = self._stop.wait
@@ -59,7 +68,9 @@ class JsonService:
         return JsonService, (self.url, self.timeout_s, self.retries, self.requests_per_second)
 
     def in_threads(self, work: Callable[[Item], object], items: Sequence[Item]) -> None:
-        """Call `work`, which posts, for every item; the first error ends what has not been begun and is raised."""
+        """Call `work`, which posts, for every item; the first error ends what has not been begun
+        and is raised.
+        """
         self._stop.clear()
         threads = min(_MOST_THREADS, math.ceil(self.requests_per_second), len(items))
         pool = ThreadPoolExecutor(max(1, threads))
@@ -112,13 +123,22 @@ class JsonService:
             content = answer.json()
         except (ValueError, RecursionError):
             content = None
-        return Reply(answer.status_code, content, retry_after_s=_seconds(answer.headers.get("Retry-After", "")))
+        return Reply(
+            answer.status_code,
+            content,
+            retry_after_s=_seconds(answer.headers.get("Retry-After", "")),
+        )
 
 
 def _passes(reply: Reply) -> bool:
     """Whether this failure may pass."""
     status = reply.status
-    return status is None or status in (408, 429) or status >= 500 or (status == 200 and reply.content is None)
+    return (
+        status is None
+        or status in (408, 429)
+        or status >= 500
+        or (status == 200 and reply.content is None)
+    )
 
 
 def _seconds(retry_after: str) -> float:
@@ -129,4 +149,9 @@ def _seconds(retry_after: str) -> float:
         date = parsedate_to_datetime(retry_after)
     except ValueError:
         return 0.0
-    return max(0.0, (date.replace(tzinfo=date.tzinfo or timezone.utc) - datetime.now(timezone.utc)).total_seconds())
+    return max(
+        0.0,
+        (
+            date.replace(tzinfo=date.tzinfo or timezone.utc) - datetime.now(timezone.utc)
+        ).total_seconds(),
+    )

@@ -17,9 +17,10 @@ from dia_lightning.words import whole_word
 class Keyword(Reward):
     """The share of `words` that occur in the text as whole words, case ignored, in [0, 1].
 
-    Words of scripts without spaces (Chinese, Japanese, Thai and so on) have no ends, so there a word
-    may stand anywhere in the text, and a Latin word or number may stand between such letters: "cafe"
-    is in "很好的cafe在". Full-width forms are characters of their own: "ABC" is not in "ＡＢＣ".
+    Words of scripts without spaces (Chinese, Japanese, Thai and so on) have no ends, so there a
+    word may stand anywhere in the text, and a Latin word or number may stand between such letters:
+    "cafe" is in "很好的cafe在". Full-width forms are characters of their
+    own: "ABC" is not in "ＡＢＣ".
 
     Args:
         words: what to look for; a word may be a phrase, with any white space between its parts.
@@ -36,7 +37,10 @@ class Keyword(Reward):
         self._patterns = [whole_word(word) for word in words]
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        found = [sum(p.search(text) is not None for p in self._patterns) / len(self._patterns) for text in texts]
+        found = [
+            sum(p.search(text) is not None for p in self._patterns) / len(self._patterns)
+            for text in texts
+        ]
         return torch.tensor(found, dtype=torch.float32)
 
 
@@ -58,8 +62,11 @@ class Regex(Reward):
             self._compiled = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
         except (re.error, OverflowError, RecursionError) as error:
             raise UserError(
-                f"{OPTION}.pattern: {pattern!r:.100} given, allowed: a regular expression in Python's syntax ({error})"
+                f"{OPTION}.pattern: {pattern!r:.100} given, allowed: a regular expression in"
+                f" Python's syntax ({error})"
             ) from error
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        return torch.tensor([self._compiled.search(text) is not None for text in texts], dtype=torch.float32)
+        return torch.tensor(
+            [self._compiled.search(text) is not None for text in texts], dtype=torch.float32
+        )

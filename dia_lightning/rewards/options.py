@@ -8,7 +8,9 @@ OPTION = "--model.init_args.reward.init_args"
 
 
 def require(holds: bool, name: str, given: object, allowed: str) -> None:
-    """A `UserError` that names the argument `name`, what was given and what is allowed, unless `holds`."""
+    """A `UserError` that names the argument `name`, what was given and what is allowed, unless
+    `holds`.
+    """
     if not holds:
         raise UserError(f"{OPTION}.{name}: {given!r:.100} given, allowed: {allowed}")
 

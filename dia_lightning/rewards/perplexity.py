@@ -17,13 +17,15 @@ _MOST_TOKENS = 1024
 
 
 class Perplexity(Reward):
-    """The mean log-probability of a token, end token included, in nats: −log of the perplexity, never above 0.
+    """The mean log-probability of a token, end token included, in nats: −log of the perplexity,
+    never above 0.
 
-    The empty text has one token, its end. Of a text longer than 1,024 tokens, or than the model can read, the beginning
-    counts.
+    The empty text has one token, its end. Of a text longer than 1,024 tokens, or than the model can
+    read, the beginning counts.
 
     Args:
-        model: causal language model: hub id or folder. Not p_θ itself, whose log-probability the target contains already.
+        model: causal language model: hub id or folder. Not p_θ itself, whose log-probability the
+            target contains already.
         device: where the model runs, such as cpu or cuda.
         name: label in outputs.
 
@@ -36,15 +38,26 @@ class Perplexity(Reward):
         try:
             self._lm = BaseLM.load(model)
         except UserError as error:
-            raise UserError(str(error).replace("--model.init_args.base_lm", f"{OPTION}.model")) from error
+            raise UserError(
+                str(error).replace("--model.init_args.base_lm", f"{OPTION}.model")
+            ) from error
         try:
             self._lm.to(torch.device(device))
         except (RuntimeError, AssertionError) as error:
-            raise UserError(f"{OPTION}.device: {device!r} given, allowed: a device that torch finds here ({error})") from error
+            raise UserError(
+                f"{OPTION}.device: {device!r} given, allowed: a device that torch finds here"
+                f" ({error})"
+            ) from error
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         longest = 1 + max((len(text.encode(errors="replace")) for text in texts), default=0)
-        tokens = self._lm.encode(texts, min(longest, _MOST_TOKENS, self._lm.max_length)) if texts else torch.zeros(0, 1).long()
+        tokens = (
+            self._lm.encode(texts, min(longest, _MOST_TOKENS, self._lm.max_length))
+            if texts
+            else torch.zeros(0, 1).long()
+        )
         tokens = tokens.to(self._lm.device)
-        n_tokens = text_mask(tokens, torch.zeros_like(tokens, dtype=torch.bool), self._lm.end_id).sum(1)
+        n_tokens = text_mask(
+            tokens, torch.zeros_like(tokens, dtype=torch.bool), self._lm.end_id
+        ).sum(1)
         return (self._lm.log_prob(tokens) / n_tokens).float().cpu() if texts else torch.zeros(0)

@@ -27,15 +27,18 @@ _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 class Perspective(Reward):
-    """sign · Σ_k w_k s_k of Perspective's scores s_k in [0, 1]; by default −P(toxic), so that 0 is best.
+    """sign · Σ_k w_k s_k of Perspective's scores s_k in [0, 1]; by default −P(toxic), so that 0 is
+    best.
 
-    A text that is empty, blank or empty in the service's eyes (COMMENT_EMPTY) scores 0 on every attribute; a text of more
-    than 20,480 bytes is an error, as all failures of the service are: no score is ever made up. Each score is kept in
-    `cache` as soon as it is there, under (url, attributes, language, text), so that an interrupted or repeated run asks only
-    for what is new, and a run whose texts are all known needs no key. Texts are sent with doNotStore.
+    A text that is empty, blank or empty in the service's eyes (COMMENT_EMPTY) scores 0 on every
+    attribute; a text of more than 20,480 bytes is an error, as all failures of the service are: no
+    score is ever made up. Each score is kept in `cache` as soon as it is there, under (url,
+    attributes, language, text), so that an interrupted or repeated run asks only for what is new,
+    and a run whose texts are all known needs no key. Texts are sent with doNotStore.
 
-    Source: AnalyzeComment, Perspective API v1alpha1 (github.com/conversationai/perspectiveapi, 2-api). By its makers'
-    announcement the service closes at the end of 2026 (arXiv:2604.25580); `url` may name another that speaks its protocol.
+    Source: AnalyzeComment, Perspective API v1alpha1 (github.com/conversationai/perspectiveapi,
+    2-api). By its makers' announcement the service closes at the end of 2026 (arXiv:2604.25580);
+    `url` may name another that speaks its protocol.
 
     Args:
         attributes: the names of what to score; TOXICITY by default.
@@ -46,24 +49,30 @@ class Perspective(Reward):
         timeout_s: how long to wait for an answer, in seconds.
         retries: how often to ask again after a failure that may pass, see `http.JsonService`.
         cache: an SQLite file, which several processes may share; null keeps nothing.
-        key_variable: the environment variable that holds the key. The key itself is read for each request and kept nowhere.
+        key_variable: the environment variable that holds the key. The key itself is read for each
+            request and kept nowhere.
         url: where to ask; https, or http on this machine.
         name: label in outputs.
 
     Raises:
-        UserError: for an argument that is not allowed, and for a missing key where there is no cache to read either.
+        UserError: for an argument that is not allowed, and for a missing key where there is no
+            cache to read either.
     """
 
     def __init__(
-        self, attributes: list[str] | None = None, weights: list[float] | None = None, language: str = "en",
-        sign: float = -1.0, requests_per_second: float = 1.0, timeout_s: float = 20.0, retries: int = 5,
-        cache: str | None = "runs/perspective.sqlite", key_variable: str = "PERSPECTIVE_API_KEY", url: str = _URL,
-        name: str = "perspective",
+        self, attributes: list[str] | None = None, weights: list[float] | None = None,
+        language: str = "en", sign: float = -1.0, requests_per_second: float = 1.0,
+        timeout_s: float = 20.0, retries: int = 5, cache: str | None = "runs/perspective.sqlite",
+        key_variable: str = "PERSPECTIVE_API_KEY", url: str = _URL, name: str = "perspective",
     ) -> None:  # fmt: skip
         self.attributes = ["TOXICITY"] if attributes is None else attributes
         self.weights = [1.0] * len(self.attributes) if weights is None else weights
         self.language, self.sign, self.name = language, sign, name
-        self.requests_per_second, self.timeout_s, self.retries = requests_per_second, timeout_s, retries
+        self.requests_per_second, self.timeout_s, self.retries = (
+            requests_per_second,
+            timeout_s,
+            retries,
+        )
         self.cache, self.key_variable, self.url = cache, key_variable, url
         self._check()
         self._known = ScoreCache(cache)
@@ -73,11 +82,21 @@ class Perspective(Reward):
 
     def _check(self) -> None:
         names, weights = self.attributes, self.weights
-        require(bool(names) and all(names) and len(set(names)) == len(names), "attributes", names, "one or more, all different")
+        require(
+            bool(names) and all(names) and len(set(names)) == len(names),
+            "attributes",
+            names,
+            "one or more, all different",
+        )
         fit = len(weights) == len(names) and all(map(math.isfinite, weights))
         require(fit, "weights", weights, f"{len(names)} finite numbers, one an attribute")
         require_sign(self.sign)
-        require(bool(re.fullmatch(r"[A-Za-z-]{2,20}", self.language)), "language", self.language, "a code such as en")
+        require(
+            bool(re.fullmatch(r"[A-Za-z-]{2,20}", self.language)),
+            "language",
+            self.language,
+            "a code such as en",
+        )
         rate = self.requests_per_second
         require(0 < rate < math.inf, "requests_per_second", rate, "a number above 0")
         require(0 < self.timeout_s < math.inf, "timeout_s", self.timeout_s, "seconds above 0")
@@ -85,7 +104,8 @@ class Perspective(Reward):
         if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.key_variable):
             # What was given may be a key.
             raise UserError(
-                f"{OPTION}.key_variable: allowed: the name of an environment variable, in capitals, not the key itself"
+                f"{OPTION}.key_variable: allowed: the name of an environment variable, in capitals,"
+                " not the key itself"
             )
         _check_url(self.url)
 
@@ -101,10 +121,15 @@ class Perspective(Reward):
             known[keys[text]] = scores
 
         self._service.in_threads(ask, [text for text, key in keys.items() if key not in known])
-        return torch.tensor([self._value(known[keys[text]]) if text in keys else 0.0 for text in texts], dtype=torch.float32)
+        return torch.tensor(
+            [self._value(known[keys[text]]) if text in keys else 0.0 for text in texts],
+            dtype=torch.float32,
+        )
 
     def _value(self, scores: dict[str, float]) -> float:
-        return self.sign * sum(w * scores[name] for name, w in zip(self.attributes, self.weights, strict=True))
+        return self.sign * sum(
+            w * scores[name] for name, w in zip(self.attributes, self.weights, strict=True)
+        )
 
     def _cache_key(self, text: str) -> str:
         parts = [self.url, sorted(self.attributes), self.language, text]
@@ -113,16 +138,22 @@ class Perspective(Reward):
     def _require_short(self, text: str) -> None:
         size = len(text.encode("utf-8", "surrogatepass"))
         if size > _MOST_BYTES:
-            raise self._error(f"a text of {size} bytes is too long for the service, allowed: {_MOST_BYTES} ({text!r:.60}…)")
+            raise self._error(
+                f"a text of {size} bytes is too long for the service, allowed: {_MOST_BYTES}"
+                f" ({text!r:.60}…)"
+            )
 
     def _key(self) -> str:
         key = os.environ.get(self.key_variable, "").strip()
         if not key:
-            raise UserError(f"{OPTION}.key_variable: the environment variable {self.key_variable} is not set, needed: your key "
-                            "for the Perspective API")  # fmt: skip
+            raise UserError(
+                f"{OPTION}.key_variable: the environment variable {self.key_variable} is not set,"
+                " needed: your key for the Perspective API"
+            )
         if not re.fullmatch(r"[!-~]+", key):
             raise UserError(
-                f"{OPTION}.key_variable: {self.key_variable} holds characters that no key has, or more than one line"
+                f"{OPTION}.key_variable: {self.key_variable} holds characters that no key has, or"
+                " more than one line"
             )
         return key
 
@@ -148,7 +179,9 @@ class Perspective(Reward):
         except (KeyError, TypeError):
             raise self._error(f"the service's answer holds no score for {attribute}") from None
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise self._error(f"the service's answer holds no score in [0, 1] for {attribute}: {value!r:.60}")
+            raise self._error(
+                f"the service's answer holds no score in [0, 1] for {attribute}: {value!r:.60}"
+            )
         return float(value)
 
     def _failure(self, reply: Reply) -> RewardError:
@@ -156,15 +189,24 @@ class Perspective(Reward):
         message = _message(reply.content).replace(self._key(), "[key]")
         said = f"HTTP {status}: {message[:200]}" if message else f"HTTP {status}"
         if status is None:
-            what = f"no answer from {urlsplit(self.url).hostname} in {reply.tries} tries ({reply.reason})"
+            what = (
+                f"no answer from {urlsplit(self.url).hostname} in {reply.tries} tries"
+                f" ({reply.reason})"
+            )
         elif status == 200:
             what = f"an answer that is no JSON object, in {reply.tries} tries"
         elif status in (401, 403) or "API_KEY_INVALID" in types or "api key" in message.lower():
             what = f"the service refuses the key in {self.key_variable} ({said})"
         elif status == 429:
             wait = f", asks to wait {reply.retry_after_s:.0f} s" if reply.retry_after_s else ""
-            what = f"the quota is used up after {reply.tries} tries{wait}; lower requests_per_second or wait ({said})"
-        elif any(kind.startswith("LANGUAGE") for kind in types) or "does not support request languages" in message:
+            what = (
+                f"the quota is used up after {reply.tries} tries{wait}; lower requests_per_second"
+                f" or wait ({said})"
+            )
+        elif (
+            any(kind.startswith("LANGUAGE") for kind in types)
+            or "does not support request languages" in message
+        ):
             what = f"the language {self.language!r} is not supported ({said})"
         elif status in (404, 410):
             what = f"there is no such service at {urlsplit(self.url).hostname} (any more) ({said})"
@@ -181,12 +223,20 @@ def _check_url(url: str) -> None:
         parts = urlsplit(url)
         good = parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOCAL)
         # A key in the address would be written with the settings.
-        good = good and bool(parts.hostname) and not parts.query and "@" not in parts.netloc and parts.port != 0
+        good = (
+            good
+            and bool(parts.hostname)
+            and not parts.query
+            and "@" not in parts.netloc
+            and parts.port != 0
+        )
     except ValueError:
         good = False
     if not good:
         # What was given may hold a key.
-        raise UserError(f"{OPTION}.url: allowed: an https address (http on this machine) without '?' and '@'")
+        raise UserError(
+            f"{OPTION}.url: allowed: an https address (http on this machine) without '?' and '@'"
+        )
 
 
 def _message(content: Any) -> str:
@@ -200,5 +250,14 @@ def _error_types(content: Any) -> set[str]:
     """`errorType` of Perspective's own errors and `reason` of Google's."""
     error = content.get("error") if isinstance(content, dict) else None
     details = error.get("details") if isinstance(error, dict) else None
-    found = [detail for detail in details if isinstance(detail, dict)] if isinstance(details, list) else []
-    return {value for detail in found for name in ("errorType", "reason") if isinstance(value := detail.get(name), str)}
+    found = (
+        [detail for detail in details if isinstance(detail, dict)]
+        if isinstance(details, list)
+        else []
+    )
+    return {
+        value
+        for detail in found
+        for name in ("errorType", "reason")
+        if isinstance(value := detail.get(name), str)
+    }

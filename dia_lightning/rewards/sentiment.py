@@ -26,4 +26,7 @@ class VaderSentiment(Reward):
         self._analyzer = SentimentIntensityAnalyzer()
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        return torch.tensor([self._analyzer.polarity_scores(text)["compound"] for text in texts], dtype=torch.float32)
+        return torch.tensor(
+            [self._analyzer.polarity_scores(text)["compound"] for text in texts],
+            dtype=torch.float32,
+        )

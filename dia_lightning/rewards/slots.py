@@ -1,4 +1,6 @@
-"""Whether a text says what its meaning representation says: slot errors on the E2E restaurant data."""
+"""Whether a text says what its meaning representation says: slot errors on the E2E restaurant
+data.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ from dia_lightning.rewards.base import RewardError, field_of
 from dia_lightning.types import Record, Reward
 
 _PAIR = re.compile(r"([^\[\],]+)\[([^\]]*)\]")
-_KIDS = r"(?:kids?|child(?:ren)?s?|famil(?:y|ies)(?: with (?:\w+ )?(?:kids|children))?|all ages|young ones)"
+_KIDS = (
+    r"(?:kids?|child(?:ren)?s?|famil(?:y|ies)(?: with (?:\w+ )?(?:kids|children))?|all ages|young"
+    r" ones)"
+)
 _FRIENDLY = r"(?:friendly|orient(?:at)?ed|suitable|appropriate|welcoming)"
 _NOT = r"(?:not|\w+n't|non|no|isnt|never|un)"
 _RATED = r"(?:ratings?|rated|rates?|reviews?|reviewed|scores?|scored|quality|standards?|feedback)"
@@ -26,13 +31,18 @@ _POOR, _FAIR, _GOOD = ("low", "1 out of 5"), ("average", "3 out of 5"), ("high",
 
 
 def _of(number: str) -> str:
-    return rf"{number}(?:(?:[- ]out)?[- ](?:of|from)(?: a)?|[- ]out| ?/)[- ]?(?:5|five)(?:[- ]stars?)?|{number}[- ]stars?"
+    return (
+        rf"{number}(?:(?:[- ]out)?[- ](?:of|from)(?: a)?|[- ]out| ?/)[- ]?(?:5|five)(?:[-"
+        rf" ]stars?)?|{number}[- ]stars?"
+    )
 
 
 def _near_words(words: str, noun: str) -> str:
     """`words` a few words before or after `noun`, in one clause."""
     between = r"(?:[- ]+(?!and\b|but\b)\w+)"
-    return rf"(?:{words})(?:ly)?{between}{{0,2}}?[- ]+{noun}|{noun}{between}{{0,3}}?[- ]+(?:{words})"
+    return (
+        rf"(?:{words})(?:ly)?{between}{{0,2}}?[- ]+{noun}|{noun}{between}{{0,3}}?[- ]+(?:{words})"
+    )
 
 
 _TO_KIDS = rf"(?:to|for|with|towards?) (?:\w+ )?{_KIDS}"
@@ -41,9 +51,12 @@ _TAKES = r"(?:for|with|brings?|welcom\w+|allow\w*|accept\w*|accommodat\w+|suits?
 _PLACE = r"(?:places?|venues?|environments?|establishments?|atmospheres?)"
 _POUNDS = r"(?:£|pounds?)? ?"
 _MIDDLE = "moderate|reasonable|reasonably|average|averagely|mid|middle|medium|fair|ok|okay|decent"
-_BEST = "high|highly|highest|higher|excellent|great|very good|very well|top|outstanding|best|perfect"
+_BEST = (
+    "high|highly|highest|higher|excellent|great|very good|very well|top|outstanding|best|perfect"
+)
 
-# slot → [(pattern, the values that it may stand for)]. What a pattern leaves open is read as the record's value.
+# slot → [(pattern, the values that it may stand for)]. What a pattern leaves open is read as the
+# record's value.
 _PATTERNS: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     "eattype": [
         (r"coffee[- ]*(?:shops?|house|place|bar)|cafes?|coffee", ("coffee shop",)),
@@ -61,7 +74,8 @@ _PATTERNS: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     ],
     "area": [
         (r"(?:city|town)[- ]*(?:cent(?:re|er)|central)|(?:cent(?:re|er)|middle|heart) of (?:the |a )?(?:city|town)"
-         r"|in the cent(?:re|er)|central(?:ly)? (?:in|of) (?:the )?(?:city|town)|downtown", ("city centre",)),
+         r"|in the cent(?:re|er)|central(?:ly)? (?:in|of) (?:the )?(?:city|town)|downtown",
+         ("city centre",)),
         (r"river[- ]?sides?|(?:near|by|at|to|along|on|off|beside|alongside|of|overlooking) (?:the )?river(?:[- ]?bank)?",
          ("riverside",)),
     ],
@@ -76,7 +90,8 @@ _PATTERNS: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     "pricerange": [
         (rf"(?:inexpensive|cheap(?:er|est)?)(?:ly)?|low[- ]*(?:er[- ])?cost|budget|{_near_words('low|lower', _PRICED)}", _LOW),
         (r"affordabl[ey]|not expensive", (*_LOW, *_MID)),
-        (rf"{_near_words(_MIDDLE, _PRICED)}|mid[- ]?(?:dle)?[- ]?(?:priced?|range)", (*_MID, "less than £20")),
+        (rf"{_near_words(_MIDDLE, _PRICED)}|mid[- ]?(?:dle)?[- ]?(?:priced?|range)",
+         (*_MID, "less than £20")),
         (rf"(?:less than|under|below|lower than|cheaper than|up to|maximum of) {_POUNDS}20(?: ?pounds)?", ("less than £20",)),
         (rf"{_POUNDS}20 ?(?:-|to|and) ?{_POUNDS}25(?: ?pounds)?", ("£20-25",)),
         (rf"(?:more than|over|above|upwards of|higher than|greater than|exceed\w*) {_POUNDS}30(?: ?pounds)?|£ ?30",
@@ -95,20 +110,29 @@ _PATTERNS: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     ],
 }  # fmt: skip
 _VENUES = {
-    "name": "Alimentum|Aromi|Bibimbap House|Blue Spice|Browns Cambridge|Clowns|Cocum|Cotto|Fitzbillies|Giraffe|Green Man|"
-    "Loch Fyne|Midsummer House|Strada|Taste of Cambridge|The Cambridge Blue|The Cricketers|The Dumpling Tree|The Eagle|"
-    "The Golden Curry|The Golden Palace|The Mill|The Olive Grove|The Phoenix|The Plough|The Punter|The Twenty Two|"
-    "The Vaults|The Waterman|The Wrestlers|Travellers Rest Beefeater|Wildwood|Zizzi",
-    "near": "All Bar One|Avalon|Burger King|Café Adriatic|Café Brazil|Café Rouge|Café Sicilia|Clare Hall|Crowne Plaza Hotel|"
-    "Express by Holiday Inn|Rainbow Vegetarian Café|Raja Indian Cuisine|Ranch|The Bakers|The Portland Arms|The Rice Boat|"
-    "The Six Bells|The Sorrento|Yippee Noodle Bar",
+    "name": (
+        "Alimentum|Aromi|Bibimbap House|Blue Spice|Browns"
+        " Cambridge|Clowns|Cocum|Cotto|Fitzbillies|Giraffe|Green Man|Loch Fyne|Midsummer"
+        " House|Strada|Taste of Cambridge|The Cambridge Blue|The Cricketers|The Dumpling Tree|The"
+        " Eagle|The Golden Curry|The Golden Palace|The Mill|The Olive Grove|The Phoenix|The"
+        " Plough|The Punter|The Twenty Two|The Vaults|The Waterman|The Wrestlers|Travellers Rest"
+        " Beefeater|Wildwood|Zizzi"
+    ),
+    "near": (
+        "All Bar One|Avalon|Burger King|Café Adriatic|Café Brazil|Café Rouge|Café Sicilia|Clare"
+        " Hall|Crowne Plaza Hotel|Express by Holiday Inn|Rainbow Vegetarian Café|Raja Indian"
+        " Cuisine|Ranch|The Bakers|The Portland Arms|The Rice Boat|The Six Bells|The"
+        " Sorrento|Yippee Noodle Bar"
+    ),
 }
 
 
 class SlotErrors(NamedTuple):
-    """Errors of a text against its meaning representation; the slot error rate is (missed + wrong) / n_slots.
+    """Errors of a text against its meaning representation; the slot error rate is (missed + wrong)
+    / n_slots.
 
-    missed: slots of which the text says nothing. wrong: slots with another value than they should have, and values said
+    missed: slots of which the text says nothing. wrong: slots with another value than they should
+        have, and values said
     of slots that the representation does not have. n_slots: slot-value pairs in the representation.
     """
 
@@ -118,17 +142,23 @@ class SlotErrors(NamedTuple):
 
 
 def parse_mr(mr: str) -> list[tuple[str, str]]:
-    """The (slot, value) pairs of "name[The Vaults], food[French]", both without accents, in lower case, slots unspaced."""
-    return [(re.sub(r"[\s_]", "", _plain(slot)), _plain(value)) for slot, value in _PAIR.findall(mr)]
+    """The (slot, value) pairs of "name[The Vaults], food[French]", both without accents, in
+    lower case, slots unspaced.
+    """
+    return [
+        (re.sub(r"[\s_]", "", _plain(slot)), _plain(value)) for slot, value in _PAIR.findall(mr)
+    ]
 
 
 def slot_errors(mr: str, text: str) -> SlotErrors:
-    """Compare what `text` says with the meaning representation `mr`, by patterns for each slot and value; case is ignored.
+    """Compare what `text` says with the meaning representation `mr`, by patterns for each slot and
+    value; case is ignored.
 
-    The method is that of Dušek, Howcroft and Rieser (INLG 2019) for cleaning the E2E data, with patterns of our own. A
-    phrase that may stand for several values ("low price": cheap, or less than £20) is read as the right one of them, and a
-    phrase within a longer one ("family friendly" in "not family friendly") does not count. Unlike there, saying a thing
-    twice is no error. A value without pattern is looked for as it is written.
+    The method is that of Dušek, Howcroft and Rieser (INLG 2019) for cleaning the E2E data, with
+    patterns of our own. A phrase that may stand for several values ("low price": cheap, or less
+    than £20) is read as the right one of them, and a phrase within a longer one ("family friendly"
+    in "not family friendly") does not count. Unlike there, saying a thing twice is no error. A
+    value without pattern is looked for as it is written.
 
     Raises:
         ValueError: if `mr` holds no slot[value] pair.
@@ -151,10 +181,12 @@ def slot_errors(mr: str, text: str) -> SlotErrors:
 
 
 class SlotConsistency(Reward):
-    """1 − slot error rate, at least 0: 1 where the text says every slot of the meaning representation and no other.
+    """1 − slot error rate, at least 0: 1 where the text says every slot of the meaning
+    representation and no other.
 
     Args:
-        field: field of the record that holds the meaning representation, such as "name[The Vaults], food[French]".
+        field: field of the record that holds the meaning representation, such as "name[The Vaults],
+            food[French]".
         name: label in outputs.
     """
 
@@ -165,7 +197,9 @@ class SlotConsistency(Reward):
 
     def __call__(self, texts: Sequence[str], records: Sequence[Record] = ()) -> Tensor:
         mrs = [field_of(record, self.field, self) for record in records]
-        rates = torch.tensor([self._rate(mr, text) for text, mr in zip(texts, mrs, strict=True)], dtype=torch.float32)
+        rates = torch.tensor(
+            [self._rate(mr, text) for text, mr in zip(texts, mrs, strict=True)], dtype=torch.float32
+        )
         return 1 - rates.clamp_max(1)
 
     def _rate(self, mr: str, text: str) -> float:
@@ -173,13 +207,15 @@ class SlotConsistency(Reward):
             missed, wrong, n_slots = slot_errors(mr, text)
         except ValueError as error:
             raise RewardError(
-                f"reward {self.name!r} needs slots in the field {self.field!r}, as in name[Aromi]: {error}"
+                f"reward {self.name!r} needs slots in the field {self.field!r}, as in name[Aromi]:"
+                f" {error}"
             ) from error
         return (missed + wrong) / n_slots
 
 
 class SlotErrorRate(SlotConsistency):
-    """−(missed + wrong) / slots, 0 for a text without error: `SlotConsistency` without its lower bound.
+    """−(missed + wrong) / slots, 0 for a text without error: `SlotConsistency` without its lower
+    bound.
 
     Args:
         field: as there.
@@ -191,11 +227,15 @@ class SlotErrorRate(SlotConsistency):
 
     def __call__(self, texts: Sequence[str], records: Sequence[Record] = ()) -> Tensor:
         mrs = [field_of(record, self.field, self) for record in records]
-        return -torch.tensor([self._rate(mr, text) for text, mr in zip(texts, mrs, strict=True)], dtype=torch.float32)
+        return -torch.tensor(
+            [self._rate(mr, text) for text, mr in zip(texts, mrs, strict=True)], dtype=torch.float32
+        )
 
 
 def _plain(text: str) -> str:
-    """Lower case without accents, white space and apostrophes of one kind; £ and dashes as written most often."""
+    """Lower case without accents, white space and apostrophes of one kind; £ and dashes as
+    written most often.
+    """
     text = unicodedata.normalize("NFKD", text.casefold().replace("’", "'"))
     text = "".join(character for character in text if not unicodedata.combining(character))
     return " ".join(re.sub("[‐-―−]", "-", text).split())
@@ -203,8 +243,16 @@ def _plain(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _compiled() -> list[tuple[str, re.Pattern[str], tuple[str, ...]]]:
-    venues = [(slot, re.escape(_plain(v)), (_plain(v),)) for slot, names in _VENUES.items() for v in names.split("|")]
-    phrases = [(slot, pattern, tuple(map(_plain, values))) for slot, rows in _PATTERNS.items() for pattern, values in rows]
+    venues = [
+        (slot, re.escape(_plain(v)), (_plain(v),))
+        for slot, names in _VENUES.items()
+        for v in names.split("|")
+    ]
+    phrases = [
+        (slot, pattern, tuple(map(_plain, values)))
+        for slot, rows in _PATTERNS.items()
+        for pattern, values in rows
+    ]
     return [(slot, _whole(pattern), values) for slot, pattern, values in [*venues, *phrases]]
 
 
@@ -220,7 +268,9 @@ def _whole(pattern: str) -> re.Pattern[str]:
 def _mentions(text: str, pairs: frozenset[tuple[str, str]]) -> list[tuple[str, tuple[str, ...]]]:
     """(slot, values that it may be) of every phrase found that is not part of a longer one."""
     known = {(slot, value) for slot, _, values in _compiled() for value in values}
-    literals = [(slot, _literal(value), (value,)) for slot, value in pairs if (slot, value) not in known]
+    literals = [
+        (slot, _literal(value), (value,)) for slot, value in pairs if (slot, value) not in known
+    ]
     found = [
         (match.start(), match.end(), slot, values)
         for slot, pattern, values in [*literals, *_compiled()]

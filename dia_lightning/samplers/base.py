@@ -1,4 +1,6 @@
-"""How texts are drawn for a batch: the parts that a run is put together from, and what each is handed."""
+"""How texts are drawn for a batch: the parts that a run is put together from, and what each is
+handed.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class Models(NamedTuple):
     """The networks of a run, and its target.
 
     lm: p_θ. embedding: its tokens as the diffusion sees them. denoiser, critic: None where no part
-    needs them; n_labels, how many classes the denoiser was trained with. reward: r, asked once a text.
+    needs them; n_labels, how many classes the denoiser was trained with. reward: r, asked once a
+    text.
     lam: λ. policy: another language model to be sampled.
     """
 
@@ -38,7 +41,8 @@ class Models(NamedTuple):
 class Drawn(NamedTuple):
     """What a sampler drew for a batch.
 
-    tokens: (B, T) int64 in canonical form. accept_rate: (B,) share of accepted moves of a sampler that
+    tokens: (B, T) int64 in canonical form. accept_rate: (B,) share of accepted moves of a sampler
+        that
     has them. diagnostics: further figures by name, one a text (B,).
     """
 
@@ -48,7 +52,8 @@ class Drawn(NamedTuple):
 
 
 class Part:
-    """Settings of one piece of a sampler; which networks it needs at λ = `lam`, and what it refuses.
+    """Settings of one piece of a sampler; which networks it needs at λ = `lam`, and what it
+    refuses.
 
     `needs` gives names of "denoiser", "labels" (a denoiser with labels of the reward) and "critic".
     """
@@ -79,7 +84,9 @@ class Sampler(Part, ABC):
 
 
 def require(name: str, value: object, ok: bool, allowed: str) -> None:
-    """Raises the UserError of a setting unless `ok`; the parser puts the option's path before it."""
+    """Raises the UserError of a setting unless `ok`; the parser puts the option's path before
+    it.
+    """
     if not ok:
         raise UserError(f"{name}: {value} given, allowed: {allowed}")
 
@@ -101,8 +108,9 @@ def refuse_blanks(batch: Prompts, sampler: Sampler) -> None:
     """Raises a UserError where a text is not free to its end: p_θ writes from left to right."""
     if bool(must_go_on(batch.prompt_mask).any()):
         raise UserError(
-            f"--data.init_args: blanks or a length given, but {type(sampler).__name__} writes from "
-            "left to right; allowed: the sampler Diffusion or Source, with moves that need no suffix"
+            f"--data.init_args: blanks or a length given, but {type(sampler).__name__} writes from"
+            " left to right; allowed: the sampler Diffusion or Source, with moves that need no"
+            " suffix"
         )
 
 
@@ -110,6 +118,10 @@ def draw_base(
     lm: BaseLM, batch: Prompts, generator: torch.Generator,
     temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
 ) -> Drawn:  # fmt: skip
-    """Samples of `lm`, by default of exactly its law, in its own precision whatever the trainer's."""
+    """Samples of `lm`, by default of exactly its law, in its own precision whatever the
+    trainer's.
+    """
     with torch.autocast(batch.tokens.device.type, enabled=False):
-        return Drawn(lm.generate(batch.tokens, batch.prompt_mask, generator, temperature, top_k, top_p))
+        return Drawn(
+            lm.generate(batch.tokens, batch.prompt_mask, generator, temperature, top_k, top_p)
+        )

@@ -19,8 +19,8 @@ class BaseModel(Sampler):
         temperature: of the next-token distribution, above 0.
         top_k: keep the k likeliest tokens, 0 = all.
         top_p: keep the likeliest tokens that together have this probability, 1 = all.
-        policy: folder of a fine-tuned p_θ that is sampled in its stead; its texts are scored under p_θ
-            like those of every other method. It must have the same tokenizer.
+        policy: folder of a fine-tuned p_θ that is sampled in its stead; its texts are scored under
+            p_θ like those of every other method. It must have the same tokenizer.
         label: name of the method in the outputs; of a policy its own, for example `ppo`.
     """
 

@@ -59,8 +59,12 @@ class BestOfN(Sampler):
             diagnostics = {"log_z": log_mean_exp(log_w), "ess": effective_size(log_w) / self.n}
         return Drawn(tokens[rows * self.n + chosen], None, diagnostics)
 
-    def _candidates(self, models: Models, batch: Prompts, at_once: int, generator: torch.Generator) -> Tensor:
-        """Samples of p_θ, `at_once` at a time, so that n does not decide how large the caches are."""
+    def _candidates(
+        self, models: Models, batch: Prompts, at_once: int, generator: torch.Generator
+    ) -> Tensor:
+        """Samples of p_θ, `at_once` at a time, so that n does not decide how large the caches
+        are.
+        """
         rows = torch.arange(len(batch.ids), device=batch.tokens.device)
         parts = [rows_of(batch, some) for some in rows.split(at_once)]
         return torch.cat([draw_base(models.lm, part, generator).tokens for part in parts])

@@ -8,7 +8,14 @@ from typing import ClassVar
 
 import torch
 
-from dia_lightning.samplers.base import Drawn, Models, Sampler, refuse_blanks, require, require_counts
+from dia_lightning.samplers.base import (
+    Drawn,
+    Models,
+    Sampler,
+    refuse_blanks,
+    require,
+    require_counts,
+)
 from dia_lightning.samplers.base_model import BaseModel
 from dia_lightning.samplers.moves import Move, Suffix, names_of, needs_of
 from dia_lightning.sampling.annealing import cycle, rows_of
@@ -81,4 +88,6 @@ class Chains(Sampler):
         diagnostics |= begin.diagnostics or {}
         traces = {"reward": followed.reward} | ({"log_p": followed.log_base} if with_base else {})
         told = {name: trace[:, last] for name, trace in traces.items()}
-        return Drawn(state.tokens[last], accepted.mean(0), diagnostics | by_prompt(batch.prompts, told))
+        return Drawn(
+            state.tokens[last], accepted.mean(0), diagnostics | by_prompt(batch.prompts, told)
+        )

@@ -25,9 +25,11 @@ class Diffusion(Sampler):
         guidance: what leads it towards the reward.
         steps: noise levels each text passes.
         stagger: how far left positions run ahead of right ones; 0 = all together (see `staggered`).
-        strength: noise level u it starts from; below 1 it starts at the record's `source`, noised so far.
+        strength: noise level u it starts from; below 1 it starts at the record's `source`, noised
+            so far.
         temperature: of the denoiser's token distribution; 1 = as trained.
-        final: tokens are drawn (`sample`) or the likeliest (`argmax`) where a position becomes clean.
+        final: tokens are drawn (`sample`) or the likeliest (`argmax`) where a position becomes
+            clean.
     """
 
     solver: Solver = field(default_factory=PredictorCorrector)

@@ -45,9 +45,9 @@ class _GradientGuidance(Guidance):
     """A gradient added to the score (science.md, "Reverse process"); none where λ is 0.
 
     Args:
-        scale: factor on the gradient; 1 = the score of π. A critic's gradient at one point falls far
-            short of what exchanging a token changes (on the tiny kit some fifteen times), which larger
-            values make up for.
+        scale: factor on the gradient; 1 = the score of π. A critic's gradient at one point falls
+            far short of what exchanging a token changes (on the tiny kit some fifteen times), which
+            larger values make up for.
         decay: guidance is scaled by (1 − u)^decay at noise level u; 0 = the same at all.
         cap: longest guidance gradient per token (see `guidance.guided`).
         window: noise levels u between which guidance acts, 0 = clean, 1 = noise.
@@ -74,7 +74,9 @@ class _GradientGuidance(Guidance):
             return predict
         log_value, decay = self.log_value(models, temperature), self.decay
         factor = (lambda u: (1 - u) ** decay) if decay else None
-        return guided(predict, log_value, network.schedule, embedding, self.cap, self.window, factor)
+        return guided(
+            predict, log_value, network.schedule, embedding, self.cap, self.window, factor
+        )
 
     def log_value(self, models: Models, temperature: float) -> LogValue:
         """λ times the value whose gradient guides."""
@@ -113,8 +115,8 @@ class RewardGradient(_GradientGuidance):
         reward = _plain(models.reward)
         if not hasattr(reward, "soft"):
             raise UserError(
-                f"guidance: RewardGradient given, but the reward {reward.name!r} has no method `soft`; "
-                "allowed for it: CriticGuidance, Unguided"
+                f"guidance: RewardGradient given, but the reward {reward.name!r} has no method"
+                " `soft`; allowed for it: CriticGuidance, Unguided"
             )
         if hasattr(reward, "check_tokenizer"):
             reward.check_tokenizer(models.lm.tokenizer)
@@ -132,11 +134,12 @@ class ClassifierFree(Guidance):
     """The score of p(z|y) (p(z|y) / p(z))^w, y a class of the reward (arXiv:2207.12598).
 
     At w = 0 the target is p_θ given that the reward lies in that class. For larger w these are the
-    scores of no diffusion process: what the texts then follow is not known, only that they show more
-    of the label and are less diverse. λ has no part in it.
+    scores of no diffusion process: what the texts then follow is not known, only that they show
+    more of the label and are less diverse. λ has no part in it.
 
     Args:
-        label: 1 to the denoiser's number of labels; null = the last, the class of the highest reward.
+        label: 1 to the denoiser's number of labels; null = the last, the class of the highest
+            reward.
         scale: w; 0 = the labelled denoiser as it is, −1 = without the label.
     """
 

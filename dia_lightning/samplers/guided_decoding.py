@@ -1,4 +1,6 @@
-"""Guided decoding: p_θ's next tokens weighed by the critic's value of what they make of the text."""
+"""Guided decoding: p_θ's next tokens weighed by the critic's value of what they make of the
+text.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ from dia_lightning.types import Prompts
 
 
 def decode_guided(
-    lm: BaseLM, tokens: Tensor, prompt_mask: Tensor, value: PrefixValue | None, lam: float, top_k: int,
-    generator: torch.Generator, final: str = "sample",
+    lm: BaseLM, tokens: Tensor, prompt_mask: Tensor, value: PrefixValue | None, lam: float,
+    top_k: int, generator: torch.Generator, final: str = "sample",
 ) -> Tensor:  # fmt: skip
     """Texts whose next token v has log p_θ(v | x_<i) + λ h(x_<i v) among the k likeliest of p_θ.
 
@@ -28,8 +30,8 @@ def decode_guided(
 
     Args:
         tokens: (B, T) with prompts as in `BaseLM.generate`. value: h; None or λ = 0 leaves p_θ's k
-            likeliest as they are. top_k: k, 0 = all. final: the next token is drawn (`sample`) or the
-            best one (`argmax`).
+            likeliest as they are. top_k: k, 0 = all. final: the next token is drawn (`sample`) or
+            the best one (`argmax`).
 
     Returns:
         (B, T) int64 in canonical form.
@@ -58,8 +60,9 @@ def decode_guided(
 class GuidedDecoding(Sampler):
     """Reward-guided decoding (ARGS, arXiv:2402.01694; RAD, arXiv:2310.09520).
 
-    Each next token is drawn from the k likeliest of p_θ in proportion to p_θ exp(λ h), h the critic's
-    value of the text up to that token, in units of the reward (see `prefix.critic_of_prefixes`).
+    Each next token is drawn from the k likeliest of p_θ in proportion to p_θ exp(λ h), h the
+    critic's value of the text up to that token, in units of the reward (see
+    `prefix.critic_of_prefixes`).
 
     Args:
         top_k: k, candidates for each token and critic evaluations too; 0 = the whole vocabulary.

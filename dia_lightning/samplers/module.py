@@ -19,7 +19,15 @@ from dia_lightning.diffusion.adapted import AdaptedTrunk
 from dia_lightning.errors import UserError
 from dia_lightning.files import find_path
 from dia_lightning.lm.base_lm import BaseLM
-from dia_lightning.meter import Meter, Metered, difference, networks_of, peak_memory_mib, reset_peak_memory, weights_of
+from dia_lightning.meter import (
+    Meter,
+    Metered,
+    difference,
+    networks_of,
+    peak_memory_mib,
+    reset_peak_memory,
+    weights_of,
+)
 from dia_lightning.numerics import KeepsBuffers, NotFinite, float32_default, named_rows
 from dia_lightning.rewards import CachedReward, call_reward
 from dia_lightning.rewards.base import reported_names
@@ -47,15 +55,16 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
         reward: the true reward r, any.
         sampler: how texts are drawn.
         base_lm: hub id, folder or `.gguf` file of p_θ, or `smollm2` (see `BaseLM.load`).
-        denoiser: checkpoint (folder or `.ckpt`) of a denoiser for base_lm, where the sampler needs one;
-            null: the one beside base_lm in its kit.
-        critic: checkpoint of a critic trained on `reward`, where the sampler needs one; null: likewise.
+        denoiser: checkpoint (folder or `.ckpt`) of a denoiser for base_lm, where the sampler needs
+            one; null: the one beside base_lm in its kit.
+        critic: checkpoint of a critic trained on `reward`, where the sampler needs one; null:
+            likewise.
         lam: λ, inverse temperature of the reward; 0 = p_θ itself. Samplers that do not aim at π
             (`BaseModel`, `BestOfN` unweighted, classifier-free guidance) do not use it.
         compare_base: sample p_θ for the same prompts too and report both.
-        shard_base_lm: each of several processes keeps a part of p_θ's blocks only and gathers a block
-            from all when it runs: for a p_θ too large for one GPU (see docs/scaling.md). Not with
-            networks that adapt those blocks.
+        shard_base_lm: each of several processes keeps a part of p_θ's blocks only and gathers a
+            block from all when it runs: for a p_θ too large for one GPU (see docs/scaling.md). Not
+            with networks that adapt those blocks.
         seed: of all randomness.
     """
 
@@ -88,7 +97,9 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
         self.sampler.check(self.models)
 
     def _load_networks(self) -> Models:
-        """What the sampler needs, as parts of this module: they move along and the run's hash is made of them."""
+        """What the sampler needs, as parts of this module: they move along and the run's hash is
+        made of them.
+        """
         needed = self.sampler.needs(self.lam)
         denoiser = self._path("denoiser") if "denoiser" in needed else None
         critic = self._path("critic") if "critic" in needed else None
@@ -109,7 +120,10 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
         path: str | None = getattr(self, name) or _beside(self.base_lm, name)
         if path is None:
             sampler = type(self.sampler).__name__
-            raise UserError(f"{name}: none given, needed for the sampler {sampler} with these parts at λ = {self.lam:g}")
+            raise UserError(
+                f"{name}: none given, needed for the sampler {sampler} with these parts at λ ="
+                f" {self.lam:g}"
+            )
         setattr(self, name, path)
         return path
 
@@ -152,7 +166,9 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
         self.lm.to(self.device)
 
     def finish(self) -> None:
-        """Wait until all processes have drawn their texts, and run what they need of a shared p_θ meanwhile."""
+        """Wait until all processes have drawn their texts, and run what they need of a shared
+        p_θ meanwhile.
+        """
         if self._sharded is not None:
             self._sharded.serve()
 
@@ -161,7 +177,9 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
 
     @float32_default()
     def predict_step(self, batch: Prompts, batch_idx: int = 0) -> list[Generations]:
-        """The method's texts, and with `compare_base` as many samples of p_θ for the same prompts."""
+        """The method's texts, and with `compare_base` as many samples of p_θ for the same
+        prompts.
+        """
         warm = batch_idx > 0
         generations = [self._generate(batch, self.draw, self.method, 0, warm)]
         if self.compare_base:
@@ -172,17 +190,29 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
         """The same; the figures are made by `PredictionWriter`."""
         return {"generations": self.predict_step(batch, batch_idx)}
 
-    def _generate(self, batch: Prompts, draw: Draw, method: str, stream: int, warm: bool) -> Generations:
+    def _generate(
+        self, batch: Prompts, draw: Draw, method: str, stream: int, warm: bool
+    ) -> Generations:
         try:
             return self._generated(batch, draw, method, stream, warm)
         except NotFinite as error:
             if self._trainer is not None:
-                given = {"tokens": batch.tokens, "prompt_mask": batch.prompt_mask, "ids": torch.tensor(batch.ids)}
-                error.complete(f"{method} batch {batch.index}", self._trainer.default_root_dir, given)
+                given = {
+                    "tokens": batch.tokens,
+                    "prompt_mask": batch.prompt_mask,
+                    "ids": torch.tensor(batch.ids),
+                }
+                error.complete(
+                    f"{method} batch {batch.index}", self._trainer.default_root_dir, given
+                )
             raise
 
-    def _generated(self, batch: Prompts, draw: Draw, method: str, stream: int, warm: bool) -> Generations:
-        generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + 2 * batch.index + stream)
+    def _generated(
+        self, batch: Prompts, draw: Draw, method: str, stream: int, warm: bool
+    ) -> Generations:
+        generator = torch.Generator(self.device).manual_seed(
+            self.seed * 1_000_003 + 2 * batch.index + stream
+        )
         reset_peak_memory(self.device)
         before, start = self._spent(), self._now()
         drawn = draw(batch, generator)
@@ -200,13 +230,15 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
             log_p = self.lm.log_prob(tokens, batch.prompt_mask).cpu()
         # −inf is a text that p_θ cannot write.
         if wrong := [i for i, value in enumerate(log_p.tolist()) if not value < math.inf]:
-            raise NotFinite(f"log p_θ of the text is NaN or infinite in {named_rows(wrong, len(log_p))}")
+            raise NotFinite(
+                f"log p_θ of the text is NaN or infinite in {named_rows(wrong, len(log_p))}"
+            )
         return Generations(
-            index=batch.index, ids=batch.ids, prompts=batch.prompts, texts=texts, tokens=tokens.cpu(),
-            log_p=log_p, n_tokens=keep.sum(1).cpu(),
-            rewards=parts(seen, batch.records) if parts else {self.reward.name: reward}, reward=reward,
-            method=method, seed=self.seed, latency_s=latency_s, warm=warm, costs=costs,
-            peak_memory_mib=peak_memory, seen=[] if seen == texts else seen,
+            index=batch.index, ids=batch.ids, prompts=batch.prompts, texts=texts,
+            tokens=tokens.cpu(), log_p=log_p, n_tokens=keep.sum(1).cpu(),
+            rewards=parts(seen, batch.records) if parts else {self.reward.name: reward},
+            reward=reward, method=method, seed=self.seed, latency_s=latency_s, warm=warm,
+            costs=costs, peak_memory_mib=peak_memory, seen=[] if seen == texts else seen,
             canonical=self.lm.is_canonical(tokens, batch.prompt_mask, whole),
             accept_rate=None if drawn.accept_rate is None else drawn.accept_rate.cpu(),
             diagnostics={name: values.cpu() for name, values in (drawn.diagnostics or {}).items()},
@@ -240,7 +272,9 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
 
 def _beside(base_lm: str, part: str) -> str | None:
     """The denoiser or critic of the kit that `base_lm` belongs to, where there is one."""
-    folder = Path("checkpoints", base_lm, part) if base_lm == "smollm2" else Path(base_lm).parent / part
+    folder = (
+        Path("checkpoints", base_lm, part) if base_lm == "smollm2" else Path(base_lm).parent / part
+    )
     is_kit = base_lm == "smollm2" or Path(base_lm).name == "lm"
     return str(folder) if is_kit and find_path(folder) is not None else None
 
@@ -250,5 +284,9 @@ def _without_denoiser(sampler: Sampler, lam: float, base_lm: str) -> Sampler:
     if not isinstance(sampler, Annealed | Chains) or sampler.moves != Annealed().moves:
         return sampler
     kept = [move for move in sampler.moves if "denoiser" not in move.needs(lam)]
-    _LOG.warning("%s: no denoiser belongs to this base model; moves: %s", base_lm, ", ".join(m.name for m in kept))
+    _LOG.warning(
+        "%s: no denoiser belongs to this base model; moves: %s",
+        base_lm,
+        ", ".join(m.name for m in kept),
+    )
     return replace(sampler, moves=kept)

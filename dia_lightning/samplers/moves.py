@@ -48,8 +48,8 @@ class DenoiseAccept(Move):
 
     Args:
         positions: what is redrawn.
-        rounds: reveal rounds, each one pass of the denoiser in both directions (but the first, which
-            they share).
+        rounds: reveal rounds, each one pass of the denoiser in both directions (but the first,
+            which they share).
         levels: noise u of the redrawn positions in the denoiser's warped time; one is drawn a step.
             1 = hidden.
         tilt: trust κ in the critic's gradient, which makes proposals aware of the reward; 0 = off,
@@ -106,7 +106,9 @@ class DenoiseAccept(Move):
         return Adapted(ladder, self.adapt) if self.adapt else ladder[0]
 
     def _difficulties(self, times: list[float]) -> list[tuple[Positions, list[float]]]:
-        """Positions and noise times of the moves, the easiest first; one unless they are adapted."""
+        """Positions and noise times of the moves, the easiest first; one unless they are
+        adapted.
+        """
         spans = self.positions
         if not self.adapt or not isinstance(spans, Spans):
             return [(spans, times)]

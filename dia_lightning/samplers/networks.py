@@ -20,28 +20,39 @@ from dia_lightning.sampling.positions import gather
 N = TypeVar("N", bound=nn.Module)
 
 
-def embedding_for(lm: BaseLM, denoiser: str | None = None, critic: str | None = None) -> TokenEmbedding:
-    """E of `lm`, rows of one norm or raw as the first checkpoint given was trained on; loading another checks that it was too.
+def embedding_for(
+    lm: BaseLM, denoiser: str | None = None, critic: str | None = None
+) -> TokenEmbedding:
+    """E of `lm`, rows of one norm or raw as the first checkpoint given was trained on; loading
+    another checks that it was too.
 
     Raises:
         UserError: if that checkpoint is missing, damaged or of another kind.
     """
     given = {"denoiser": denoiser, "critic": critic}
-    kind, path = next(((kind, path) for kind, path in given.items() if path is not None), ("", None))
+    kind, path = next(
+        ((kind, path) for kind, path in given.items() if path is not None), ("", None)
+    )
     normalise = path is None or is_normalised(path, kind, f"--model.init_args.{kind}")
     return TokenEmbedding(lm.embedding_table(), len(lm.tokenizer), normalise)
 
 
-def load_denoiser(path: str, embedding: TokenEmbedding, lm: BaseLM | None = None) -> DenoiserNetwork:
-    """The denoiser at `path` (folder or `.ckpt`), frozen, for use with `embedding`; one that adapts p_θ's blocks needs `lm`.
+def load_denoiser(
+    path: str, embedding: TokenEmbedding, lm: BaseLM | None = None
+) -> DenoiserNetwork:
+    """The denoiser at `path` (folder or `.ckpt`), frozen, for use with `embedding`; one that adapts
+    p_θ's blocks needs `lm`.
 
     Raises:
-        UserError: if it is missing, damaged, no denoiser, or made for another base model or other embeddings of it.
+        UserError: if it is missing, damaged, no denoiser, or made for another base model or other
+            embeddings of it.
     """
     return _load_denoiser(path, embedding, lm)[0]
 
 
-def load_labelled(path: str, embedding: TokenEmbedding, reward: str, lm: BaseLM | None = None) -> tuple[DenoiserNetwork, int]:
+def load_labelled(
+    path: str, embedding: TokenEmbedding, reward: str, lm: BaseLM | None = None
+) -> tuple[DenoiserNetwork, int]:
     """The denoiser at `path`, which has labels made of the reward called `reward`, and how many.
 
     Raises:
@@ -51,22 +62,30 @@ def load_labelled(path: str, embedding: TokenEmbedding, reward: str, lm: BaseLM 
     labels = settings.get("labels")
     if labels is None or labels["reward"] != reward:
         has = "no labels" if labels is None else f"labels of the reward {labels['reward']!r}"
-        raise UserError(f"--model.init_args.denoiser: {path} has {has}, needed are labels of {reward!r}, see label_reward")
+        raise UserError(
+            f"--model.init_args.denoiser: {path} has {has}, needed are labels of {reward!r}, see"
+            " label_reward"
+        )
     return network, labels["n_labels"]
 
 
-def _load_denoiser(path: str, embedding: TokenEmbedding, lm: BaseLM | None) -> tuple[DenoiserNetwork, dict[str, Any]]:
+def _load_denoiser(
+    path: str, embedding: TokenEmbedding, lm: BaseLM | None
+) -> tuple[DenoiserNetwork, dict[str, Any]]:
     settings, weights = read_network(path, "denoiser", "--model.init_args.denoiser", embedding)
     schedule, size = make_schedule(settings["schedule"]), NetworkSize(**settings["size"])
     n_labels = settings.get("labels", {}).get("n_labels", 0)
-    network = DenoiserNetwork(embedding, schedule, size, settings["tied_head"], n_labels, lm and lm.model)
+    network = DenoiserNetwork(
+        embedding, schedule, size, settings["tied_head"], n_labels, lm and lm.model
+    )
     return _frozen(network, settings, weights, "--model.init_args.denoiser", path), settings
 
 
 def load_critic(
     path: str, embedding: TokenEmbedding, reward: str | None = None, lm: BaseLM | None = None
 ) -> tuple[CriticNetwork, dict[str, Any]]:
-    """The critic at `path` (folder or `.ckpt`), frozen, and its settings; `reward` is the name of that it must be for.
+    """The critic at `path` (folder or `.ckpt`), frozen, and its settings; `reward` is the name of
+    that it must be for.
 
     Raises:
         UserError: as for `load_denoiser`, or if it was trained on another reward.
@@ -74,7 +93,8 @@ def load_critic(
     settings, weights = read_network(path, "critic", "--model.init_args.critic", embedding)
     if reward is not None and settings["reward"] != reward:
         raise UserError(
-            f"--model.init_args.critic: {path} was trained on the reward {settings['reward']!r}, the reward is {reward!r}"
+            f"--model.init_args.critic: {path} was trained on the reward {settings['reward']!r},"
+            f" the reward is {reward!r}"
         )
     schedule, size = make_schedule(settings["schedule"]), NetworkSize(**settings["size"])
     network = CriticNetwork(embedding.dim, schedule, size, lm and lm.model)
@@ -82,7 +102,9 @@ def load_critic(
 
 
 class RewardValue(nn.Module):
-    """A critic's value in units of the reward; a `soft` one was fitted to λ r and is divided by its λ."""
+    """A critic's value in units of the reward; a `soft` one was fitted to λ r and is divided by
+    its λ.
+    """
 
     def __init__(self, critic: CriticNetwork, unit: float) -> None:
         super().__init__()
@@ -94,28 +116,41 @@ class RewardValue(nn.Module):
         return value / self.unit
 
 
-def load_value(path: str | None, embedding: TokenEmbedding, reward: str, lam: float, lm: BaseLM | None = None) -> RewardValue:
+def load_value(
+    path: str | None, embedding: TokenEmbedding, reward: str, lam: float, lm: BaseLM | None = None
+) -> RewardValue:
     """The critic at `path` as a value of the reward called `reward`, for use at λ = `lam`.
 
     Raises:
-        UserError: as for `load_critic`; if there is none, or it is `soft` and was trained for another λ.
+        UserError: as for `load_critic`; if there is none, or it is `soft` and was trained for
+            another λ.
     """
     if path is None:
-        raise UserError("--model.init_args.critic: none given, needed for guidance at --model.init_args.lam above 0")
+        raise UserError(
+            "--model.init_args.critic: none given, needed for guidance at --model.init_args.lam"
+            " above 0"
+        )
     network, settings = load_critic(path, embedding, reward, lm)
     soft = settings["objective"] == "soft"
     if soft and settings["lam"] != lam:
-        raise UserError(f"--model.init_args.lam: {lam} given, but the soft critic {path} was trained for {settings['lam']}")
+        raise UserError(
+            f"--model.init_args.lam: {lam} given, but the soft critic {path} was trained for"
+            f" {settings['lam']}"
+        )
     return RewardValue(network, lam if soft else 1.0)
 
 
-def _frozen(network: N, settings: dict[str, Any], weights: dict[str, Tensor], option: str, path: str) -> N:
+def _frozen(
+    network: N, settings: dict[str, Any], weights: dict[str, Tensor], option: str, path: str
+) -> N:
     load_weights(network, settings, weights, option, path)
     return network.eval().requires_grad_(False)
 
 
 class DenoiserProposal:
-    """A denoiser as `Proposal`: logits (B, T, V) at (z, t), or with `at` of the positions asked for only."""
+    """A denoiser as `Proposal`: logits (B, T, V) at (z, t), or with `at` of the positions asked
+    for only.
+    """
 
     def __init__(self, network: DenoiserNetwork) -> None:
         self.network = network

@@ -12,7 +12,14 @@ from torch import Tensor
 from dia_lightning.errors import UserError
 from dia_lightning.guidance import Watched
 from dia_lightning.rewards import call_reward
-from dia_lightning.samplers.base import Drawn, Models, Sampler, refuse_blanks, require_counts, require_reverse_process
+from dia_lightning.samplers.base import (
+    Drawn,
+    Models,
+    Sampler,
+    refuse_blanks,
+    require_counts,
+    require_reverse_process,
+)
 from dia_lightning.samplers.guide import CriticGuidance, Guidance
 from dia_lightning.sampling.annealing import crowd_of, pick_by_weight, weight_diagnostics
 from dia_lightning.sampling.decode import starting_point
@@ -23,10 +30,12 @@ from dia_lightning.types import Prompts, fill_after_end
 
 @dataclass(frozen=True)
 class ParticleSteering(Sampler):
-    """Draws from p_ψ(x) exp(λ r(x)), p_ψ the denoiser's own law; exact in the limit of many particles.
+    """Draws from p_ψ(x) exp(λ r(x)), p_ψ the denoiser's own law; exact in the limit of many
+    particles.
 
-    The texts of a batch that share a prompt are drawn from one population of `particles` times their
-    number, by weight. The critic values unfinished texts; the true reward decides the final weights.
+    The texts of a batch that share a prompt are drawn from one population of `particles` times
+    their number, by weight. The critic values unfinished texts; the true reward decides the final
+    weights.
 
     Args:
         guidance: of the proposal, for which the weights correct.
@@ -79,7 +88,10 @@ class ParticleSteering(Sampler):
         chosen = pick_by_weight(drawn.log_w, self.resampling, group, generator)
         given, mask = crowd.tokens[chosen], crowd.prompt_mask[chosen]
         tokens = _canonical(models, embedding.decode(drawn.z[chosen]), given, mask)
-        ancestors, resampled = lineage(drawn.trace.ancestors)[0], drawn.trace.resampled.double().sum(0)
+        ancestors, resampled = (
+            lineage(drawn.trace.ancestors)[0],
+            drawn.trace.resampled.double().sum(0),
+        )
         found = weight_diagnostics(drawn.log_z, drawn.log_w, ancestors, resampled)
         return Drawn(tokens, None, {name: values[group] for name, values in found.items()})
 
@@ -89,7 +101,9 @@ class ParticleSteering(Sampler):
             seen = seen_texts(models.lm, tokens, crowd)
             return call_reward(models.reward, seen, crowd.records).to(tokens.device)
 
-        return Steering(reward, models.critic, models.lam, self.potential, self.every, self.ess, self.resampling)
+        return Steering(
+            reward, models.critic, models.lam, self.potential, self.every, self.ess, self.resampling
+        )
 
 
 def _canonical(models: Models, tokens: Tensor, given: Tensor, prompt_mask: Tensor) -> Tensor:

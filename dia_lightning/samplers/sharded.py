@@ -1,4 +1,6 @@
-"""p_θ shared out over the processes of a run: each keeps a part of every block's weights, gathered while the block runs."""
+"""p_θ shared out over the processes of a run: each keeps a part of every block's weights,
+gathered while the block runs.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +17,22 @@ _OPTION = "--model.init_args.shard_base_lm: true given, but"
 
 
 class ShardedBaseLM:
-    """Keeps 1/W of the weights of p_θ's blocks on each of W processes (fully sharded data parallelism, `fully_shard`).
+    """Keeps 1/W of the weights of p_θ's blocks on each of W processes (fully sharded data
+    parallelism, `fully_shard`).
 
-    All processes must gather a block at the same time, but their texts need different numbers of passes through p_θ. So
-    before a pass each waits until every other has come to one too, or to `serve`, in which it reads a single token each time
-    that another needs it (as torch's `Join` does for DDP). Between two passes a process may do anything. Embeddings, head
-    and what else lies outside the blocks stay whole on each.
+    All processes must gather a block at the same time, but their texts need different numbers of
+    passes through p_θ. So before a pass each waits until every other has come to one too, or to
+    `serve`, in which it reads a single token each time that another needs it (as torch's `Join`
+    does for DDP). Between two passes a process may do anything. Embeddings, head and what else lies
+    outside the blocks stay whole on each.
 
-    A process that ends with an error closes its connections, by which those that wait for it end too.
+    A process that ends with an error closes its connections, by which those that wait for it end
+    too.
     """
 
     def __init__(self, lm: BaseLM, device: torch.device, world: int) -> None:
-        """Share out `lm` over all `world` processes of the run, in place; its blocks are moved to `device`.
+        """Share out `lm` over all `world` processes of the run, in place; its blocks are moved to
+        `device`.
 
         Raises:
             UserError: if there is but one process, or the model keeps its blocks in no list.
@@ -35,7 +41,10 @@ class ShardedBaseLM:
         from torch.distributed.fsdp import fully_shard
 
         if world == 1:
-            raise UserError(f"{_OPTION} there is one process; needed are several (--trainer.devices, --trainer.num_nodes)")
+            raise UserError(
+                f"{_OPTION} there is one process; needed are several (--trainer.devices,"
+                " --trainer.num_nodes)"
+            )
         self._body: nn.Module = getattr(lm.model, "base_model", lm.model)
         self._token = torch.full((1, 1), lm.bos_id, device=device)
         blocks = blocks_of(self._body)
@@ -59,26 +68,38 @@ class ShardedBaseLM:
         self._serving = False
 
     def _before_pass(self, body: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())):
-            raise UserError(f"{_OPTION} a gradient is wanted through p_θ, which must then be whole; allowed: false")
+        if torch.is_grad_enabled() and any(
+            isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())
+        ):
+            raise UserError(
+                f"{_OPTION} a gradient is wanted through p_θ, which must then be whole; allowed:"
+                " false"
+            )
         if not self._serving:
             self._is_needed(True)
 
     def _is_needed(self, here: bool) -> bool:
-        """Whether a process is before a pass, this one if `here`; when all have come to one or to `serve`."""
+        """Whether a process is before a pass, this one if `here`; when all have come to one or
+        to `serve`.
+        """
         try:
             return self._together.total(int(here)) > 0
         except RuntimeError as error:
-            raise UserError(f"{_OPTION} another process has ended, which is needed to run p_θ; see what it says") from error
+            raise UserError(
+                f"{_OPTION} another process has ended, which is needed to run p_θ; see what it says"
+            ) from error
 
 
 def blocks_of(body: nn.Module) -> nn.ModuleList:
-    """The blocks of a transformer: the outermost of its lists of modules that holds the most weights.
+    """The blocks of a transformer: the outermost of its lists of modules that holds the most
+    weights.
 
     Raises:
         UserError: if it has none.
     """
     lists = [module for module in body.modules() if isinstance(module, nn.ModuleList)]
     if not lists:
-        raise UserError(f"{_OPTION} {type(body).__name__} keeps its blocks in no list; allowed: false")
+        raise UserError(
+            f"{_OPTION} {type(body).__name__} keeps its blocks in no list; allowed: false"
+        )
     return max(lists, key=lambda blocks: sum(weight.numel() for weight in blocks.parameters()))

@@ -58,11 +58,11 @@ class PredictorCorrector(Solver):
 
     Args:
         eta: size η of the Langevin steps, relative to σ².
-        eta_decay: γ of the size η/(k + 1)^γ of the run's corrector step k, above ½ up to 1; 0 = η at
-            every step.
+        eta_decay: γ of the size η/(k + 1)^γ of the run's corrector step k, above ½ up to 1; 0 = η
+            at every step.
         steps: how many at each level.
-        accept: accept or reject each for the whole text (MALA; `accept_mala` is reported), instead of
-            taking all (ULA).
+        accept: accept or reject each for the whole text (MALA; `accept_mala` is reported), instead
+            of taking all (ULA).
     """
 
     eta: float = 0.1

@@ -14,7 +14,9 @@ from dia_lightning.types import Prompts
 
 @dataclass(frozen=True)
 class Source(Sampler):
-    """The text in each record's field `source`, unchanged; the start of `Chains` that rewrite it."""
+    """The text in each record's field `source`, unchanged; the start of `Chains` that rewrite
+    it.
+    """
 
     name: ClassVar[str] = "source"
 

@@ -1,4 +1,6 @@
-"""Twisted SMC: particles that p_θ writes token by token, weighed on the way by the critic's value of what they have."""
+"""Twisted SMC: particles that p_θ writes token by token, weighed on the way by the critic's
+value of what they have.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ from dia_lightning.lm.decoding import Writing
 from dia_lightning.numerics import draw_categorical
 from dia_lightning.progress import steps
 from dia_lightning.rewards import call_reward
-from dia_lightning.samplers.base import Drawn, Models, Sampler, refuse_blanks, require, require_counts
+from dia_lightning.samplers.base import (
+    Drawn,
+    Models,
+    Sampler,
+    refuse_blanks,
+    require,
+    require_counts,
+)
 from dia_lightning.samplers.prefix import PrefixValue, critic_of_prefixes, settled
 from dia_lightning.sampling.annealing import crowd_of, pick_by_weight, rows_of, weight_diagnostics
 from dia_lightning.sampling.resampling import RESAMPLING, effective_size, log_mean_exp
@@ -26,8 +35,9 @@ from dia_lightning.types import Prompts
 class Twist:
     """ψ and when it is used: exp(λ h) of an unfinished text, exp(λ r) of one at its end.
 
-    value: h, in units of the reward; None weighs finished texts alone. reward: r, tokens (N, T) of the rows numbered (N,)
-    → (N,). every: tokens between two weighings. ess: resample below this share of effective particles, 0 = never.
+    value: h, in units of the reward; None weighs finished texts alone. reward: r, tokens (N, T) of
+    the rows numbered (N,) → (N,). every: tokens between two weighings. ess: resample below this
+    share of effective particles, 0 = never.
     resampling: name in `RESAMPLING`.
     """
 
@@ -44,40 +54,55 @@ class Particles:
 
     Attributes:
         writing: the texts, (G · M, T), a population's side by side.
-        log_w: (G, M) float64 since the last resampling. log_z: (G,) float64, log of an unbiased estimate of
-            Z = E_{p_θ}[exp(λ r)] once all is weighed.
-        roots: (G, M) int64, the starting particle from which each descends. resampled: (G,) float64, how often.
+        log_w: (G, M) float64 since the last resampling. log_z: (G,) float64, log of an unbiased
+            estimate of Z = E_{p_θ}[exp(λ r)] once all is weighed.
+        roots: (G, M) int64, the starting particle from which each descends. resampled: (G,)
+            float64, how often.
     """
 
     def __init__(self, writing: Writing, n_groups: int) -> None:
         device = writing.tokens.device
         self.writing = writing
-        self.log_w = torch.zeros(n_groups, len(writing.tokens) // n_groups, dtype=torch.float64, device=device)
+        self.log_w = torch.zeros(
+            n_groups, len(writing.tokens) // n_groups, dtype=torch.float64, device=device
+        )
         self.log_z = torch.zeros(n_groups, dtype=torch.float64, device=device)
         self.roots = torch.arange(self.log_w.shape[1], device=device).expand_as(self.log_w)
         self.resampled = torch.zeros_like(self.log_z)
-        self._log_psi, self._scored = torch.zeros_like(self.log_w).flatten(), torch.zeros_like(writing.ended)
+        self._log_psi, self._scored = (
+            torch.zeros_like(self.log_w).flatten(),
+            torch.zeros_like(writing.ended),
+        )
 
     def weigh(self, twist: Twist, finished: Tensor) -> None:
-        """Multiply each weight by ψ_t / ψ_s, s the last weighing; `finished` (G · M,) rows are at their end for good."""
+        """Multiply each weight by ψ_t / ψ_s, s the last weighing; `finished` (G · M,) rows are
+        at their end for good.
+        """
         log_psi, tokens = self._log_psi.clone(), self.writing.tokens
         ended, going = (finished & ~self._scored).nonzero()[:, 0], (~finished).nonzero()[:, 0]
         if len(ended):
             log_psi[ended] = twist.lam * twist.reward(tokens[ended], ended).to(log_psi)
         if len(going) and twist.value is not None:
             x = tokens[going]
-            known = settled(x, self.writing.prompt_mask[going], self.writing.place, self.writing.lm.end_id)
+            known = settled(
+                x, self.writing.prompt_mask[going], self.writing.place, self.writing.lm.end_id
+            )
             log_psi[going] = twist.lam * twist.value(x, known).to(log_psi)
         self.log_w = self.log_w + (log_psi - self._log_psi).view_as(self.log_w)
         self._log_psi, self._scored = log_psi, finished
 
     def resample(self, twist: Twist, generator: torch.Generator) -> None:
-        """Draw the particles anew, by weight, in each population whose weights have become too uneven."""
+        """Draw the particles anew, by weight, in each population whose weights have become too
+        uneven.
+        """
         n_groups, size = self.log_w.shape
         poor = effective_size(self.log_w) < twist.ess * size
         if not bool(poor.any()):
             return
-        drawn, same = RESAMPLING[twist.resampling](self.log_w, generator), torch.arange(size, device=poor.device)
+        drawn, same = (
+            RESAMPLING[twist.resampling](self.log_w, generator),
+            torch.arange(size, device=poor.device),
+        )
         ancestors = torch.where(poor[:, None], drawn, same)
         self.roots = self.roots.gather(1, ancestors)
         self.log_z = self.log_z + torch.where(poor, log_mean_exp(self.log_w), 0.0)
@@ -89,12 +114,19 @@ class Particles:
 
 
 def twisted_smc(
-    lm: BaseLM, tokens: Tensor, prompt_mask: Tensor, n_groups: int, twist: Twist, generator: torch.Generator
+    lm: BaseLM,
+    tokens: Tensor,
+    prompt_mask: Tensor,
+    n_groups: int,
+    twist: Twist,
+    generator: torch.Generator,
 ) -> Particles:
-    """Particles with weights for π, by SMC with p_θ as proposal (Zhao et al., arXiv:2404.17546, algorithm 1).
+    """Particles with weights for π, by SMC with p_θ as proposal (Zhao et al., arXiv:2404.17546,
+    algorithm 1).
 
     Args:
-        tokens: (G · M, T) with prompts as in `BaseLM.generate`, one prompt a population. n_groups: G.
+        tokens: (G · M, T) with prompts as in `BaseLM.generate`, one prompt a population. n_groups:
+            G.
     """
     writing = Writing(lm, tokens, prompt_mask)
     particles = Particles(writing, n_groups)
@@ -114,18 +146,20 @@ def twisted_smc(
 
 
 def _write(writing: Writing, generator: torch.Generator) -> None:
-    # In p_θ's own precision, whatever the trainer's: the weights say how far π is from just this p_θ.
+    # In p_θ's own precision, whatever the trainer's: the weights say how far π is from just this
+    # p_θ.
     with torch.autocast(writing.tokens.device.type, enabled=False):
         writing.write(draw_categorical(writing.next_logits(), generator))
 
 
 @dataclass(frozen=True)
 class TwistedSMC(Sampler):
-    """Twisted SMC on p_θ itself (Zhao et al., arXiv:2404.17546), exact in the limit of many particles.
+    """Twisted SMC on p_θ itself (Zhao et al., arXiv:2404.17546), exact in the limit of many
+    particles.
 
-    The texts of a batch that share a prompt are drawn from one population of `particles` times their
-    number, by weight. The critic values unfinished texts; a `soft` one fits best: its value is the
-    log-value of π itself.
+    The texts of a batch that share a prompt are drawn from one population of `particles` times
+    their number, by weight. The critic values unfinished texts; a `soft` one fits best: its value
+    is the log-value of π itself.
 
     Args:
         particles: size of the population per text.

@@ -10,12 +10,15 @@ from dia_lightning.sampling.denoise_accept import Info, Kernel, State
 
 
 class Adapted:
-    """A ladder of kernels, of which burn-in picks the one that is accepted about as often as wanted.
+    """A ladder of kernels, of which burn-in picks the one that is accepted about as often as
+    wanted.
 
-    The place on the ladder follows i ← i + g_n (rate − target), g_n = 2 n^−0.6 (stochastic approximation, Robbins and
-    Monro; Andrieu and Thoms 2008, algorithm 4), the rate being that of all chains in a step. While it moves, the steps are
-    no Markov chain and what they visit is not distributed as π. After `burn_in` steps the place is frozen for good at its
-    average over the second half of burn-in, and from there on this is one kernel of the ladder, as exact as that one.
+    The place on the ladder follows i ← i + g_n (rate − target), g_n = 2 n^−0.6 (stochastic
+    approximation, Robbins and Monro; Andrieu and Thoms 2008, algorithm 4), the rate being that of
+    all chains in a step. While it moves, the steps are no Markov chain and what they visit is not
+    distributed as π. After `burn_in` steps the place is frozen for good at its average over the
+    second half of burn-in, and from there on this is one kernel of the ladder, as exact as that
+    one.
 
     Args:
         ladder: kernels from the easiest to the hardest move.
@@ -31,7 +34,10 @@ class Adapted:
 
     def __init__(self, ladder: Sequence[Kernel], burn_in: int, rate: float = 0.35) -> None:
         if not ladder or burn_in < 0 or not 0 < rate < 1:
-            raise ValueError(f"ladder {len(ladder)}, burn_in {burn_in}, rate {rate}: allowed are 1 or more, 0 or more, (0, 1)")
+            raise ValueError(
+                f"ladder {len(ladder)}, burn_in {burn_in}, rate {rate}: allowed are 1 or more, 0 or"
+                " more, (0, 1)"
+            )
         self.ladder, self.burn_in, self.rate = list(ladder), burn_in, rate
         self.place, self._steps, self._visited = 0.5 * (len(ladder) - 1), 0, 0.0
 

@@ -19,13 +19,14 @@ from dia_lightning.types import Prompts, fill_after_end, must_go_on
 
 
 def starting_point(
-    batch: Prompts, embedding: TokenEmbedding, schedule: Schedule, steps: int, stagger: float, generator: torch.Generator,
-    begin: Tensor | None = None, strength: float = 1.0,
+    batch: Prompts, embedding: TokenEmbedding, schedule: Schedule, steps: int, stagger: float,
+    generator: torch.Generator, begin: Tensor | None = None, strength: float = 1.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Where a solver starts: z (B, T, d) and times (steps + 1, B, T), 0 at the prompts.
 
-    Without `begin` z is pure noise but for the prompts. With the tokens `begin` (B, T) it is their embedding noised to the
-    level u = `strength`, and no position is ever noised more than that (SDEdit, Meng et al., arXiv:2108.01073).
+    Without `begin` z is pure noise but for the prompts. With the tokens `begin` (B, T) it is their
+    embedding noised to the level u = `strength`, and no position is ever noised more than that
+    (SDEdit, Meng et al., arXiv:2108.01073).
     """
     clean = embedding(batch.tokens)
     noise = torch.randn(clean.shape, generator=generator, device=clean.device)
@@ -52,26 +53,39 @@ def source_rows(lm: BaseLM, batch: Prompts) -> Tensor:
         source = record.get("source")
         if not isinstance(source, str):
             has = ", ".join(record) or "none"
-            raise UserError(f"--data.init_args.prompts: a field 'source', the text to rewrite, is needed (fields there: {has})")
+            raise UserError(
+                "--data.init_args.prompts: a field 'source', the text to rewrite, is needed"
+                f" (fields there: {has})"
+            )
         ids = lm.tokenizer(source, add_special_tokens=False)["input_ids"]
         if n_prompt + len(ids) > wide:
             raise UserError(
-                f"--data.init_args.prompts: the source {source[:40]!r} has {len(ids)} tokens, allowed are {wide - n_prompt} "
-                f"(--data.init_args.max_length is {wide})"
+                f"--data.init_args.prompts: the source {source[:40]!r} has {len(ids)} tokens,"
+                f" allowed are {wide - n_prompt} (--data.init_args.max_length is {wide})"
             )
         row[n_prompt:] = lm.end_id
         row[n_prompt : n_prompt + len(ids)] = torch.tensor(ids, dtype=row.dtype)
     return rows
 
 
-def commit_tokens(embedding: TokenEmbedding, sample: bool, generator: torch.Generator, barred: Tensor | None = None) -> Commit:
-    """What a position becomes when it arrives at t = 0: E of a token drawn from the logits, or of the likeliest one.
+def commit_tokens(
+    embedding: TokenEmbedding,
+    sample: bool,
+    generator: torch.Generator,
+    barred: Tensor | None = None,
+) -> Commit:
+    """What a position becomes when it arrives at t = 0: E of a token drawn from the logits, or of
+    the likeliest one.
 
     `barred` (B, T, V) bool: tokens that a position may not become.
     """
 
     def commit(prediction: Prediction) -> Tensor:
-        logits = prediction.logits if barred is None else prediction.logits.masked_fill(barred, -torch.inf)
+        logits = (
+            prediction.logits
+            if barred is None
+            else prediction.logits.masked_fill(barred, -torch.inf)
+        )
         return embedding(draw_categorical(logits, generator) if sample else logits.argmax(-1))
 
     return commit
@@ -90,7 +104,8 @@ def draw_texts(
     generator: torch.Generator, sampler: str, steps: int, stagger: float, sample: bool = True,
     begin: Tensor | None = None, strength: float = 1.0, **options: Any,
 ) -> Tensor:  # fmt: skip
-    """Run the solver called `sampler` from noise to text: tokens (B, T) in canonical form, prompts untouched.
+    """Run the solver called `sampler` from noise to text: tokens (B, T) in canonical form, prompts
+    untouched.
 
     `begin`, `strength`: see `starting_point`.
 
@@ -98,8 +113,12 @@ def draw_texts(
         NotFinite: if what `predict` gives is not, after the run.
     """
     watched = Watched(predict)
-    z, times = starting_point(batch, embedding, schedule, steps, stagger, generator, begin, strength)
-    commit = commit_tokens(embedding, sample, generator, _barred(batch.prompt_mask, embedding, end_id))
+    z, times = starting_point(
+        batch, embedding, schedule, steps, stagger, generator, begin, strength
+    )
+    commit = commit_tokens(
+        embedding, sample, generator, _barred(batch.prompt_mask, embedding, end_id)
+    )
     z = sample_latent(sampler, watched, schedule, z, times, generator, commit, **options)
     watched.check()
     tokens = torch.where(batch.prompt_mask, batch.tokens, embedding.decode(z))

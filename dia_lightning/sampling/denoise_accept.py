@@ -1,4 +1,6 @@
-"""Denoise-and-accept: Metropolis–Hastings on tokens with a diffusion model as the proposal, exact for any denoiser."""
+"""Denoise-and-accept: Metropolis–Hastings on tokens with a diffusion model as the proposal,
+exact for any denoiser.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,18 @@ from dia_lightning.sampling.positions import Choice, Positions, Spans, gather, p
 from dia_lightning.target import Target, TargetDensity, Terms, terms_of
 from dia_lightning.types import fill_after_end
 
-# (z (B, T, d), t (B, T)) → logits (B, T, V). One that also has `at(z, t, index (B, K))` → (B, K, V) reads out less.
+# (z (B, T, d), t (B, T)) → logits (B, T, V). One that also has `at(z, t, index (B, K))` → (B, K, V)
+# reads out less.
 Proposal = Callable[[Tensor, Tensor], Tensor]
 
 
 class State(NamedTuple):
     """Chains and what is known of them, so that a step scores only what it proposes.
 
-    tokens: (B, T) int64. prompt_mask: (B, T) bool, never changed. log_base, reward: (B,) float64, the target's terms.
-    lam: (B,) float64, λ of each chain. hidden: (B, T, H), p_θ's states at `tokens`, where a kernel reads them, else None;
-        who changes `tokens` by hand sets it to None.
+    tokens: (B, T) int64. prompt_mask: (B, T) bool, never changed. log_base, reward: (B,) float64,
+        the target's terms.
+    lam: (B,) float64, λ of each chain. hidden: (B, T, H), p_θ's states at `tokens`, where a kernel
+        reads them, else None; who changes `tokens` by hand sets it to None.
     """
 
     tokens: Tensor
@@ -42,9 +46,11 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """One step. accepted: (B,) bool. log_ratio: (B,) float64, log of the Metropolis–Hastings ratio (−inf: impossible).
+    """One step. accepted: (B,) bool. log_ratio: (B,) float64, log of the Metropolis–Hastings ratio
+    (−inf: impossible).
 
-    undefined: (B,) bool, where the ratio was NaN although the proposed text is possible; None of a kernel that cannot tell.
+    undefined: (B,) bool, where the ratio was NaN although the proposed text is possible; None of a
+        kernel that cannot tell.
     """
 
     accepted: Tensor
@@ -59,10 +65,12 @@ class Kernel(Protocol):
 
 
 def start(
-    target: Target | TargetDensity, tokens: Tensor, prompt_mask: Tensor | None = None, lam: Tensor | None = None,
-    with_hidden: bool = False,
+    target: Target | TargetDensity, tokens: Tensor, prompt_mask: Tensor | None = None,
+    lam: Tensor | None = None, with_hidden: bool = False,
 ) -> State:  # fmt: skip
-    """Chains at `tokens`; λ is the target's unless given (B,). `with_hidden` keeps p_θ's states too."""
+    """Chains at `tokens`; λ is the target's unless given (B,). `with_hidden` keeps p_θ's states
+    too.
+    """
     if prompt_mask is None:
         prompt_mask = torch.zeros_like(tokens, dtype=torch.bool)
     (log_base, reward), hidden = score(target, tokens, with_hidden)
@@ -76,7 +84,9 @@ def take(state: State, rows: Tensor) -> State:
     return State(*(None if field is None else field[rows] for field in state))  # type: ignore[arg-type]
 
 
-def score(target: Target | TargetDensity, tokens: Tensor, with_hidden: bool) -> tuple[Terms, Tensor | None]:
+def score(
+    target: Target | TargetDensity, tokens: Tensor, with_hidden: bool
+) -> tuple[Terms, Tensor | None]:
     """The terms of `tokens`, and p_θ's states from the same pass where they are asked for."""
     if not with_hidden:
         return terms_of(target, tokens), None
@@ -84,13 +94,22 @@ def score(target: Target | TargetDensity, tokens: Tensor, with_hidden: bool) -> 
 
 
 def accept(
-    state: State, tokens: Tensor, proposed: Terms, log_ratio: Tensor, generator: torch.Generator, hidden: Tensor | None = None
+    state: State,
+    tokens: Tensor,
+    proposed: Terms,
+    log_ratio: Tensor,
+    generator: torch.Generator,
+    hidden: Tensor | None = None,
 ) -> tuple[State, Info]:
-    """Move to `tokens`, whose `score` is `proposed` and `hidden`, with probability min(1, exp(log_ratio))."""
+    """Move to `tokens`, whose `score` is `proposed` and `hidden`, with probability min(1,
+    exp(log_ratio)).
+    """
     # A NaN is a rejection.
     undefined = log_ratio.isnan() & (proposed.log_base != -torch.inf)
     log_ratio = torch.where(log_ratio.isnan(), -torch.inf, log_ratio)
-    u = torch.rand(log_ratio.shape, generator=generator, device=log_ratio.device, dtype=torch.float64)
+    u = torch.rand(
+        log_ratio.shape, generator=generator, device=log_ratio.device, dtype=torch.float64
+    )
     accepted = u.log() < log_ratio
     if hidden is not None and state.hidden is not None:
         hidden = torch.where(accepted[:, None, None], hidden, state.hidden)
@@ -106,9 +125,11 @@ def accept(
 
 
 class Move(NamedTuple):
-    """What the two directions of a move share. choice: S. t: (B, 1), its level. z: (B, K, d), the noised z_S.
+    """What the two directions of a move share. choice: S. t: (B, 1), its level. z: (B, K, d), the
+    noised z_S.
 
-    opening: (B, k, V), the logits of the first round. push: (B, K, d), whose inner product with E(v) is the tilt, or None.
+    opening: (B, k, V), the logits of the first round. push: (B, K, d), whose inner product with
+        E(v) is the tilt, or None.
     """
 
     choice: Choice
@@ -121,17 +142,20 @@ class Move(NamedTuple):
 class DenoiseAcceptKernel:
     """The kernel of science.md, "Denoise-and-accept".
 
-    A step draws positions S and a level t, noises S (an exact draw of the auxiliary variable z_S), redraws S from the
-    denoiser in `rounds` reveal rounds, each conditioned on what the earlier ones drew, and accepts with the ratio
-    [π(x') N(z_S; α E(x'_S), σ²) q(x_S | z, x')] / [π(x) N(z_S; α E(x_S), σ²) q(x'_S | z, x)]. The reverse move is scored
-    along the same order. So π is left invariant for any proposal; a better one is only accepted more often.
+    A step draws positions S and a level t, noises S (an exact draw of the auxiliary variable z_S),
+    redraws S from the denoiser in `rounds` reveal rounds, each conditioned on what the earlier ones
+    drew, and accepts with the ratio [π(x') N(z_S; α E(x'_S), σ²) q(x_S | z, x')] / [π(x) N(z_S; α
+    E(x_S), σ²) q(x'_S | z, x)]. The reverse move is scored along the same order. So π is left
+    invariant for any proposal; a better one is only accepted more often.
 
-    The proposal's logits may be helped, in every round. The tilt adds κ λ ⟨α_c ∇_{z_i} h, E(v)⟩, the first-order change of
-    λ h; its gradient is taken once a step at a point that z_S and x_{−S} determine, which both directions share. The
-    expert adds w log p_θ(v | x_{<i}) of the text where the move begins, known from scoring it.
+    The proposal's logits may be helped, in every round. The tilt adds κ λ ⟨α_c ∇_{z_i} h, E(v)⟩,
+    the first-order change of λ h; its gradient is taken once a step at a point that z_S and x_{−S}
+    determine, which both directions share. The expert adds w log p_θ(v | x_{<i}) of the text where
+    the move begins, known from scoring it.
 
-    With `end_id` rows are texts in canonical form (end tokens after the end): proposals that are not are never made where
-    that can be told beforehand, and rejected where it cannot, so a move may shorten or lengthen the text.
+    With `end_id` rows are texts in canonical form (end tokens after the end): proposals that are
+    not are never made where that can be told beforehand, and rejected where it cannot, so a move
+    may shorten or lengthen the text.
 
     Args:
         target: any object with `log_prob(tokens)`, unnormalised.
@@ -143,32 +167,42 @@ class DenoiseAcceptKernel:
         end_id: the end token, None where the target has none.
         critic: h, (z, t) → (B,) in units of the reward, for the tilt; λ is each chain's own.
         tilt: κ, how far the critic's gradient is trusted; 0 = no tilt.
-        tilt_level: noise time t_c at which the critic sees S, around the mean ẑ_0 that the denoiser expects there. None:
-            it sees z_S itself, which says little where the level of the move is high (the tilt falls as α²).
-        expert: w, weight of p_θ's own next-token probabilities; 0 = without. Needs a `TargetDensity`.
+        tilt_level: noise time t_c at which the critic sees S, around the mean ẑ_0 that the denoiser
+            expects there. None: it sees z_S itself, which says little where the level of the move
+            is high (the tilt falls as α²).
+        expert: w, weight of p_θ's own next-token probabilities; 0 = without. Needs a
+            `TargetDensity`.
 
     Raises:
-        ValueError: for options out of range, a tilt without a critic, an expert that the target does not have.
+        ValueError: for options out of range, a tilt without a critic, an expert that the target
+            does not have.
     """
 
     def __init__(
-        self, target: Target | TargetDensity, proposal: Proposal, embedding: TokenEmbedding, schedule: Schedule,
-        positions: Positions | None = None, levels: Sequence[float] = (1.0,), rounds: int = 1, end_id: int | None = None,
-        critic: LogValue | None = None, tilt: float = 0.0, tilt_level: float | None = None, expert: float = 0.0,
+        self, target: Target | TargetDensity, proposal: Proposal, embedding: TokenEmbedding,
+        schedule: Schedule, positions: Positions | None = None, levels: Sequence[float] = (1.0,),
+        rounds: int = 1, end_id: int | None = None, critic: LogValue | None = None,
+        tilt: float = 0.0, tilt_level: float | None = None, expert: float = 0.0,
     ) -> None:  # fmt: skip
         if rounds < 1 or not levels or not all(0 < t <= 1 for t in levels):
-            raise ValueError(f"rounds must be 1 or more and levels in (0, 1], got {rounds} and {levels}")
+            raise ValueError(
+                f"rounds must be 1 or more and levels in (0, 1], got {rounds} and {levels}"
+            )
         if tilt and critic is None:
             raise ValueError(f"tilt: {tilt} given, it needs a critic")
         if expert and not hasattr(target, "terms_and_hidden"):
-            raise ValueError(f"expert: {expert} given, {type(target).__name__} has no next-token probabilities")
+            raise ValueError(
+                f"expert: {expert} given, {type(target).__name__} has no next-token probabilities"
+            )
         self.target: Any = target
         self.proposal, self.embedding, self.schedule = proposal, embedding, schedule
         self.positions = Spans(8) if positions is None else positions
         self.levels, self.rounds, self.end_id = tuple(levels), rounds, end_id
         self.critic, self.tilt, self.tilt_level, self.expert = critic, tilt, tilt_level, expert
 
-    def init(self, tokens: Tensor, prompt_mask: Tensor | None = None, lam: Tensor | None = None) -> State:
+    def init(
+        self, tokens: Tensor, prompt_mask: Tensor | None = None, lam: Tensor | None = None
+    ) -> State:
         """Chains at `tokens` (B, T); see `start`."""
         return start(self.target, tokens, prompt_mask, lam, with_hidden=bool(self.expert))
 
@@ -177,19 +211,29 @@ class DenoiseAcceptKernel:
         tokens = state.tokens
         choice = self.positions.draw(tokens, state.prompt_mask, self.end_id, generator)
         levels = torch.tensor(self.levels, device=tokens.device)
-        t = levels[torch.randint(len(levels), (len(tokens), 1), generator=generator, device=tokens.device)]
+        t = levels[
+            torch.randint(len(levels), (len(tokens), 1), generator=generator, device=tokens.device)
+        ]
         old = tokens.gather(1, choice.place)
         alpha, sigma = self.schedule.alpha(t)[..., None], self.schedule.sigma(t)[..., None]
         clean = self.embedding(old)
         z = alpha * clean + sigma * _noise_like(clean, generator)
         move = self._prepare(state, choice, z, t, generator)
-        new, log_forward = self._reveal(state, move, lambda logits, here: draw_categorical(logits, generator))
+        new, log_forward = self._reveal(
+            state, move, lambda logits, here: draw_categorical(logits, generator)
+        )
         proposed = put(tokens, choice, new)
-        log_q = _log_normal(z, alpha * self.embedding(new), sigma) - _log_normal(z, alpha * clean, sigma)
+        log_q = _log_normal(z, alpha * self.embedding(new), sigma) - _log_normal(
+            z, alpha * clean, sigma
+        )
         log_q = torch.where(choice.valid, log_q, 0.0).sum(1) - log_forward
-        log_q = log_q + self.positions.log_ratio(choice, tokens, proposed, state.prompt_mask, self.end_id)
+        log_q = log_q + self.positions.log_ratio(
+            choice, tokens, proposed, state.prompt_mask, self.end_id
+        )
         if self.end_id is not None:
-            canonical = (fill_after_end(proposed, state.prompt_mask, self.end_id) == proposed).all(1)
+            canonical = (fill_after_end(proposed, state.prompt_mask, self.end_id) == proposed).all(
+                1
+            )
             log_q = torch.where(canonical, log_q, -torch.inf)
             # A text that is no text cannot be scored; what is scored in its place does not matter.
             proposed = torch.where(canonical[:, None], proposed, tokens)
@@ -200,12 +244,16 @@ class DenoiseAcceptKernel:
         return accept(state, proposed, terms, log_pi + log_q, generator, hidden)
 
     def _ready(self, state: State) -> State:
-        """The state with p_θ's states, which others' moves may not have kept: then one pass more."""
+        """The state with p_θ's states, which others' moves may not have kept: then one pass
+        more.
+        """
         if not self.expert or state.hidden is not None:
             return state
         return state._replace(hidden=self.target.terms_and_hidden(state.tokens)[1])
 
-    def _prepare(self, state: State, choice: Choice, z: Tensor, t: Tensor, generator: torch.Generator) -> Move:
+    def _prepare(
+        self, state: State, choice: Choice, z: Tensor, t: Tensor, generator: torch.Generator
+    ) -> Move:
         """Noise the chosen positions, ask for the first round's logits and for the tilt."""
         n = -(-z.shape[1] // self.rounds)
         if not self.tilt or self.tilt_level is None:
@@ -219,16 +267,29 @@ class DenoiseAcceptKernel:
         return Move(choice, t, z, logits[:, :n], self._push(state, choice, seen, at))
 
     def _push(self, state: State, choice: Choice, z: Tensor, t: Tensor) -> Tensor:
-        """κ λ α ∇_{z_i} h at the chosen positions, (B, K, d), where the critic sees `z` (B, K, d) at level t (B, 1)."""
+        """κ λ α ∇_{z_i} h at the chosen positions, (B, K, d), where the critic sees `z` (B, K,
+        d) at level t (B, 1).
+        """
         assert self.critic is not None
         noised, times, _ = self._noised(state.tokens, choice, z, t)
         rows = rows_at_once(noised)
         parts = zip(noised.split(rows), times.split(rows), strict=True)
-        gradient = gather(torch.cat([gradient_of(self.critic, *part) for part in parts]), choice.place)
-        return self.tilt * state.lam[:, None, None].to(z.dtype) * self.schedule.alpha(t)[..., None] * gradient
+        gradient = gather(
+            torch.cat([gradient_of(self.critic, *part) for part in parts]), choice.place
+        )
+        return (
+            self.tilt
+            * state.lam[:, None, None].to(z.dtype)
+            * self.schedule.alpha(t)[..., None]
+            * gradient
+        )
 
-    def _reveal(self, state: State, move: Move, choose: Callable[[Tensor, slice], Tensor]) -> tuple[Tensor, Tensor]:
-        """Reveal S in rounds, from the texts in `state`: tokens (B, K), as chosen, and log q of them, (B,) float64."""
+    def _reveal(
+        self, state: State, move: Move, choose: Callable[[Tensor, slice], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Reveal S in rounds, from the texts in `state`: tokens (B, K), as chosen, and log q of
+        them, (B,) float64.
+        """
         place, valid = move.choice
         tokens, values = state.tokens, []
         log_q = torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
@@ -238,7 +299,9 @@ class DenoiseAcceptKernel:
             later = Choice(place[:, first:], valid[:, first:])
             logits = move.opening
             if first:
-                logits = self._logits(tokens, state.prompt_mask, later, move.z[:, first:], move.t, slice(0, per_round))
+                logits = self._logits(
+                    tokens, state.prompt_mask, later, move.z[:, first:], move.t, slice(0, per_round)
+                )
             logits = self._helped(logits, state, move, here).double()
             now = choose(logits, here)
             log_p = logits.gather(-1, now[..., None])[..., 0] - logits.logsumexp(-1)
@@ -252,24 +315,40 @@ class DenoiseAcceptKernel:
         if move.push is not None:
             logits = logits + move.push[:, here] @ self.embedding.weight.T
         if self.expert:
-            known = self.target.next_log_probs(state.tokens, state.hidden, move.choice.place[:, here])
+            known = self.target.next_log_probs(
+                state.tokens, state.hidden, move.choice.place[:, here]
+            )
             logits = logits + self.expert * known
         return logits
 
-    def _noised(self, tokens: Tensor, choice: Choice, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, d) with z at the chosen positions, the times (B, T), and which positions are hidden (B, T) bool."""
-        hidden = put(torch.zeros_like(tokens, dtype=torch.bool), choice, torch.ones_like(choice.valid))
+    def _noised(
+        self, tokens: Tensor, choice: Choice, z: Tensor, t: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, d) with z at the chosen positions, the times (B, T), and which positions are
+        hidden (B, T) bool.
+        """
+        hidden = put(
+            torch.zeros_like(tokens, dtype=torch.bool), choice, torch.ones_like(choice.valid)
+        )
         return put(self.embedding(tokens), choice, z), torch.where(hidden, t, 0.0), hidden
 
-    def _logits(self, tokens: Tensor, mask: Tensor, choice: Choice, z: Tensor, t: Tensor, here: slice) -> Tensor:
-        """Proposal logits (B, k, V) at the positions `here` of `choice`, all of which are hidden at level t."""
+    def _logits(
+        self, tokens: Tensor, mask: Tensor, choice: Choice, z: Tensor, t: Tensor, here: slice
+    ) -> Tensor:
+        """Proposal logits (B, k, V) at the positions `here` of `choice`, all of which are hidden
+        at level t.
+        """
         noised, times, hidden = self._noised(tokens, choice, z, t)
         index = choice.place[:, here]
         if hasattr(self.proposal, "at"):
             logits = self.proposal.at(noised, times, index)
         else:
             logits = gather(self.proposal(noised, times), index)
-        return logits if self.end_id is None else _without_nonsense(logits, index, tokens, mask, hidden, self.end_id)
+        return (
+            logits
+            if self.end_id is None
+            else _without_nonsense(logits, index, tokens, mask, hidden, self.end_id)
+        )
 
 
 def _noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -282,11 +361,17 @@ def _log_normal(z: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _without_nonsense(
-    logits: Tensor, index: Tensor, tokens: Tensor, prompt_mask: Tensor, is_hidden: Tensor, end_id: int
+    logits: Tensor,
+    index: Tensor,
+    tokens: Tensor,
+    prompt_mask: Tensor,
+    is_hidden: Tensor,
+    end_id: int,
 ) -> Tensor:
     """Bar the end token before a known word, and everything but the end token after a known end.
 
-    What is known lies outside S or was revealed in an earlier round, so the rule is the same in both directions.
+    What is known lies outside S or was revealed in an earlier round, so the rule is the same in
+    both directions.
     """
     is_end = tokens == end_id
     # A fixed end token counts as a word here: the text must reach it.

@@ -1,7 +1,9 @@
-"""Langevin kernels on a density known by its score: `init(position) → State`, `step(state, generator) → (State, Info)`.
+"""Langevin kernels on a density known by its score: `init(position) → State`, `step(state,
+generator) → (State, Info)`.
 
-A position is a batch of independent chains (B, …). A step proposes x' = x + η Σ² s(x) + Σ √(2 η) ζ, ζ ~ N(0, I), with s the
-score and Σ the `scale`; a coordinate of scale 0 is held. η is a number, a schedule in the step k = 0, 1, …, or learned.
+A position is a batch of independent chains (B, …). A step proposes x' = x + η Σ² s(x) + Σ √(2 η) ζ,
+ζ ~ N(0, I), with s the score and Σ the `scale`; a coordinate of scale 0 is held. η is a number, a
+schedule in the step k = 0, 1, …, or learned.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ class Constant:
 
 @dataclass(frozen=True)
 class Polynomial:
-    """η_0 / (k + k_0)^γ with γ ∈ (½, 1], so that Σ η = ∞ (the chain forgets where it began) and Σ η² < ∞ (its bias fades)."""
+    """η_0 / (k + k_0)^γ with γ ∈ (½, 1], so that Σ η = ∞ (the chain forgets where it began) and
+    Σ η² < ∞ (its bias fades).
+    """
 
     eta_0: float
     k_0: float = 1.0
@@ -56,7 +60,12 @@ class Polynomial:
     def __post_init__(self) -> None:
         _check("eta_0", self.eta_0, 0 < self.eta_0 < math.inf, "above 0, finite")
         _check("k_0", self.k_0, 0 < self.k_0 < math.inf, "above 0, finite")
-        _check("gamma", self.gamma, 0.5 < self.gamma <= 1, "½ < gamma ≤ 1, else Σ η is finite or Σ η² infinite")
+        _check(
+            "gamma",
+            self.gamma,
+            0.5 < self.gamma <= 1,
+            "½ < gamma ≤ 1, else Σ η is finite or Σ η² infinite",
+        )
 
     def __call__(self, k: int) -> float:
         return self.eta_0 / (k + self.k_0) ** self.gamma
@@ -70,7 +79,8 @@ def as_step_size(eta: float | StepSize) -> StepSize:
 class DualState(NamedTuple):
     """Progress of dual averaging. All are 0-d float64 tensors.
 
-    log_eta: log of the η to use now; after burn-in, the average for good. log_eta_mean: log η̄_m, the weighted average.
+    log_eta: log of the η to use now; after burn-in, the average for good. log_eta_mean: log η̄_m,
+        the weighted average.
     error: H̄_m, the running mean of (target − acceptance).
     """
 
@@ -84,8 +94,10 @@ class DualAveraging:
     """Step size by dual averaging (Hoffman and Gelman 2014, §3.2, eq. 6), one η for all chains.
 
     Args:
-        eta_0: where to begin. burn_in: steps that adapt; from then on η = η̄ and the chain is a Markov chain again.
-        target: mean acceptance δ; 0.574 is best for MALA in many dimensions (Roberts and Rosenthal 1998).
+        eta_0: where to begin. burn_in: steps that adapt; from then on η = η̄ and the chain is a
+            Markov chain again.
+        target: mean acceptance δ; 0.574 is best for MALA in many dimensions (Roberts and Rosenthal
+            1998).
         gamma, m_0, kappa: the paper's γ, t_0 and κ.
     """
 
@@ -133,8 +145,10 @@ class UlaInfo(NamedTuple):
 class MalaState(NamedTuple):
     """Chains and what is known of them.
 
-    position, score: (B, …). log_density: (B,) float64, log π at `position` up to a constant; without a `log_density`, the sum
-    of the estimated changes since `init`. k: steps taken. dual: of the adapted step size, None where it is not adapted.
+    position, score: (B, …). log_density: (B,) float64, log π at `position` up to a constant;
+        without a `log_density`, the sum
+    of the estimated changes since `init`. k: steps taken. dual: of the adapted step size, None
+        where it is not adapted.
     """
 
     position: Tensor
@@ -147,8 +161,9 @@ class MalaState(NamedTuple):
 class MalaInfo(NamedTuple):
     """One step of MALA.
 
-    accepted: (B,) bool. acceptance: (B,) float64, probability of the move. log_ratio: (B,) float64, log of the
-    Metropolis–Hastings ratio, −inf where it is not a number. eta: the step size used, a float or a 0-d tensor.
+    accepted: (B,) bool. acceptance: (B,) float64, probability of the move. log_ratio: (B,) float64,
+    log of the Metropolis–Hastings ratio, −inf where it is not a number. eta: the step size used, a
+    float or a 0-d tensor.
     proposal: (B, …), the position proposed.
     """
 
@@ -159,8 +174,11 @@ class MalaInfo(NamedTuple):
     proposal: Tensor
 
 
-def ula(score: Score, eta: float | StepSize, scale: float | Tensor = 1.0) -> Kernel[UlaState, UlaInfo]:
-    """The unadjusted Langevin algorithm: x ← x + η Σ² s(x) + Σ √(2 η) ζ, biased by O(η) at a constant η.
+def ula(
+    score: Score, eta: float | StepSize, scale: float | Tensor = 1.0
+) -> Kernel[UlaState, UlaInfo]:
+    """The unadjusted Langevin algorithm: x ← x + η Σ² s(x) + Σ √(2 η) ζ, biased by O(η) at a
+    constant η.
 
     Args:
         score: ∇ log π.
@@ -189,9 +207,9 @@ def mala(
 ) -> Kernel[MalaState, MalaInfo]:
     """The Metropolis-adjusted Langevin algorithm (Roberts and Tweedie 1996).
 
-    With `log_density` it leaves π invariant exactly. Without, log π(x') − log π(x) is the integral of the score along the
-    segment by the trapezoid rule (Du et al., arXiv:2302.11552), exact where the score is linear; where it bends within
-    a step, two points leave a bias like ULA's.
+    With `log_density` it leaves π invariant exactly. Without, log π(x') − log π(x) is the integral
+    of the score along the segment by the trapezoid rule (Du et al., arXiv:2302.11552), exact where
+    the score is linear; where it bends within a step, two points leave a bias like ULA's.
 
     Args:
         score: ∇ log π.
@@ -207,7 +225,9 @@ def mala(
     def init(position: Tensor) -> MalaState:
         zero = position.new_zeros(len(position), dtype=torch.float64)
         known = zero if log_density is None else log_density(position).double()
-        return MalaState(position, score(position), known, 0, dual.init(position.device) if dual else None)
+        return MalaState(
+            position, score(position), known, 0, dual.init(position.device) if dual else None
+        )
 
     def step(state: MalaState, generator: torch.Generator) -> tuple[MalaState, MalaInfo]:
         eta = step_size(state.k) if state.dual is None else state.dual.log_eta.exp()
@@ -215,11 +235,17 @@ def mala(
         proposal = _move(state.position, state.score, eta, scale, noise)
         new_score = score(proposal)
         if log_density is None:
-            change = trapezoid_change(score, state.position, proposal, state.score, new_score, points)
+            change = trapezoid_change(
+                score, state.position, proposal, state.score, new_score, points
+            )
             new_log_density = state.log_density + change
         else:
             new_log_density = log_density(proposal).double()
-        log_ratio = new_log_density - state.log_density + _log_proposal_ratio(state.score, new_score, eta, scale, noise)
+        log_ratio = (
+            new_log_density
+            - state.log_density
+            + _log_proposal_ratio(state.score, new_score, eta, scale, noise)
+        )
         info = _accept(log_ratio, eta, proposal, generator)
         take = info.accepted.reshape(-1, *[1] * (proposal.dim() - 1))
         adapted = dual.update(state.dual, info.acceptance, state.k) if dual and state.dual else None
@@ -235,16 +261,24 @@ def mala(
     return Kernel(init, step)
 
 
-def _accept(log_ratio: Tensor, eta: float | Tensor, proposal: Tensor, generator: torch.Generator) -> MalaInfo:
+def _accept(
+    log_ratio: Tensor, eta: float | Tensor, proposal: Tensor, generator: torch.Generator
+) -> MalaInfo:
     """Accept with probability min(1, exp(log_ratio))."""
     # NaN is a rejection, and so is −inf.
     log_ratio = torch.where(log_ratio.isnan(), -torch.inf, log_ratio)
-    u = torch.rand(log_ratio.shape, generator=generator, device=log_ratio.device, dtype=torch.float64)
+    u = torch.rand(
+        log_ratio.shape, generator=generator, device=log_ratio.device, dtype=torch.float64
+    )
     return MalaInfo(u.log() < log_ratio, log_ratio.clamp_max(0).exp(), log_ratio, eta, proposal)
 
 
-def trapezoid_change(score: Score, x: Tensor, y: Tensor, score_x: Tensor, score_y: Tensor, points: int) -> Tensor:
-    """log π(y) − log π(x) = ∫_0^1 ⟨s(x + u (y − x)), y − x⟩ du by the trapezoid rule, (B,) float64 (arXiv:2302.11552)."""
+def trapezoid_change(
+    score: Score, x: Tensor, y: Tensor, score_x: Tensor, score_y: Tensor, points: int
+) -> Tensor:
+    """log π(y) − log π(x) = ∫_0^1 ⟨s(x + u (y − x)), y − x⟩ du by the trapezoid rule, (B,)
+    float64 (arXiv:2302.11552).
+    """
     way = y - x
     total = (_dot(score_x, way) + _dot(score_y, way)) / 2
     for i in range(1, points - 1):
@@ -269,12 +303,18 @@ def normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
-def _move(x: Tensor, score: Tensor, eta: float | Tensor, scale: float | Tensor, noise: Tensor) -> Tensor:
+def _move(
+    x: Tensor, score: Tensor, eta: float | Tensor, scale: float | Tensor, noise: Tensor
+) -> Tensor:
     return x + eta * scale**2 * score + scale * (2 * eta) ** 0.5 * noise
 
 
-def _log_proposal_ratio(score: Tensor, new_score: Tensor, eta: float | Tensor, scale: float | Tensor, noise: Tensor) -> Tensor:
-    """log q(x | x') − log q(x' | x), (B,) float64: the way back needs the noise −ζ − √(η/2) Σ (s(x) + s(x'))."""
+def _log_proposal_ratio(
+    score: Tensor, new_score: Tensor, eta: float | Tensor, scale: float | Tensor, noise: Tensor
+) -> Tensor:
+    """log q(x | x') − log q(x' | x), (B,) float64: the way back needs the noise −ζ − √(η/2) Σ
+    (s(x) + s(x')).
+    """
     # Written with the noise, so that nothing is divided by Σ and no digits are lost in x' − x.
     back = noise.double() + (eta / 2) ** 0.5 * scale * (score.double() + new_score.double())
     return (_dot(noise, noise) - _dot(back, back)) / 2

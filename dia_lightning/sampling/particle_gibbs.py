@@ -1,4 +1,6 @@
-"""Particle Gibbs over the paths of the reverse diffusion: a Markov chain on paths whose texts have the law that SMC weighs."""
+"""Particle Gibbs over the paths of the reverse diffusion: a Markov chain on paths whose texts
+have the law that SMC weighs.
+"""
 
 from __future__ import annotations
 
@@ -16,41 +18,52 @@ from dia_lightning.sampling.particles import Particles, Steering, lineage, paths
 
 
 class State(NamedTuple):
-    """G chains. path: (K + 1, G, T, d), z at each time. reward: (G,) float64, r of where it ends."""
+    """G chains. path: (K + 1, G, T, d), z at each time. reward: (G,) float64, r of where it
+    ends.
+    """
 
     path: Tensor
     reward: Tensor
 
 
 class Info(NamedTuple):
-    """One step. renewed: (G,) float64, the share of the path's K steps that are new. ess: (K, G) as in `particles.Trace`."""
+    """One step. renewed: (G,) float64, the share of the path's K steps that are new. ess: (K, G)
+    as in `particles.Trace`.
+    """
 
     renewed: Tensor
     ess: Tensor
 
 
 class ParticleGibbs:
-    """Keep the path that is held, run N − 1 other particles beside it, draw one path of the N by its weight.
+    """Keep the path that is held, run N − 1 other particles beside it, draw one path of the N by
+    its weight.
 
-    Leaves p_ψ(path) exp(λ r(x_0)) / Z invariant for any N ≥ 2, any potential and any value function (Andrieu, Doucet and
-    Holenstein 2010; for masked diffusion: arXiv:2507.08390). The early steps of a path change only if
-    another one's descendants survive to the end: N must grow with the number of resamplings.
+    Leaves p_ψ(path) exp(λ r(x_0)) / Z invariant for any N ≥ 2, any potential and any value function
+    (Andrieu, Doucet and Holenstein 2010; for masked diffusion: arXiv:2507.08390). The early steps
+    of a path change only if another one's descendants survive to the end: N must grow with the
+    number of resamplings.
 
     Args:
-        predict, schedule, times, steering, embedding: as for `smc`; resampling must be `multinomial`.
+        predict, schedule, times, steering, embedding: as for `smc`; resampling must be
+            `multinomial`.
         start: generator → (G · N, T, d), fresh starting points for all particles, N ≥ 2.
         n_groups: G, chains side by side.
 
     Raises:
-        ValueError: for another resampling, whose conditional law is not the unconditional one with a particle fixed.
+        ValueError: for another resampling, whose conditional law is not the unconditional one with
+            a particle fixed.
     """
 
     def __init__(
         self, predict: Predict, schedule: Schedule, times: Tensor, steering: Steering,
-        start: Callable[[torch.Generator], Tensor], embedding: TokenEmbedding | None = None, n_groups: int = 1,
+        start: Callable[[torch.Generator], Tensor], embedding: TokenEmbedding | None = None,
+        n_groups: int = 1,
     ) -> None:  # fmt: skip
         if steering.resampling != "multinomial":
-            raise ValueError(f"resampling: {steering.resampling} given, particle Gibbs allows: multinomial")
+            raise ValueError(
+                f"resampling: {steering.resampling} given, particle Gibbs allows: multinomial"
+            )
         self.predict, self.schedule, self.times, self.steering = predict, schedule, times, steering
         self.start, self.embedding, self.n_groups = start, embedding, n_groups
 
@@ -75,5 +88,14 @@ class ParticleGibbs:
     def _run(self, generator: torch.Generator, retained: Tensor | None) -> Particles:
         z = self.start(generator)
         return smc(
-            self.predict, self.schedule, z, self.times, generator, self.steering, self.embedding, self.n_groups, retained, True
+            self.predict,
+            self.schedule,
+            z,
+            self.times,
+            generator,
+            self.steering,
+            self.embedding,
+            self.n_groups,
+            retained,
+            True,
         )

@@ -1,11 +1,13 @@
-"""Particle steering of the reverse diffusion: populations of paths, weighted and resampled on the way, and log Z.
+"""Particle steering of the reverse diffusion: populations of paths, weighted and resampled on the
+way, and log Z.
 
 A path z_T, …, z_0 is proposed by ancestral steps q, guided or not, and ends with the weight
 
     w = exp(λ r(x_0)) Π_s p_ψ(z_s | z_t) / q(z_s | z_t),
 
-so that weighted particles stand for p_ψ(x) exp(λ r(x)) / Z, Z = E_{p_ψ}[exp(λ r)], where p_ψ is the law of the unguided
-sampler with the same times. Potentials of intermediate values decide only which paths are continued on the way.
+so that weighted particles stand for p_ψ(x) exp(λ r(x)) / Z, Z = E_{p_ψ}[exp(λ r)], where p_ψ is the
+law of the unguided sampler with the same times. Potentials of intermediate values decide only which
+paths are continued on the way.
 """
 
 from __future__ import annotations
@@ -30,8 +32,10 @@ from dia_lightning.sampling.solvers import posterior
 class Potential(NamedTuple):
     """How intermediate values weigh a path.
 
-    update: (log of the product of the potentials so far, memory, λ_s v), (B,) each → the first two after this step.
-    start: memory before the first step. tempered: λ_s rises to λ on the way (`Steering.tempering`) instead of being λ.
+    update: (log of the product of the potentials so far, memory, λ_s v), (B,) each → the first two
+        after this step.
+    start: memory before the first step. tempered: λ_s rises to λ on the way (`Steering.tempering`)
+        instead of being λ.
     """
 
     update: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -53,9 +57,9 @@ def _sum(log_g: Tensor, memory: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return log_g + memory, memory
 
 
-# Singhal et al., arXiv:2501.06848: G_s = exp(λ (v_s − v_t)), exp(λ max_{u ≥ s} v_u), exp(λ Σ_{u ≥ s} v_u); and Kim et
-# al., arXiv:2501.05803: targets p_s(z_s) exp(λ_s v_s), tempered. Whichever it is, the last potential is
-# exp(λ r(x_0)) divided by the product of those before it.
+# Singhal et al., arXiv:2501.06848: G_s = exp(λ (v_s − v_t)), exp(λ max_{u ≥ s} v_u), exp(λ Σ_{u ≥
+# s} v_u); and Kim et al., arXiv:2501.05803: targets p_s(z_s) exp(λ_s v_s), tempered. Whichever it
+# is, the last potential is exp(λ r(x_0)) divided by the product of those before it.
 POTENTIALS = {
     "difference": Potential(_difference),
     "max": Potential(_max, start=-torch.inf),
@@ -65,7 +69,9 @@ POTENTIALS = {
 
 
 def doubling(progress: float) -> float:
-    """λ_s / λ after a share of the steps: (1 + γ)^k − 1 (Kim et al., arXiv:2501.05803), γ such that it ends at 1."""
+    """λ_s / λ after a share of the steps: (1 + γ)^k − 1 (Kim et al., arXiv:2501.05803), γ such
+    that it ends at 1.
+    """
     return 2.0**progress - 1
 
 
@@ -73,13 +79,15 @@ def doubling(progress: float) -> float:
 class Steering:
     """What particles are steered to, and how.
 
-    reward: r, the true one: tokens (B, T) → (B,), or z_0 (B, T, d) → (B,) where there are no tokens.
-    value: v(z, t) → (B,), what a path now at z is expected to earn, λ left out (a critic of E[r | z_t]); any function leaves
-        the result unbiased. None: nothing is weighed before the end.
+    reward: r, the true one: tokens (B, T) → (B,), or z_0 (B, T, d) → (B,) where there are no
+        tokens.
+    value: v(z, t) → (B,), what a path now at z is expected to earn, λ left out (a critic of E[r |
+        z_t]); any function leaves the result unbiased. None: nothing is weighed before the end.
     lam: λ ≥ 0.
-    potential: one of POTENTIALS. every: weigh at every so many steps (`max` and `sum` add up, so over many steps they
-        overshoot λ before the last potential takes it back).
-    ess: resample where the effective sample size falls below this share of the population; 0 = never.
+    potential: one of POTENTIALS. every: weigh at every so many steps (`max` and `sum` add up, so
+        over many steps they overshoot λ before the last potential takes it back).
+    ess: resample where the effective sample size falls below this share of the population; 0 =
+        never.
     resampling: one of RESAMPLING. tempering: progress in [0, 1] → λ_s / λ, of the potential `das`.
 
     Raises:
@@ -116,8 +124,9 @@ def check_steering(lam: float, potential: str, every: int, ess: float, resamplin
 class Trace(NamedTuple):
     """What happened in each of the K steps, G populations of N.
 
-    ess: (K, G) float64, effective sample size of the weights after the step. resampled: (K, G) bool. ancestors: (K, G, N)
-    int64, which particle of this step each particle of the next one continues (`lineage` follows them back).
+    ess: (K, G) float64, effective sample size of the weights after the step. resampled: (K, G)
+    bool. ancestors: (K, G, N) int64, which particle of this step each particle of the next one
+    continues (`lineage` follows them back).
     """
 
     ess: Tensor
@@ -128,8 +137,9 @@ class Trace(NamedTuple):
 class Particles(NamedTuple):
     """G populations of N particles at t = 0, B = G · N rows, those of one population side by side.
 
-    z: (B, T, d). log_w: (G, N) float64, weights that sum to 1. reward: (B,) float64. log_z: (G,) float64 estimates of
-    log E_{p_ψ}[exp(λ r)], whose exponentials are unbiased. positions: (K + 1, B, T, d), particles before each resampling.
+    z: (B, T, d). log_w: (G, N) float64, weights that sum to 1. reward: (B,) float64. log_z: (G,)
+    float64 estimates of log E_{p_ψ}[exp(λ r)], whose exponentials are unbiased. positions: (K + 1,
+    B, T, d), particles before each resampling.
     """
 
     z: Tensor
@@ -142,22 +152,28 @@ class Particles(NamedTuple):
 
 @torch.no_grad()
 def smc(
-    predict: Predict, schedule: Schedule, z: Tensor, times: Tensor, generator: torch.Generator, steering: Steering,
-    embedding: TokenEmbedding | None = None, n_groups: int = 1, retained: Tensor | None = None, keep: bool = False,
+    predict: Predict, schedule: Schedule, z: Tensor, times: Tensor, generator: torch.Generator,
+    steering: Steering, embedding: TokenEmbedding | None = None, n_groups: int = 1,
+    retained: Tensor | None = None, keep: bool = False,
 ) -> Particles:  # fmt: skip
-    """Sequential Monte Carlo over the paths of `ancestral` (Singhal et al., arXiv:2501.06848; Kim et al., arXiv:2501.05803).
+    """Sequential Monte Carlo over the paths of `ancestral` (Singhal et al., arXiv:2501.06848; Kim
+    et al., arXiv:2501.05803).
 
-    Populations never mix. One of a single particle is never resampled: it is `ancestral` to the bit.
+    Populations never mix. One of a single particle is never resampled: it is `ancestral` to the
+    bit.
 
     Args:
-        predict: `guided` or not; `z0_network` and `logits_network` define p_ψ, and the proposal is p_ψ's step with its mean
-            moved by std² ∇h, ∇h = (ẑ_0 − ẑ_0 of the network) α/σ², and with the guided logits.
+        predict: `guided` or not; `z0_network` and `logits_network` define p_ψ, and the proposal is
+            p_ψ's step with its mean moved by std² ∇h, ∇h = (ẑ_0 − ẑ_0 of the network) α/σ², and
+            with the guided logits.
         z: (G · N, T, d), times: (K + 1, B, T) or (K + 1, T), as for the solvers in `solvers`.
-        embedding: of the tokens; a position that arrives at t = 0 becomes E of a token drawn from the logits. Without one it
-            arrives at the network's own ẑ_0, and `steering.reward` is asked about z.
+        embedding: of the tokens; a position that arrives at t = 0 becomes E of a token drawn from
+            the logits. Without one it arrives at the network's own ẑ_0, and `steering.reward` is
+            asked about z.
         n_groups: G.
-        retained: (K + 1, G, T, d), a path for each population that its particle 0 takes, never to be resampled away
-            (conditional SMC, Andrieu et al. 2010); needs the resampling `multinomial`.
+        retained: (K + 1, G, T, d), a path for each population that its particle 0 takes, never to
+            be resampled away (conditional SMC, Andrieu et al. 2010); needs the resampling
+            `multinomial`.
         keep: return the particles' positions at all steps.
     """
     steps, size, potential = len(times) - 1, len(z) // n_groups, POTENTIALS[steering.potential]
@@ -182,7 +198,9 @@ def smc(
             log_g, memory = potential.update(log_g, memory, lam * steering.value(z, s).double())
         increment = log_ratio + log_g - before
         # A value that is no number, or a path that p_ψ cannot take, is a path of weight 0.
-        log_w = log_w + torch.where(increment.isfinite(), increment, -torch.inf).unflatten(0, (n_groups, size))
+        log_w = log_w + torch.where(increment.isfinite(), increment, -torch.inf).unflatten(
+            0, (n_groups, size)
+        )
         positions += [z] if keep else []
         ess.append(effective_size(log_w))
         chosen, low = _resample(log_w, steering, generator, k == steps, retained is not None)
@@ -194,18 +212,24 @@ def smc(
         ancestors.append(chosen)
     trace = Trace(torch.stack(ess), torch.stack(resampled), torch.stack(ancestors))
     everywhere = torch.stack(positions) if keep else None
-    return Particles(z, log_w.log_softmax(1), reward, log_z + log_mean_exp(log_w), trace, everywhere)
+    return Particles(
+        z, log_w.log_softmax(1), reward, log_z + log_mean_exp(log_w), trace, everywhere
+    )
 
 
 def _propose(
-    prediction: Prediction, schedule: Schedule, z: Tensor, t: Tensor, s: Tensor, generator: torch.Generator,
-    embedding: TokenEmbedding | None, retained: Tensor | None, fixed: Tensor | None,
+    prediction: Prediction, schedule: Schedule, z: Tensor, t: Tensor, s: Tensor,
+    generator: torch.Generator, embedding: TokenEmbedding | None, retained: Tensor | None,
+    fixed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """z_s ~ q, and log p_ψ(z_s | z_t) − log q(z_s | z_t), (B,) float64; the retained particles take their given path."""
+    """z_s ~ q, and log p_ψ(z_s | z_t) − log q(z_s | z_t), (B,) float64; the retained particles
+    take their given path.
+    """
     mean_plain, std = posterior(z, prediction.z0_network, schedule, t, s)
     arrives, between = ((t > 0) & (s == 0))[..., None], ((s > 0) & (s < t))[..., None]
-    # p_ψ(z_s | z_t) exp(⟨∇h, z_s⟩) has the mean moved by std² ∇h. The posterior of the guided ẑ_0 would move it by
-    # (α_s/α_t) σ²_{t|s} ∇h, which near pure noise is hundreds of times as much and leaves no weights.
+    # p_ψ(z_s | z_t) exp(⟨∇h, z_s⟩) has the mean moved by std² ∇h. The posterior of the guided ẑ_0
+    # would move it by (α_s/α_t) σ²_{t|s} ∇h, which near pure noise is hundreds of times as much and
+    # leaves no weights.
     gradient = (schedule.alpha(t) / schedule.sigma(t).square().clamp_min(1e-12))[..., None]
     gradient = gradient * (prediction.z0 - prediction.z0_network)
     mean = torch.where(between, mean_plain + std.square() * gradient, mean_plain)
@@ -227,7 +251,10 @@ def _log_ratio_of(tokens: Tensor, prediction: Prediction) -> Tensor:
     plain = prediction.logits_network
     if plain is None or plain is prediction.logits:
         return torch.zeros(tokens.shape, dtype=torch.float64, device=tokens.device)
-    log_p, log_q = (x.log_softmax(-1).gather(-1, tokens[..., None])[..., 0].double() for x in (plain, prediction.logits))
+    log_p, log_q = (
+        x.log_softmax(-1).gather(-1, tokens[..., None])[..., 0].double()
+        for x in (plain, prediction.logits)
+    )
     return log_p - log_q
 
 
@@ -239,7 +266,9 @@ def _resample(
     same = torch.arange(size, device=log_w.device).expand(n_groups, size)
     if last or size == 1 or steering.ess == 0:
         return same, torch.zeros(n_groups, dtype=torch.bool, device=log_w.device)
-    low = effective_size(log_w) < steering.ess * size  # not a number, so not low, where no particle has weight
+    low = (
+        effective_size(log_w) < steering.ess * size
+    )  # not a number, so not low, where no particle has weight
     chosen = RESAMPLING[steering.resampling](log_w, generator)
     if conditional:
         chosen[:, 0] = 0
@@ -254,7 +283,9 @@ def _with_retained(rows: Tensor, retained: Tensor) -> Tensor:
 
 
 def lineage(ancestors: Tensor) -> Tensor:
-    """The particle that the path of each final particle was at every step, (K, G, N) → (K, G, N) int64."""
+    """The particle that the path of each final particle was at every step, (K, G, N) → (K, G, N)
+    int64.
+    """
     slots = [ancestors[-1]]
     for chosen in ancestors[:-1].flip(0):
         slots.append(chosen.gather(1, slots[-1]))
@@ -262,7 +293,9 @@ def lineage(ancestors: Tensor) -> Tensor:
 
 
 def paths(particles: Particles, final: Tensor) -> Tensor:
-    """The paths (K + 1, G, T, d) that end in the particles `final` (G,) of each population; needs `keep`."""
+    """The paths (K + 1, G, T, d) that end in the particles `final` (G,) of each population;
+    needs `keep`.
+    """
     if particles.positions is None:
         raise ValueError("paths: the positions were not kept, call smc with keep=True")
     slots = lineage(particles.trace.ancestors)

@@ -1,4 +1,6 @@
-"""Which positions a move redraws, and what that choice contributes to the Metropolis–Hastings ratio."""
+"""Which positions a move redraws, and what that choice contributes to the Metropolis–Hastings
+ratio.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,32 @@ from dia_lightning.types import text_mask
 
 
 class Choice(NamedTuple):
-    """Positions in the order in which they are revealed: place (B, K) int64 and valid (B, K) bool (False: not used)."""
+    """Positions in the order in which they are revealed: place (B, K) int64 and valid (B, K)
+    bool (False: not used).
+    """
 
     place: Tensor
     valid: Tensor
 
 
 class Positions(ABC):
-    """A way to draw S. `log_ratio` is log P(S | x') − log P(S | x), (B,); 0 where the choice does not depend on x."""
+    """A way to draw S. `log_ratio` is log P(S | x') − log P(S | x), (B,); 0 where the choice
+    does not depend on x.
+    """
 
     @abstractmethod
-    def draw(self, tokens: Tensor, prompt_mask: Tensor, end_id: int | None, generator: torch.Generator) -> Choice: ...
+    def draw(
+        self, tokens: Tensor, prompt_mask: Tensor, end_id: int | None, generator: torch.Generator
+    ) -> Choice: ...
 
-    def log_ratio(self, choice: Choice, tokens: Tensor, proposed: Tensor, prompt_mask: Tensor, end_id: int | None) -> Tensor:
+    def log_ratio(
+        self,
+        choice: Choice,
+        tokens: Tensor,
+        proposed: Tensor,
+        prompt_mask: Tensor,
+        end_id: int | None,
+    ) -> Tensor:
         return torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
 
 
@@ -53,19 +68,23 @@ def n_text(tokens: Tensor, prompt_mask: Tensor, end_id: int | None) -> Tensor:
 
 def n_free(tokens: Tensor, prompt_mask: Tensor, end_id: int | None) -> Tensor:
     """(B,) number of free positions that hold text, its end token included."""
-    text = torch.ones_like(prompt_mask) if end_id is None else text_mask(tokens, prompt_mask, end_id)
+    text = (
+        torch.ones_like(prompt_mask) if end_id is None else text_mask(tokens, prompt_mask, end_id)
+    )
     return (text & ~prompt_mask).sum(1)
 
 
 @dataclass(frozen=True)
 class Spans(Positions):
-    """`length` neighbouring free positions that touch the text (its end token included), uniformly over all such spans.
+    """`length` neighbouring free positions that touch the text (its end token included), uniformly
+    over all such spans.
 
-    The number of spans depends on the length of the text, so the choice enters the ratio. Free positions are neighbours
-    also across what is fixed between them.
+    The number of spans depends on the length of the text, so the choice enters the ratio. Free
+    positions are neighbours also across what is fixed between them.
 
     Args:
-        length: positions in a span. shuffle: reveal them in random order instead of from left to right.
+        length: positions in a span. shuffle: reveal them in random order instead of from left to
+            right.
     """
 
     length: int = 4
@@ -75,12 +94,18 @@ class Spans(Positions):
         if self.length < 1:
             raise UserError(f"length: {self.length} given, allowed: 1 or more")
 
-    def _bounds(self, tokens: Tensor, prompt_mask: Tensor, end_id: int | None) -> tuple[Tensor, Tensor]:
-        """First possible start (B,), counted in free positions, and the number of possible starts (B,)."""
+    def _bounds(
+        self, tokens: Tensor, prompt_mask: Tensor, end_id: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """First possible start (B,), counted in free positions, and the number of possible
+        starts (B,).
+        """
         low = torch.full((len(tokens),), 1 - self.length, device=tokens.device)
         return low, n_free(tokens, prompt_mask, end_id) - low
 
-    def draw(self, tokens: Tensor, prompt_mask: Tensor, end_id: int | None, generator: torch.Generator) -> Choice:
+    def draw(
+        self, tokens: Tensor, prompt_mask: Tensor, end_id: int | None, generator: torch.Generator
+    ) -> Choice:
         low, count = self._bounds(tokens, prompt_mask, end_id)
         u = torch.rand(len(tokens), generator=generator, device=tokens.device, dtype=torch.float64)
         begin = low + (u * count).long().clamp_max(count - 1)
@@ -92,7 +117,14 @@ class Spans(Positions):
         free_first = prompt_mask.long().argsort(dim=1, stable=True)
         return Choice(free_first.gather(1, index.clamp(0, tokens.shape[1] - 1)), valid)
 
-    def log_ratio(self, choice: Choice, tokens: Tensor, proposed: Tensor, prompt_mask: Tensor, end_id: int | None) -> Tensor:
+    def log_ratio(
+        self,
+        choice: Choice,
+        tokens: Tensor,
+        proposed: Tensor,
+        prompt_mask: Tensor,
+        end_id: int | None,
+    ) -> Tensor:
         _, count = self._bounds(tokens, prompt_mask, end_id)
         _, new_count = self._bounds(proposed, prompt_mask, end_id)
         first = torch.where(choice.valid, choice.place, tokens.shape[1]).amin(1)
@@ -102,7 +134,8 @@ class Spans(Positions):
 
 @dataclass(frozen=True)
 class RandomTokens(Positions):
-    """`count` positions outside the prompt, uniformly, in random order (all of them where there are fewer).
+    """`count` positions outside the prompt, uniformly, in random order (all of them where there are
+    fewer).
 
     Args:
         count: positions.
@@ -114,8 +147,12 @@ class RandomTokens(Positions):
         if self.count < 1:
             raise UserError(f"count: {self.count} given, allowed: 1 or more")
 
-    def draw(self, tokens: Tensor, prompt_mask: Tensor, end_id: int | None, generator: torch.Generator) -> Choice:
-        score = torch.rand(tokens.shape, generator=generator, device=tokens.device) + 2 * prompt_mask
+    def draw(
+        self, tokens: Tensor, prompt_mask: Tensor, end_id: int | None, generator: torch.Generator
+    ) -> Choice:
+        score = (
+            torch.rand(tokens.shape, generator=generator, device=tokens.device) + 2 * prompt_mask
+        )
         index = score.argsort(1)[:, : self.count]
         return Choice(index, ~prompt_mask.gather(1, index))
 
@@ -124,6 +161,8 @@ class RandomTokens(Positions):
 class WholeText(Positions):
     """All positions outside the prompt, from left to right."""
 
-    def draw(self, tokens: Tensor, prompt_mask: Tensor, end_id: int | None, generator: torch.Generator) -> Choice:
+    def draw(
+        self, tokens: Tensor, prompt_mask: Tensor, end_id: int | None, generator: torch.Generator
+    ) -> Choice:
         index = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
         return Choice(index, ~prompt_mask)

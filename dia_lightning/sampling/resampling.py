@@ -24,21 +24,27 @@ def effective_size(log_w: Tensor) -> Tensor:
 
 
 def _pick(log_w: Tensor, points: Tensor) -> Tensor:
-    """The particle on whose stretch of [0, 1) each point lies, (…, M) → (…, M) int64; one of weight 0 has none."""
+    """The particle on whose stretch of [0, 1) each point lies, (…, M) → (…, M) int64; one of
+    weight 0 has none.
+    """
     cumulative = log_w.double().softmax(-1).cumsum(-1)
     # Division makes the last value 1, and with it those of the particles of weight 0 at the end.
     cumulative = cumulative / cumulative[..., -1:]
     below_one = 1 - torch.finfo(torch.float64).eps / 2
-    return torch.searchsorted(cumulative, points.clamp_max(below_one), right=True).clamp_max(log_w.shape[-1] - 1)
+    return torch.searchsorted(cumulative, points.clamp_max(below_one), right=True).clamp_max(
+        log_w.shape[-1] - 1
+    )
 
 
 def _uniform(log_w: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    return torch.rand(*log_w.shape[:-1], count, generator=generator, dtype=torch.float64, device=log_w.device)
+    return torch.rand(
+        *log_w.shape[:-1], count, generator=generator, dtype=torch.float64, device=log_w.device
+    )
 
 
 def systematic(log_w: Tensor, generator: torch.Generator, size: int | None = None) -> Tensor:
-    """Ancestors (…, size) int64, M unless told, for log_w (…, M) float64, by one uniform draw a population (Carpenter et al.
-    1999).
+    """Ancestors (…, size) int64, M unless told, for log_w (…, M) float64, by one uniform draw a
+    population (Carpenter et al. 1999).
     """
     size = size or log_w.shape[-1]
     u = _uniform(log_w, 1, generator)
@@ -46,7 +52,9 @@ def systematic(log_w: Tensor, generator: torch.Generator, size: int | None = Non
 
 
 def stratified(log_w: Tensor, generator: torch.Generator) -> Tensor:
-    """Ancestors (…, M) int64 for log_w (…, M) float64, by one uniform draw in each M-th of [0, 1) (Kitagawa 1996)."""
+    """Ancestors (…, M) int64 for log_w (…, M) float64, by one uniform draw in each M-th of [0,
+    1) (Kitagawa 1996).
+    """
     size = log_w.shape[-1]
     u = _uniform(log_w, size, generator)
     return _pick(log_w, (torch.arange(size, device=log_w.device) + u) / size)
@@ -58,14 +66,22 @@ def multinomial(log_w: Tensor, generator: torch.Generator) -> Tensor:
 
 
 Resampling = Callable[[Tensor, torch.Generator], Tensor]
-RESAMPLING: dict[str, Resampling] = {"systematic": systematic, "stratified": stratified, "multinomial": multinomial}
+RESAMPLING: dict[str, Resampling] = {
+    "systematic": systematic,
+    "stratified": stratified,
+    "multinomial": multinomial,
+}
 
 
-def next_temperature(rewards: Tensor, log_w: Tensor, lam: Tensor, lam_max: float, ess_fraction: float) -> Tensor:
-    """The largest λ' in [λ, lam_max] at which the weights exp(log_w + (λ' − λ) r) keep `ess_fraction` of the particles.
+def next_temperature(
+    rewards: Tensor, log_w: Tensor, lam: Tensor, lam_max: float, ess_fraction: float
+) -> Tensor:
+    """The largest λ' in [λ, lam_max] at which the weights exp(log_w + (λ' − λ) r) keep
+    `ess_fraction` of the particles.
 
-    Found by bisection. rewards, log_w (G, M) and lam (G,) float64 → (G,). Where even the smallest step that bisection
-    knows leaves fewer (rewards of 0 and −1e30, say), it is that step, so that λ always rises.
+    Found by bisection. rewards, log_w (G, M) and lam (G,) float64 → (G,). Where even the smallest
+    step that bisection knows leaves fewer (rewards of 0 and −1e30, say), it is that step, so that λ
+    always rises.
     """
 
     def ess(d: Tensor) -> Tensor:
@@ -77,4 +93,6 @@ def next_temperature(rewards: Tensor, log_w: Tensor, lam: Tensor, lam_max: float
         middle = (low + high) / 2
         good = ess(middle - lam) >= ess_fraction * size
         low, high = torch.where(good, middle, low), torch.where(good, high, middle)
-    return torch.where(ess(top - lam) >= ess_fraction * size, top, torch.where(low > lam, low, high))
+    return torch.where(
+        ess(top - lam) >= ess_fraction * size, top, torch.where(low > lam, low, high)
+    )

@@ -1,4 +1,6 @@
-"""Suffix regeneration: Metropolis–Hastings with p_θ itself as the proposal for the end of a text."""
+"""Suffix regeneration: Metropolis–Hastings with p_θ itself as the proposal for the end of a
+text.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from dia_lightning.target import TargetDensity
 class SuffixRegeneration:
     """QUEST (Faria et al., arXiv:2406.00049, eq. 6): keep a random prefix, draw the rest from p_θ.
 
-    p_θ(x' | c) q(x | x') / (p_θ(x | c) q(x' | x)) leaves only n(x) / n(x'), the numbers of places to cut, so the ratio is
-    exp(λ (r(x') − r(x))) n(x) / n(x').
+    p_θ(x' | c) q(x | x') / (p_θ(x | c) q(x' | x)) leaves only n(x) / n(x'), the numbers of places
+    to cut, so the ratio is exp(λ (r(x') − r(x))) n(x) / n(x').
 
     Args:
         target: its `lm` draws the suffix.
@@ -23,7 +25,12 @@ class SuffixRegeneration:
     def __init__(self, target: TargetDensity) -> None:
         self.target = target
 
-    def init(self, tokens: torch.Tensor, prompt_mask: torch.Tensor | None = None, lam: torch.Tensor | None = None) -> State:
+    def init(
+        self,
+        tokens: torch.Tensor,
+        prompt_mask: torch.Tensor | None = None,
+        lam: torch.Tensor | None = None,
+    ) -> State:
         """Chains at `tokens` (B, T); see `denoise_accept.start`."""
         return start(self.target, tokens, prompt_mask, lam)
 

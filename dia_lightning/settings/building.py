@@ -1,4 +1,6 @@
-"""Builds the classes that the settings name; what a constructor raises becomes one line with the option."""
+"""Builds the classes that the settings name; what a constructor raises becomes one line with the
+option.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from dia_lightning.types import Reward
 
 
 class _NotBuilt(BaseException):
-    """Carries `error` through jsonargparse, which swallows an `Exception` to try the other types of a union."""
+    """Carries `error` through jsonargparse, which swallows an `Exception` to try the other types
+    of a union.
+    """
 
     def __init__(self, error: Exception) -> None:
         super().__init__()
@@ -29,7 +33,9 @@ class _NotBuilt(BaseException):
 
 
 class BuildingCLI(LightningCLI):
-    """LightningCLI that says which option names the class that cannot be built, and why it cannot."""
+    """LightningCLI that says which option names the class that cannot be built, and why it
+    cannot.
+    """
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self._arguments: list[str] = args
@@ -40,13 +46,17 @@ class BuildingCLI(LightningCLI):
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """Raises what `_build` found wrong, and what the functions raise that options may name in place of classes."""
+        """Raises what `_build` found wrong, and what the functions raise that options may name
+        in place of classes.
+        """
         try:
             yield
         except _NotBuilt as failed:
             error = failed.error
         except Exception as raised:
-            found = [(path, made) for path, setting, made in self._named() if not inspect.isclass(made)]
+            found = [
+                (path, made) for path, setting, made in self._named() if not inspect.isclass(made)
+            ]
             if not found or root_user_error(raised) is not None:
                 raise
             path, function = found[0]
@@ -55,26 +65,41 @@ class BuildingCLI(LightningCLI):
             return
         raise error
 
-    def _build(self, cls: type, *args: Any, applied_instantiation_links: dict[str, Any], **kwargs: Any) -> Any:
+    def _build(
+        self, cls: type, *args: Any, applied_instantiation_links: dict[str, Any], **kwargs: Any
+    ) -> Any:
         key = next(
-            (k for k, base in (("model", L.LightningModule), ("data", L.LightningDataModule)) if issubclass(cls, base)), ""
+            (
+                k
+                for k, base in (("model", L.LightningModule), ("data", L.LightningDataModule))
+                if issubclass(cls, base)
+            ),
+            "",
         )
         path = self._path(cls, kwargs)
         try:
             self._refuse_null(path, cls, kwargs)
             # Lightning's own puts the settings into checkpoints.
             links = {"applied_instantiation_links": applied_instantiation_links}
-            made = _InstantiatorFn(self, key)(cls, *args, **links, **kwargs) if key else cls(*args, **kwargs)
+            made = (
+                _InstantiatorFn(self, key)(cls, *args, **links, **kwargs)
+                if key
+                else cls(*args, **kwargs)
+            )
             if isinstance(made, Reward) and (fault := name_fault(made)):
                 raise UserError(f"{self._option(path)}: {_path_of(cls)} {fault}")
         except UserError as error:
             raise _NotBuilt(self._placed(path, cls, error)) from None
         except Exception as error:
-            raise _NotBuilt(error if no_memory(error) else self._mistake(path, cls, error)) from None
+            raise _NotBuilt(
+                error if no_memory(error) else self._mistake(path, cls, error)
+            ) from None
         return made
 
     def _placed(self, path: list[str], cls: type, error: UserError) -> UserError:
-        """`error`, where it names an argument of `cls` or of one of its parts with the option before it."""
+        """`error`, where it names an argument of `cls` or of one of its parts with the option
+        before it.
+        """
         name, colon, rest = str(error).partition(": ")
         if not colon or name not in inspect.signature(cls).parameters:
             return error
@@ -91,14 +116,28 @@ class BuildingCLI(LightningCLI):
         return typed_option(path, self._arguments)[0]
 
     def _named(self) -> Iterator[tuple[list[str], Any, Any]]:
-        """Of every class or function that the settings name: its option's path, its settings and itself."""
+        """Of every class or function that the settings name: its option's path, its settings and
+        itself.
+        """
         yield from _named([], self.config[self.subcommand])
 
     def _path(self, cls: type, kwargs: dict[str, Any]) -> list[str]:
         """The option that names `cls`; of several the one whose plain settings are `kwargs`."""
-        plain = {name: value for name, value in kwargs.items() if value is None or isinstance(value, str | int | float)}
-        found = [(path, setting.get("init_args") or Namespace()) for path, setting, made in self._named() if made is cls]
-        same = [path for path, given in found if all(given.get(name) == value for name, value in plain.items())]
+        plain = {
+            name: value
+            for name, value in kwargs.items()
+            if value is None or isinstance(value, str | int | float)
+        }
+        found = [
+            (path, setting.get("init_args") or Namespace())
+            for path, setting, made in self._named()
+            if made is cls
+        ]
+        same = [
+            path
+            for path, given in found
+            if all(given.get(name) == value for name, value in plain.items())
+        ]
         return next(iter(same or [path for path, _ in found]), [cls.__name__])
 
     def _refuse_null(self, path: list[str], cls: type, given: dict[str, Any]) -> None:
@@ -109,7 +148,11 @@ class BuildingCLI(LightningCLI):
         except Exception:  # a name that only type checkers import, or no signature
             return
         for name, hint in hints.items():
-            null = name in parameters and given.get(name, "") is None and parameters[name].default is not None
+            null = (
+                name in parameters
+                and given.get(name, "") is None
+                and parameters[name].default is not None
+            )
             if null and not _takes_null(hint):
                 option = self._option([*path, "init_args", name])
                 raise UserError(f"{option}: null given, allowed: {getattr(hint, '__name__', hint)}")

@@ -14,38 +14,55 @@ from dia_lightning.settings.options import NEGATIVE
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)'")
-_UNKNOWN = re.compile(r"(?:Option|Subcommand '\w+' does not accept option|Group '\w+' does not accept option) '([^']+)'")
+_UNKNOWN = re.compile(
+    r"(?:Option|Subcommand '\w+' does not accept option|Group '\w+' does not accept option)"
+    r" '([^']+)'"
+)
 _REQUIRED = re.compile(r"the following arguments are required: (.+)")
 _NO_VALUE = re.compile(r"argument (\S+?)(?:/\S+)?: expected one argument")
 _UNRECOGNISED = re.compile(r"unrecognized arguments: (\S+)")
-_EXPECTED = re.compile(r"Expected an? (<class '.+?'>|typing\.\S.*?)(?:\. Got value: .*)?$", re.DOTALL)
+_EXPECTED = re.compile(
+    r"Expected an? (<class '.+?'>|typing\.\S.*?)(?:\. Got value: .*)?$", re.DOTALL
+)
 _DENIED = re.compile(r"Importing '([^']+)' is not allowed, denied by")
 _NO_PATH = re.compile(r"Expected a dot import path string: (\S+)")
 _NOT_IMPORTED = re.compile(r"No module named|has no attribute|not a valid import path")
 
 # What options, samplers and classes of version 0.1.0 are called now.
 _MOVED = dict.fromkeys(
-    ("refine", "refine_steps", "rungs", "moves", "particles", "pool", "ess", "steps", "strength", "stagger",
-     "corrector", "corrector_steps", "eta", "eta_decay", "reading", "gradient", "guidance_scale", "guidance_decay",
-     "guidance_cap", "guidance_window", "temperature", "final", "n", "top_k", "top_p", "every", "resampling",
+    ("refine", "refine_steps", "rungs", "moves", "particles", "pool", "ess", "steps", "strength",
+     "stagger",
+     "corrector", "corrector_steps", "eta", "eta_decay", "reading", "gradient", "guidance_scale",
+     "guidance_decay",
+     "guidance_cap", "guidance_window", "temperature", "final", "n", "top_k", "top_p", "every",
+     "resampling",
      "potential", "label", "scale", "reference", "method"),
     "now part of --model.sampler",
 )  # fmt: skip
 _RENAMED = {
-    "annealed": "Annealed", "base_lm": "Chains", "source": "Chains with --model.sampler.start Source",
+    "annealed": "Annealed", "base_lm": "Chains",
+    "source": "Chains with --model.sampler.start Source",
     "ancestral": "Diffusion with --model.sampler.solver Ancestral",
     "ddim": "Diffusion with --model.sampler.solver DDIM",
     "dpmpp_2m": "Diffusion with --model.sampler.solver DPMpp2M", "dia": "Diffusion",
     "dia_literal": "Diffusion with --model.sampler.solver DiaLiteral",
     "dia_lightning.sampling.GuidedSamplerModule": "dia_lightning.GuidedSamplerModule",
     "dia_lightning.baselines.PPOModule": "dia_lightning.training.PPOModule",
-    "dia_lightning.baselines.ZeroShotModule": "dia_lightning.GuidedSamplerModule with the sampler BaseModel",
-    "dia_lightning.baselines.BestOfNModule": "dia_lightning.GuidedSamplerModule with the sampler BestOfN",
-    "dia_lightning.baselines.SMCModule": "dia_lightning.GuidedSamplerModule with the sampler ParticleSteering",
-    "dia_lightning.baselines.TwistedSMCModule": "dia_lightning.GuidedSamplerModule with the sampler TwistedSMC",
-    "dia_lightning.baselines.GuidedDecodingModule": "dia_lightning.GuidedSamplerModule with the sampler GuidedDecoding",
-    "dia_lightning.baselines.ClassifierFreeModule":
-        "dia_lightning.GuidedSamplerModule with the sampler Diffusion and the guidance ClassifierFree",
+    **{
+        f"dia_lightning.baselines.{old}":
+            f"dia_lightning.GuidedSamplerModule with the sampler {new}"
+        for old, new in {
+            "ZeroShotModule": "BaseModel",
+            "BestOfNModule": "BestOfN",
+            "SMCModule": "ParticleSteering",
+            "TwistedSMCModule": "TwistedSMC",
+            "GuidedDecodingModule": "GuidedDecoding",
+            "ClassifierFreeModule": "Diffusion and the guidance ClassifierFree",
+        }.items()
+    },
+    "dia_lightning.lm_module.LMModule": "dia_lightning.training.LMModule",
+    "dia_lightning.critic.CriticModule": "dia_lightning.training.CriticModule",
+    "dia_lightning.diffusion.DenoiserModule": "dia_lightning.training.DenoiserModule",
 }  # fmt: skip
 _MIGRATION = "see docs/migration.md"
 
@@ -53,17 +70,23 @@ _MIGRATION = "see docs/migration.md"
 TRUSTED = ("dia_lightning", "lightning", "torch", "torchmetrics", "transformers")
 
 
-def explain(message: str, error: BaseException | None, arguments: Sequence[str], options: Iterable[str]) -> str:
+def explain(
+    message: str, error: BaseException | None, arguments: Sequence[str], options: Iterable[str]
+) -> str:
     """One line for a parsing error of jsonargparse.
 
     Args:
-        message: the whole message. error: its exception; the chain of causes leads from the option to what was wrong.
-        arguments: the command line. options: the names it may use, for a hint at a spelling mistake.
+        message: the whole message. error: its exception; the chain of causes leads from the option
+            to what was wrong.
+        arguments: the command line. options: the names it may use, for a hint at a spelling
+            mistake.
     """
     texts = _chain(error) or [message]
     path, class_path = _locate(texts)
     leaf = texts[-1]
-    if found := _DENIED.search("\n".join(texts)):  # anywhere: of a union's members the last one speaks
+    if found := _DENIED.search(
+        "\n".join(texts)
+    ):  # anywhere: of a union's members the last one speaks
         if path[-1:] == ["init_args"]:
             path.pop()
         # Without a path it is the value of an option as --model.help.
@@ -84,7 +107,9 @@ def explain(message: str, error: BaseException | None, arguments: Sequence[str],
         return _without_value(found[1], arguments)
     if found := _UNKNOWN.search(leaf):
         option = typed_option([*path, *found[1].split(".")], arguments)[0]
-        if class_path.endswith(".GuidedSamplerModule") and (now := _MOVED.get(found[1].partition(".")[0])):
+        if class_path.endswith(".GuidedSamplerModule") and (
+            now := _MOVED.get(found[1].partition(".")[0])
+        ):
             return f"{option}: {now}; {_MIGRATION}"
         return f"{option}: unknown option{_near(found[1], _parameters(class_path), class_path)}"
     if found := _REQUIRED.search(leaf):
@@ -92,35 +117,58 @@ def explain(message: str, error: BaseException | None, arguments: Sequence[str],
     if path[-1:] == ["init_args"]:  # the class itself, none of its options
         path.pop()
     option, given = typed_option(path, arguments)
-    for old in (class_path, given, *re.findall(r"(?:Got value|Given value|import path string): '?([\w.]+)", "\n".join(texts))):
+    for old in (
+        class_path,
+        given,
+        *re.findall(r"(?:Got value|Given value|import path string): '?([\w.]+)", "\n".join(texts)),
+    ):
         if old in _RENAMED:
             return f"{option}: {old} is {_RENAMED[old]} now; {_MIGRATION}"
     if wrong := _NO_PATH.search(leaf):  # `class_path` is the part around it
         known = getattr(import_module("dia_lightning.samplers"), "__all__", [])
         given = wrong[1].replace("None", "null")
-        return f"{option}: {given} given, allowed is the name or path of a class that fits there{_near(given, known)}"
+        return (
+            f"{option}: {given} given, allowed is the name or path of a class that fits"
+            f" there{_near(given, known)}"
+        )
     if _NOT_IMPORTED.search(leaf):
         reason = f"{_flat(leaf)}{_classes_beside(class_path)}"
         return f"{option}: {class_path or given} given, allowed is the path of a class ({reason})"
     if allowed := _allowed(texts):
-        given = given or (re.findall(r"(?:Got value|Given value): (.+)", "\n".join(texts)) or ["a wrong value"])[-1]
+        given = (
+            given
+            or (
+                re.findall(r"(?:Got value|Given value): (.+)", "\n".join(texts))
+                or ["a wrong value"]
+            )[-1]
+        )
         return f"{option}: {given} given, allowed: {allowed}"
     reason = re.sub(r"\. Got value: .*", "", _flat(leaf))
-    return f"{option}: {given + ' given, ' if given else ''}{reason[:1].lower()}{reason[1:]}" if path else reason
+    return (
+        f"{option}: {given + ' given, ' if given else ''}{reason[:1].lower()}{reason[1:]}"
+        if path
+        else reason
+    )
 
 
 def refuse_lost(arguments: Iterable[str]) -> None:
-    """Raises a UserError for an option of a part that a later option replaces: it would be dropped without a word."""
+    """Raises a UserError for an option of a part that a later option replaces: it would be
+    dropped without a word.
+    """
     seen: list[str] = []
     for argument in arguments:
         option = argument.partition("=")[0]
         if lost := next((name for name in seen if name.startswith(f"{option}.")), ""):
-            raise UserError(f"{lost}: given before {option}, which replaces the part; write {option} first")
+            raise UserError(
+                f"{lost}: given before {option}, which replaces the part; write {option} first"
+            )
         seen += [option] if option.startswith("--") else []
 
 
 def located(message: str, arguments: Sequence[str]) -> str:
-    """What a part says of a setting, as "particles: 0 given", with the option that names it before it."""
+    """What a part says of a setting, as "particles: 0 given", with the option that names it
+    before it.
+    """
     name, _, rest = message.partition(": ")
     if not name.isidentifier():
         return message
@@ -143,8 +191,8 @@ def _denied(option: str, name: str) -> str:
     *most, last = TRUSTED
     module = name.rpartition(".")[0] or name
     return (
-        f"{option}: {name} given, allowed without asking is what {', '.join(most)} and {last} hold; "
-        f"if you trust its code, run it with --allow {module}"
+        f"{option}: {name} given, allowed without asking is what {', '.join(most)} and {last} hold;"
+        f" if you trust its code, run it with --allow {module}"
     )
 
 
@@ -177,7 +225,9 @@ def _bare(name: str) -> str:
 
 
 def typed_option(path: list[str], arguments: Sequence[str]) -> tuple[str, str]:
-    """The option as it stands on the command line, with its value, or its full name if it is in a file."""
+    """The option as it stands on the command line, with its value, or its full name if it is in
+    a file.
+    """
     full = "--" + ".".join(path)
     if typed := _typed(full, arguments):
         return typed
@@ -198,10 +248,18 @@ def _typed(full: str, arguments: Sequence[str]) -> tuple[str, str] | None:
 
 
 def _without_value(option: str, arguments: Sequence[str]) -> str:
-    """Of the argument that `option` stands for and that no value follows; argparse names the head of a dotted option only."""
+    """Of the argument that `option` stands for and that no value follows; argparse names the
+    head of a dotted option only.
+    """
     for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
-        no_value = following.startswith("-") and following != "-" and NEGATIVE.match(following) is None
-        if (argument == option or argument.startswith(f"{option}.")) and no_value and "=" not in argument:
+        no_value = (
+            following.startswith("-") and following != "-" and NEGATIVE.match(following) is None
+        )
+        if (
+            (argument == option or argument.startswith(f"{option}."))
+            and no_value
+            and "=" not in argument
+        ):
             meant = not re.match(r"--($|[a-z_]+(\.|=|$))|-[ch]$", following)
             mend = f"; if {following} is its value, write {argument}={following}" if meant else ""
             return f"{argument}: no value given{mend}"
@@ -213,14 +271,21 @@ def _required(path: list[str], names: str) -> str:
         return f"--{'.'.join(path)}.{names}: required, not given"
     command = names.partition(".")[0]
     wanted = " and ".join(f"--{name.removeprefix(command + '.')}" for name in names.split(", "))
-    return f"{wanted}: required by {command}, not given; name a file with --config, for example configs/ddpm_tiny.yaml"
+    return (
+        f"{wanted}: required by {command}, not given; name a file with --config, for example"
+        " configs/ddpm_tiny.yaml"
+    )
 
 
 def _near(name: str, known: Iterable[str], owner: str = "") -> str:
     known = sorted(set(known))
     if near := difflib.get_close_matches(name, known, 1, 0.6):
         return f"; did you mean {near[0]}?"
-    return f"; allowed for {owner} are {', '.join(known)}" if owner and known else " (see `lightning COMMAND --help-all`)"
+    return (
+        f"; allowed for {owner} are {', '.join(known)}"
+        if owner and known
+        else " (see `lightning COMMAND --help-all`)"
+    )
 
 
 def _parameters(class_path: str) -> list[str]:
@@ -242,7 +307,11 @@ def _classes_beside(class_path: str) -> str:
 
 def _allowed(texts: list[str]) -> str:
     """The types that would have been accepted, as a person writes them."""
-    unions = [found[1] for text in texts if (found := re.match(r"Does not validate.*?Subtypes: \[(.*?)\]\n", text, re.DOTALL))]
+    unions = [
+        found[1]
+        for text in texts
+        if (found := re.match(r"Does not validate.*?Subtypes: \[(.*?)\]\n", text, re.DOTALL))
+    ]
     expected = _EXPECTED.search(texts[-1])
     if not expected:
         return ""

@@ -8,12 +8,15 @@ from typing import Any, NoReturn
 
 from dia_lightning.errors import UserError
 
-# An argument that is a value although it begins with "-"; argparse before Python 3.14 knows no exponent.
+# An argument that is a value although it begins with "-"; argparse before Python 3.14 knows no
+# exponent.
 NEGATIVE = re.compile(r"-(\.?\d|\.?inf\b|\.?nan\b)", re.IGNORECASE)
 
 
 class OptionParser(argparse.ArgumentParser):
-    """Raises `UserError` where a command is called wrongly; an abbreviation of an option is none."""
+    """Raises `UserError` where a command is called wrongly; an abbreviation of an option is
+    none.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
@@ -36,6 +39,12 @@ def module_name(text: str) -> str:
     Raises:
         UserError: if it cannot, or it is the one that decides what is allowed.
     """
-    if not all(part.isidentifier() for part in text.split(".")) or text.partition(".")[0] == "jsonargparse":
-        raise UserError(f"--allow: {text or 'nothing'} given, needed is the name of your module, as in --allow my_rewards")
+    if (
+        not all(part.isidentifier() for part in text.split("."))
+        or text.partition(".")[0] == "jsonargparse"
+    ):
+        raise UserError(
+            f"--allow: {text or 'nothing'} given, needed is the name of your module, as in --allow"
+            " my_rewards"
+        )
     return text

@@ -1,4 +1,6 @@
-"""DiaCLI: LightningCLI with settings from files and the command line only, and mistakes found before work begins."""
+"""DiaCLI: LightningCLI with settings from files and the command line only, and mistakes found
+before work begins.
+"""
 
 from __future__ import annotations
 
@@ -31,20 +33,22 @@ from dia_lightning.settings.messages import TRUSTED, explain, located, refuse_lo
 from dia_lightning.settings.options import NEGATIVE
 
 _IGNORED_WARNINGS = (
-    "num_workers", r"isinstance\(treespec", "litlogger", "logging interval", "args parameter is intended",
-    "Precision bf16-mixed is not", "The dirpath has changed", "WeightAveraging state cannot be restored",
-    r"\s+Dump of a value that does not round-trip", "across ranks is zero",
-    r"module\(s\) in eval mode", "ModelCheckpoint with manual optimization",
+    "num_workers", r"isinstance\(treespec", "litlogger", "logging interval",
+    "args parameter is intended", "Precision bf16-mixed is not", "The dirpath has changed",
+    "WeightAveraging state cannot be restored", r"\s+Dump of a value that does not round-trip",
+    "across ranks is zero", r"module\(s\) in eval mode", "ModelCheckpoint with manual optimization",
 )  # fmt: skip
 # What no user can act on: advertising, and what is absent.
 _CHATTER = re.compile(
-    r"Tip:|Seed set to|TPU available|GPU available: False|Automatic Mixed Precision|Detected KeyboardInterrupt|"
+    r"Tip:|Seed set to|TPU available|GPU available: False|Automatic Mixed Precision|Detected"
+    r" KeyboardInterrupt|"
     r"val_check_interval=1\)"
 )
 # A disk or a quota that is full, or a limit on a file's size.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_TEXT = "a text that has ${ in it belongs into a file, as in --data.prompts FILE"
-# Modules of the user's that an earlier call in this process allowed: jsonargparse's settings can only be added to.
+# Modules of the user's that an earlier call in this process allowed: jsonargparse's settings can
+# only be added to.
 _named_before: set[str] = set()
 # What each command needs of the module (one of these) and of the data, and a file that has it.
 _NEEDS = {
@@ -58,13 +62,16 @@ _NEEDS = {
 class _ParsingError(Exception):
     """What jsonargparse says, before it is explained."""
 
-    def __init__(self, message: str, error: BaseException | None, parser: LightningArgumentParser) -> None:
+    def __init__(
+        self, message: str, error: BaseException | None, parser: LightningArgumentParser
+    ) -> None:
         super().__init__(message)
         self.error, self.parser = error, parser
 
 
 class _Parser(LightningArgumentParser):
-    """Raises instead of printing usage text; parsers of a single class still raise what jsonargparse expects of them.
+    """Raises instead of printing usage text; parsers of a single class still raise what
+    jsonargparse expects of them.
 
     An abbreviation of an option is none.
     """
@@ -80,25 +87,35 @@ class _Parser(LightningArgumentParser):
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """`{here}` in a file is the file's own folder."""
-        found: Namespace = placed(super().parse_path(path, *args, **kwargs), Path(path).absolute().parent)
+        found: Namespace = placed(
+            super().parse_path(path, *args, **kwargs), Path(path).absolute().parent
+        )
         for option, value in leaves("", found):
             _refuse_escape(f"{option} (in {path})", value)
         return found
 
 
 class DiaCLI(BuildingCLI):
-    """LightningCLI whose settings come from files and the command line only, never from a checkpoint."""
+    """LightningCLI whose settings come from files and the command line only, never from a
+    checkpoint.
+    """
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         kwargs.setdefault("dump_header", [f"lightning.pytorch=={L.__version__}"])
         parser = _Parser(**kwargs)
-        parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file of the run; may be given several times.")
+        parser.add_argument(
+            "-c",
+            "--config",
+            action=ActionConfigFile,
+            help="YAML file of the run; may be given several times.",
+        )
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Of an option that is an int or a float, try the int first.
 
-        `typing` hands out whichever order of a union was made first in the process. Where that is floats first, by what
+        `typing` hands out whichever order of a union was made first in the process. Where that is
+        floats first, by what
         other packages do, `limit_predict_batches: 1` would be read as 1.0, which is all of them.
         """
         action: Any
@@ -109,36 +126,51 @@ class DiaCLI(BuildingCLI):
                 action._typehint = reduce(or_, [int, float, *others])
 
     def _parse_ckpt_path(self) -> None:
-        """Weights come from `--ckpt_path`, settings do not: a checkpoint must not silently overrule what was asked for."""
+        """Weights come from `--ckpt_path`, settings do not: a checkpoint must not silently
+        overrule what was asked for.
+        """
 
     def before_instantiate_classes(self) -> None:
         """Find what would fail only after minutes of loading or sampling."""
         config = self.config[self.subcommand]
         steps, loader, example = _NEEDS[str(self.subcommand)]
-        for option, base, names in (("model", L.LightningModule, steps), ("data", L.LightningDataModule, (loader,))):
+        for option, base, names in (
+            ("model", L.LightningModule, steps),
+            ("data", L.LightningDataModule, (loader,)),
+        ):
             cls = class_of(config[option])
-            if inspect.isclass(cls) and all(getattr(cls, name, None) is getattr(base, name, None) for name in names):
+            if inspect.isclass(cls) and all(
+                getattr(cls, name, None) is getattr(base, name, None) for name in names
+            ):
                 raise UserError(
-                    f"--{option}: {cls.__name__} given, {self.subcommand} needs a class with {' or '.join(names)}; "
-                    f"see for example --config {example}"
+                    f"--{option}: {cls.__name__} given, {self.subcommand} needs a class with"
+                    f" {' or '.join(names)}; see for example --config {example}"
                 )
         _check_checkpoint(str(config.get("ckpt_path") or "best"))
         if config.get("weights_only") is False:
-            raise UserError("--weights_only: false given, allowed: true; a pickle of more than weights could run code")
+            raise UserError(
+                "--weights_only: false given, allowed: true; a pickle of more than weights could"
+                " run code"
+            )
         config["weights_only"] = True
         self._check_seed(config)
 
     def _check_seed(self, config: Namespace) -> None:
-        """Samplers have a seed of their own, so that `seed_everything` alone would change no text."""
-        seed, own = config.get("seed_everything"), (config["model"].get("init_args") or {}).get("seed")
+        """Samplers have a seed of their own, so that `seed_everything` alone would change no
+        text.
+        """
+        seed, own = (
+            config.get("seed_everything"),
+            (config["model"].get("init_args") or {}).get("seed"),
+        )
         option, given = typed_option(["seed_everything"], self._arguments)
         samples = self.subcommand in ("test", "predict") and type(own) is int
         # 0 in a file is what every shipped one says.
         if samples and seed is not False and seed != own and (given or seed != 0):
             shown = seed if type(seed) is int else "N"
             raise UserError(
-                f"{option}: {given or seed} given, which the texts of `{self.subcommand}` do not depend on; "
-                f"use --model.seed {shown} (it is {own} now)"
+                f"{option}: {given or seed} given, which the texts of `{self.subcommand}` do not"
+                f" depend on; use --model.seed {shown} (it is {own} now)"
             )
 
     def instantiate_classes(self) -> None:
@@ -156,7 +188,8 @@ class DiaCLI(BuildingCLI):
                 raise UserError(f"--trainer{'.callbacks' * twice}: {error}") from error
         refuse_lone(trainer)
         if INTERRUPTS.watching:
-            # Lightning's own notes SIGTERM and goes on to the end of the batch, and asks the other processes meanwhile.
+            # Lightning's own notes SIGTERM and goes on to the end of the batch, and asks the other
+            # processes meanwhile.
             trainer._signal_connector._sigterm_notifier_fn = INTERRUPTS.terminate  # type: ignore
         return trainer
 
@@ -179,15 +212,21 @@ class DiaCLI(BuildingCLI):
                 raise
             option = max(above)[1] if above else "--trainer.default_root_dir"
             kept = "; what is finished is kept" if error.errno in _FULL else ""
-            raise UserError(f"{option}: {error.filename or 'cannot write'}: {error.strerror}{kept}") from error
+            raise UserError(
+                f"{option}: {error.filename or 'cannot write'}: {error.strerror}{kept}"
+            ) from error
         except UnpicklingError as error:  # of a checkpoint that the trainer found itself
-            raise UserError("--ckpt_path: a pickle of more than weights and plain values, which could run code") from error
+            raise UserError(
+                "--ckpt_path: a pickle of more than weights and plain values, which could run code"
+            ) from error
         except RuntimeError as error:
             path = self.config[self.subcommand].get("ckpt_path")
             if path is None or "loading state_dict" not in str(error):
                 raise
             reason = str(error).splitlines()[-1].strip()
-            raise UserError(f"--ckpt_path: {path} does not fit the model ({reason[:160]})") from error
+            raise UserError(
+                f"--ckpt_path: {path} does not fit the model ({reason[:160]})"
+            ) from error
 
 
 class _OptionsOnly(DiaCLI):
@@ -218,11 +257,15 @@ def _check_checkpoint(path: str) -> None:
     try:
         load_checkpoint(Path(path))
     except ValueError as error:
-        raise UserError(f"--ckpt_path: {path} is no checkpoint, or it is damaged ({error})") from error
+        raise UserError(
+            f"--ckpt_path: {path} is no checkpoint, or it is damaged ({error})"
+        ) from error
 
 
 def _refuse_escape(option: str, value: Any) -> None:
-    """jsonargparse rewrites what is between the braces also where a backslash says that it stands for itself."""
+    """jsonargparse rewrites what is between the braces also where a backslash says that it
+    stands for itself.
+    """
     if isinstance(value, str) and "\\${" in value:
         raise UserError(f"{option}: \\${{ given, which cannot be read; {_NO_TEXT}")
 
@@ -244,21 +287,27 @@ def run(arguments: list[str], options_only: bool = False, allow: Sequence[str] =
     """Parse and run, or parse only; raises instead of exiting.
 
     Args:
-        allow: modules of the user's that options may name classes and functions of, besides those of `TRUSTED`.
+        allow: modules of the user's that options may name classes and functions of, besides those
+            of `TRUSTED`.
 
     Raises:
-        UserError: for a mistake in the options, in one line; for a name of another module before that is imported.
+        UserError: for a mistake in the options, in one line; for a name of another module before
+            that is imported.
     """
     _called(_OptionsOnly if options_only else DiaCLI, arguments, allow)
 
 
 def build_model(arguments: list[str], allow: Sequence[str] = ()) -> L.LightningModule:
-    """The module that a command with these arguments would run; `allow` and UserError as for `run`."""
+    """The module that a command with these arguments would run; `allow` and UserError as for
+    `run`.
+    """
     return _called(_ModelOnly, arguments, allow).model
 
 
 def options_of(arguments: list[str], allow: Sequence[str] = ()) -> Namespace:
-    """Every setting that a command with these arguments would have, defaults too; `allow` and UserError as for `run`."""
+    """Every setting that a command with these arguments would have, defaults too; `allow` and
+    UserError as for `run`.
+    """
     cli = _called(_OptionsOnly, arguments, allow)
     found: Namespace = cli.config[cli.subcommand]
     return found
@@ -268,7 +317,8 @@ def _called(cli: type[DiaCLI], arguments: list[str], allow: Sequence[str]) -> Di
     refuse_lost(arguments)
     _quiet()
     _allow_only([*TRUSTED, *allow])
-    # `${}` is resolved after the command line, and from the top of the file although the settings stand under the command.
+    # `${}` is resolved after the command line, and from the top of the file although the settings
+    # stand under the command.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     mode = {"parser_mode": "omegaconf+"}
     # A command's parser takes half a second to build: of the one that is called alone.
@@ -276,7 +326,9 @@ def _called(cli: type[DiaCLI], arguments: list[str], allow: Sequence[str]) -> Di
     commands = {name: cli.subcommands()[name] for name in called}
     one = type(cli.__name__, (cli,), {"subcommands": staticmethod(lambda: commands)})
     for i, argument in enumerate(arguments):
-        _refuse_escape(argument.partition("=")[0] if argument.startswith("--") else arguments[i - 1], argument)
+        _refuse_escape(
+            argument.partition("=")[0] if argument.startswith("--") else arguments[i - 1], argument
+        )
     try:
         return one(
             L.LightningModule,
@@ -290,23 +342,37 @@ def _called(cli: type[DiaCLI], arguments: list[str], allow: Sequence[str]) -> Di
             args=arguments,
         )
     except _ParsingError as failed:
-        raise UserError(explain(str(failed), failed.error, arguments, _option_names(failed.parser, arguments))) from failed
+        raise UserError(
+            explain(str(failed), failed.error, arguments, _option_names(failed.parser, arguments))
+        ) from failed
     except UserError as error:
         error.args = (located(str(error), arguments),)
         raise
     except OmegaConfBaseException as error:
         path = re.sub(r"\[\d+\]", "", str(error.full_key or "")).split(".")[1:]
         option = typed_option(path, arguments)[0] if path else "--config"
-        reason = re.sub(r"(?<=key .)\.+| \(resolved to .*", "", str(error.msg or error).splitlines()[0])
-        raise UserError(f"{option}: {reason}; ${{…}} stands for another setting, {_NO_TEXT}") from error
+        reason = re.sub(
+            r"(?<=key .)\.+| \(resolved to .*", "", str(error.msg or error).splitlines()[0]
+        )
+        raise UserError(
+            f"{option}: {reason}; ${{…}} stands for another setting, {_NO_TEXT}"
+        ) from error
 
 
 def _allow_only(modules: list[str]) -> None:
-    """Let options name what these modules hold and nothing else; another's name is refused before it is imported."""
+    """Let options name what these modules hold and nothing else; another's name is refused
+    before it is imported.
+    """
     _named_before.update(modules)
-    allowed = {name for name in _named_before if any(f"{name}.".startswith(f"{module}.") for module in modules)}
+    allowed = {
+        name
+        for name in _named_before
+        if any(f"{name}.".startswith(f"{module}.") for module in modules)
+    }
     set_parsing_settings(
-        import_path_denylist=["*", *_named_before], import_path_allowlist=[*allowed], instantiate_subclass_spec_in_any=False
+        import_path_denylist=["*", *_named_before],
+        import_path_allowlist=[*allowed],
+        instantiate_subclass_spec_in_any=False,
     )
 
 

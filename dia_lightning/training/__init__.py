@@ -1,4 +1,6 @@
-"""LightningModules that train: denoiser, critic, base model, and the baseline that touches p_θ's weights."""
+"""LightningModules that train: denoiser, critic, base model, and the baseline that touches p_θ's
+weights.
+"""
 
 from dia_lightning.training.base_model import LMModule
 from dia_lightning.training.critic import CriticModule

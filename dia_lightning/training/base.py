@@ -23,16 +23,18 @@ from dia_lightning.types import text_mask
 
 N_BANDS = 5
 BANDS = [f"u_{band / N_BANDS:.1f}_{(band + 1) / N_BANDS:.1f}" for band in range(N_BANDS)]
-# How far a compiled network may be off, without and with autocast: fused, fewer results are rounded to bfloat16 in between.
+# How far a compiled network may be off, without and with autocast: fused, fewer results are rounded
+# to bfloat16 in between.
 _COMPILED = {False: 1e-4, True: 1e-2}
 
 
 class NoisedRowsModule(WatchedModule):
     """What denoiser and critic share: p_θ's embedding, the noise of a step, optimiser and export.
 
-    The noise times of batch k are drawn for the rows of all processes from (seed, k), each row's noise from (seed, k, its
-    number), so that W processes compute what one does with W times the batch size, and a continued run what an
-    uninterrupted one does (the data module counts k in the same way).
+    The noise times of batch k are drawn for the rows of all processes from (seed, k), each row's
+    noise from (seed, k, its number), so that W processes compute what one does with W times the
+    batch size, and a continued run what an uninterrupted one does (the data module counts k in the
+    same way).
     """
 
     def __init__(
@@ -47,12 +49,22 @@ class NoisedRowsModule(WatchedModule):
         self.lr, self.weight_decay, self.warmup_steps = lr, weight_decay, warmup_steps
         self.lm = BaseLM.load(base_lm)
         if max_length > self.lm.max_length:
-            raise UserError(f"--model.init_args.max_length: {max_length} given, {base_lm} allows at most {self.lm.max_length}")
-        self.embedding = TokenEmbedding(self.lm.embedding_table(), len(self.lm.tokenizer), normalise)
+            raise UserError(
+                f"--model.init_args.max_length: {max_length} given, {base_lm} allows at most"
+                f" {self.lm.max_length}"
+            )
+        self.embedding = TokenEmbedding(
+            self.lm.embedding_table(), len(self.lm.tokenizer), normalise
+        )
         self.schedule_name, self.schedule = schedule, make_schedule(schedule)
         if denoiser is not None:
-            settings, weights = read_network(denoiser, "denoiser", "--model.init_args.denoiser", self.embedding)
-            self.schedule_name, self.schedule = settings["schedule"], make_schedule(settings["schedule"])
+            settings, weights = read_network(
+                denoiser, "denoiser", "--model.init_args.denoiser", self.embedding
+            )
+            self.schedule_name, self.schedule = (
+                settings["schedule"],
+                make_schedule(settings["schedule"]),
+            )
             self.schedule.set_warp(weights["schedule.knots"])
         self.network: Any
 
@@ -60,27 +72,32 @@ class NoisedRowsModule(WatchedModule):
         """Check that the data is of this base model, and move that where its blocks are adapted.
 
         Raises:
-            UserError: if it was drawn from another model, has another tokenizer, or rows longer than the network takes.
+            UserError: if it was drawn from another model, has another tokenizer, or rows longer
+                than the network takes.
         """
         # What is p_θ's, every process has read for itself; DDP would send it round at every step.
         kept = self.state_dict()
-        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers() if name not in kept]
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, _ in self.named_buffers() if name not in kept
+        ]
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if data.max_length > self.max_length:
             raise UserError(
-                f"--model.init_args.max_length: {self.max_length} given, rows have up to {data.max_length} tokens "
-                "(--data.init_args.max_length)"
+                f"--model.init_args.max_length: {self.max_length} given, rows have up to"
+                f" {data.max_length} tokens (--data.init_args.max_length)"
             )
         if isinstance(data, ModelSamples) and fingerprint(data.lm) != fingerprint(self.lm):
             raise UserError(
-                f"--data.init_args.base_lm: {data.base_lm} is another model than {self.base_lm_name} "
-                "(--model.init_args.base_lm); give the same for both"
+                f"--data.init_args.base_lm: {data.base_lm} is another model than"
+                f" {self.base_lm_name} (--model.init_args.base_lm); give the same for both"
             )
         tokenizer = getattr(data, "tokenizer", None)
-        if tokenizer is not None and tokenizer_content(tokenizer) != tokenizer_content(self.lm.tokenizer):
+        if tokenizer is not None and tokenizer_content(tokenizer) != tokenizer_content(
+            self.lm.tokenizer
+        ):
             raise UserError(
-                f"--data.init_args.tokenizer: {data.tokenizer_path} is not the tokenizer of {self.base_lm_name} "
-                "(--model.init_args.base_lm); give that model"
+                f"--data.init_args.tokenizer: {data.tokenizer_path} is not the tokenizer of"
+                f" {self.base_lm_name} (--model.init_args.base_lm); give that model"
             )
         if isinstance(self.network.trunk, AdaptedTrunk):
             self.lm.to(self.device)
@@ -91,7 +108,8 @@ class NoisedRowsModule(WatchedModule):
         self.to_compile = compile_blocks
 
     def compile_once(self, loss: Callable[[], Tensor]) -> None:
-        """Compile the blocks if that was asked for, and see that the first batch's loss stays what it is.
+        """Compile the blocks if that was asked for, and see that the first batch's loss stays what
+        it is.
 
         Raises:
             UserError: if it does not, or torch cannot compile here.
@@ -107,33 +125,56 @@ class NoisedRowsModule(WatchedModule):
         except Exception as error:
             reason = str(getattr(error, "inner_exception", error)).strip().splitlines()[0][:160]
             raise UserError(f"{option}, but torch cannot compile here ({reason})") from error
-        if not abs(compiled - plain) <= _COMPILED[torch.is_autocast_enabled(self.device.type)] * max(1.0, abs(plain)):
-            raise UserError(f"{option}, but the first batch has a loss of {compiled:.6g} compiled and {plain:.6g} as it is")
+        if not abs(compiled - plain) <= _COMPILED[
+            torch.is_autocast_enabled(self.device.type)
+        ] * max(1.0, abs(plain)):
+            raise UserError(
+                f"{option}, but the first batch has a loss of {compiled:.6g} compiled and"
+                f" {plain:.6g} as it is"
+            )
 
     def noised(self, batch: dict[str, Tensor], stream: int) -> Noised:
         """The batch at training noise; `stream` numbers the draw (`batch_number` in training)."""
         tokens, prompt_mask = batch["tokens"], batch["prompt_mask"]
         generator = torch.Generator(self.device).manual_seed(self.stream_seed(stream))
         rows, n_rows = self.rows_in_all(len(tokens), self.device)
-        times = draw_times(n_rows, self.max_length, self.schedule, generator)[rows, : tokens.shape[1]]
+        times = draw_times(n_rows, self.max_length, self.schedule, generator)[
+            rows, : tokens.shape[1]
+        ]
         eps = self._eps(len(tokens), stream)[:, : tokens.shape[1]]
         ends = ~text_mask(tokens, prompt_mask, self.lm.end_id)
-        return noise(tokens, torch.where(prompt_mask, 0.0, times), ends, rows, self.embedding, self.schedule, eps)
+        return noise(
+            tokens,
+            torch.where(prompt_mask, 0.0, times),
+            ends,
+            rows,
+            self.embedding,
+            self.schedule,
+            eps,
+        )
 
     def _eps(self, n: int, stream: int) -> Tensor:
-        """Standard normal (n, max_length, d), each row from (seed, stream, its number among those of all processes)."""
+        """Standard normal (n, max_length, d), each row from (seed, stream, its number among
+        those of all processes).
+        """
         eps = torch.empty(n, self.max_length, self.embedding.dim, device=self.device)
         generator = torch.Generator(self.device)
         for i, row in enumerate(eps):
             number = self.trainer.global_rank + i * self.trainer.world_size
-            row.normal_(generator=generator.manual_seed((self.stream_seed(stream) * 0x9E3779B97F4A7C15 + number) % (1 << 63)))
+            row.normal_(
+                generator=generator.manual_seed(
+                    (self.stream_seed(stream) * 0x9E3779B97F4A7C15 + number) % (1 << 63)
+                )
+            )
         return eps
 
     def stream_seed(self, stream: int) -> int:
         return self.seed * 1_000_003 + stream
 
     def rows_in_all(self, n: int, device: torch.device) -> tuple[Tensor, int]:
-        """The numbers (n,) of this process's rows among those of all processes, and how many there are."""
+        """The numbers (n,) of this process's rows among those of all processes, and how many
+        there are.
+        """
         world, rank = self.trainer.world_size, self.trainer.global_rank
         return torch.arange(rank, n * world, world, device=device), n * world
 
@@ -144,7 +185,9 @@ class NoisedRowsModule(WatchedModule):
 
     def configure_optimizers(self) -> Any:
         total = int(self.trainer.estimated_stepping_batches)
-        return adamw_warmup_cosine(self.network.named_parameters(), self.lr, self.weight_decay, self.warmup_steps, total)
+        return adamw_warmup_cosine(
+            self.network.named_parameters(), self.lr, self.weight_decay, self.warmup_steps, total
+        )
 
     def settings(self) -> dict[str, Any]:
         """What loading needs to build the network again; JSON values only."""

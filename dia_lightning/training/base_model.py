@@ -44,18 +44,28 @@ class LMModule(WatchedModule):
         from transformers import GPT2Config, GPT2LMHeadModel
 
         check_recipe(lr, weight_decay, warmup_steps)
-        sizes = {"vocab_size": vocab_size, "width": width, "layers": layers, "heads": heads, "positions": positions}
+        sizes = {
+            "vocab_size": vocab_size,
+            "width": width,
+            "layers": layers,
+            "heads": heads,
+            "positions": positions,
+        }
         for option, value in sizes.items():
             if value < 1:
                 raise UserError(f"--model.init_args.{option}: {value} given, at least 1 allowed")
         if width % heads:
-            raise UserError(f"--model.init_args.width: {width} given, must be a multiple of heads ({heads})")
+            raise UserError(
+                f"--model.init_args.width: {width} given, must be a multiple of heads ({heads})"
+            )
         if not 0 <= dropout < 1:
-            raise UserError(f"--model.init_args.dropout: {dropout} given, allowed is 0 ≤ dropout < 1")
+            raise UserError(
+                f"--model.init_args.dropout: {dropout} given, allowed is 0 ≤ dropout < 1"
+            )
         self.lr, self.weight_decay, self.warmup_steps = lr, weight_decay, warmup_steps
         config = GPT2Config(
-            vocab_size=vocab_size, n_embd=width, n_layer=layers, n_head=heads, n_positions=positions,
-            resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
+            vocab_size=vocab_size, n_embd=width, n_layer=layers, n_head=heads,
+            n_positions=positions, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
             bos_token_id=None, eos_token_id=None,  # of the tokenizer, which `setup` knows
         )  # fmt: skip
         self.model = GPT2LMHeadModel(config)
@@ -64,7 +74,8 @@ class LMModule(WatchedModule):
         tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         if len(tokenizer) != self.model.config.vocab_size:
             raise UserError(
-                f"--model.init_args.vocab_size: {self.model.config.vocab_size}, but the tokenizer has {len(tokenizer)}"
+                f"--model.init_args.vocab_size: {self.model.config.vocab_size}, but the tokenizer"
+                f" has {len(tokenizer)}"
             )
         self.end_id: int = tokenizer.eos_token_id
         for config in (self.model.config, self.model.generation_config):
@@ -76,7 +87,10 @@ class LMModule(WatchedModule):
         tokens, keep = batch["tokens"], text_mask(batch["tokens"], batch["prompt_mask"], end_id)
         logits = self.model(F.pad(tokens[:, :-1], (1, 0), value=end_id)).logits
         targets = torch.where(keep, tokens, -100)
-        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum"), keep.sum()
+        return (
+            F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum"),
+            keep.sum(),
+        )
 
     @float32_default()
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -92,9 +106,13 @@ class LMModule(WatchedModule):
 
     def configure_optimizers(self) -> Any:
         total = int(self.trainer.estimated_stepping_batches)
-        return adamw_warmup_cosine(self.named_parameters(), self.lr, self.weight_decay, self.warmup_steps, total)
+        return adamw_warmup_cosine(
+            self.named_parameters(), self.lr, self.weight_decay, self.warmup_steps, total
+        )
 
     def export(self, folder: Path) -> None:
-        """Write the model and its tokenizer in transformers' format (safetensors), loadable as `base_lm`."""
+        """Write the model and its tokenizer in transformers' format (safetensors), loadable as
+        `base_lm`.
+        """
         self.model.save_pretrained(folder)
         self.trainer.datamodule.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]

@@ -25,11 +25,13 @@ class CriticModule(NoisedRowsModule):
         reward: any `Reward`; called on decoded texts, each text once.
         base_lm: hub id or folder of p_θ.
         normalise: as for the denoiser.
-        denoiser: checkpoint whose noise schedule, with its warp, is used; nothing = `schedule` unwarped.
-        objective: `mse` (E[r | z_t]), `soft` (log E[exp(λ r) | z_t]) or `clean` (r on clean text only, the original proposal).
+        denoiser: checkpoint whose noise schedule, with its warp, is used; nothing = `schedule`
+            unwarped.
+        objective: `mse` (E[r | z_t]), `soft` (log E[exp(λ r) | z_t]) or `clean` (r on clean text
+            only, the original proposal).
         lam: λ of `soft`, in 1 / reward; not used by the others.
-        schedule: as for the denoiser, where no `denoiser` is given.
-        width, layers, heads, rotary, adapter_rank, max_length, init_from_lm: the transformer, as for the denoiser.
+        schedule: as for the denoiser, where no `denoiser` is given. width, layers, heads, rotary,
+        adapter_rank, max_length, init_from_lm: the transformer, as for the denoiser.
         lr, weight_decay, warmup_steps: AdamW with warm-up and cosine decay to the end of training.
         activation_checkpointing, compile: as for the denoiser.
         seed: of the noise.
@@ -58,13 +60,23 @@ class CriticModule(NoisedRowsModule):
         compile: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(base_lm, normalise, schedule, denoiser, max_length, lr, weight_decay, warmup_steps, seed)
+        super().__init__(
+            base_lm, normalise, schedule, denoiser, max_length, lr, weight_decay, warmup_steps, seed
+        )
         if objective not in OBJECTIVES:
-            raise UserError(f"--model.init_args.objective: {objective!r} given, allowed are {', '.join(OBJECTIVES)}")
+            raise UserError(
+                f"--model.init_args.objective: {objective!r} given, allowed are"
+                f" {', '.join(OBJECTIVES)}"
+            )
         if objective == "soft" and lam == 0:
-            raise UserError("--model.init_args.lam: 0 given, --model.init_args.objective soft needs another λ")
+            raise UserError(
+                "--model.init_args.lam: 0 given, --model.init_args.objective soft needs another λ"
+            )
         if reward.conditional:
-            raise UserError(f"--model.init_args.reward: {reward.name!r} compares with a record, which a critic does not see")
+            raise UserError(
+                f"--model.init_args.reward: {reward.name!r} compares with a record, which a critic"
+                " does not see"
+            )
         self.reward, self.objective, self.lam = CachedReward(reward), objective, lam
         size = NetworkSize(width, layers, heads, max_length, rotary, adapter_rank)
         self.network = CriticNetwork(self.embedding.dim, self.schedule, size, self.lm.model)
@@ -78,15 +90,26 @@ class CriticModule(NoisedRowsModule):
         batch = rows[list(range(len(rows)))]
         rewards = self._rewards({k: v.to(self.device) for k, v in batch.items()})
         if not float(rewards.std()) > 0:
-            raise UserError(f"--model.init_args.reward: {self.reward.name} is {float(rewards.mean()):g} on every sample")
+            raise UserError(
+                f"--model.init_args.reward: {self.reward.name} is {float(rewards.mean()):g} on"
+                " every sample"
+            )
         self.network.mean.copy_(self._units * rewards.mean())
-        self.network.scale.copy_(rewards.new_ones(()) if self.objective == "soft" else rewards.std())
+        self.network.scale.copy_(
+            rewards.new_ones(()) if self.objective == "soft" else rewards.std()
+        )
 
     @float32_default()
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        noised = self._clean(batch) if self.objective == "clean" else self.noised(batch, self.batch_number)
+        noised = (
+            self._clean(batch)
+            if self.objective == "clean"
+            else self.noised(batch, self.batch_number)
+        )
         target, objective = self._targets(batch), OBJECTIVES[self.objective]
-        self.compile_once(lambda: objective(self.network.standardised(noised.z, noised.t), target).mean())
+        self.compile_once(
+            lambda: objective(self.network.standardised(noised.z, noised.t), target).mean()
+        )
         value = self.network.standardised(noised.z, noised.t)
         losses = objective(value, target)
         self.note_rows(batch, ~losses.detach().isfinite())
@@ -97,20 +120,29 @@ class CriticModule(NoisedRowsModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        # Rows: squared error, target, its square, count; columns: the bands, and all rows without noise.
+        # Rows: squared error, target, its square, count; columns: the bands, and all rows without
+        # noise.
         self._moments = torch.zeros(4, N_BANDS + 1, device=self.device)
 
     @float32_default()
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        noised, clean, target = self.noised(batch, -1 - batch_idx), self._clean(batch), self._targets(batch)
+        noised, clean, target = (
+            self.noised(batch, -1 - batch_idx),
+            self._clean(batch),
+            self._targets(batch),
+        )
         level = torch.where(noised.noised, noised.t, 0.0).amax(1)
         for columns, rows in ((slice(N_BANDS), noised), (slice(N_BANDS, None), clean)):
             error = (self.network.standardised(rows.z, rows.t) - target).square()
             for row, values in enumerate((error, target, target.square(), torch.ones_like(target))):
-                self._moments[row, columns] += self.band_sums(values, level) if rows is noised else values.sum()
+                self._moments[row, columns] += (
+                    self.band_sums(values, level) if rows is noised else values.sum()
+                )
 
     def on_validation_epoch_end(self) -> None:
-        """R² on held-out samples, in five bands of each row's highest noise level u, and on clean text (for `soft`, of h/λ)."""
+        """R² on held-out samples, in five bands of each row's highest noise level u, and on
+        clean text (for `soft`, of h/λ).
+        """
         moments = self.trainer.strategy.reduce(self._moments, reduce_op="sum")
         assert isinstance(moments, Tensor)
         names = [*(f"val/r2_{band}" for band in BANDS), "val/r2_clean", "val/r2"]
@@ -122,10 +154,16 @@ class CriticModule(NoisedRowsModule):
 
     def _clean(self, batch: dict[str, Tensor]) -> Noised:
         tokens = batch["tokens"]
-        return Noised(self.embedding(tokens), tokens.new_zeros(tokens.shape, dtype=torch.float32), torch.zeros_like(tokens) > 0)
+        return Noised(
+            self.embedding(tokens),
+            tokens.new_zeros(tokens.shape, dtype=torch.float32),
+            torch.zeros_like(tokens) > 0,
+        )
 
     def _rewards(self, batch: dict[str, Tensor]) -> Tensor:
-        return call_reward(self.reward, self.lm.decode(batch["tokens"], batch["prompt_mask"])).to(self.device)
+        return call_reward(self.reward, self.lm.decode(batch["tokens"], batch["prompt_mask"])).to(
+            self.device
+        )
 
     @property
     def _units(self) -> float:
@@ -157,9 +195,11 @@ def mse(value: Tensor, target: Tensor) -> Tensor:
 
 
 def soft(value: Tensor, target: Tensor) -> Tensor:
-    """Fits exp(h) to exp(y) for y = λ r, so that h → log E[exp(λ r) | z_t], the exact log-value of the target.
+    """Fits exp(h) to exp(y) for y = λ r, so that h → log E[exp(λ r) | z_t], the exact log-value of
+    the target.
 
-    The Itakura–Saito form exp(y − h) − (y − h) − 1 has its minimum at E[exp(y − h)] = 1 and needs no division by exp(h),
+    The Itakura–Saito form exp(y − h) − (y − h) − 1 has its minimum at E[exp(y − h)] = 1 and needs
+    no division by exp(h),
     but its gradient has the variance of exp(y): the exponent is clipped at `SOFT_CLIP`.
     """
     gap = (target - value).clamp_max(SOFT_CLIP)

@@ -21,7 +21,9 @@ _BINS = 100  # of t, for the running loss
 
 
 class Losses(NamedTuple):
-    """Of N noised positions: their sum, with its gradient; `values` (N,), without; and their times `t` (N,)."""
+    """Of N noised positions: their sum, with its gradient; `values` (N,), without; and their
+    times `t` (N,).
+    """
 
     total: Tensor
     values: Tensor
@@ -32,24 +34,32 @@ class DenoiserModule(NoisedRowsModule):
     """Learns to denoise p_θ's samples (see science.md, "Denoiser").
 
     Args:
-        base_lm: hub id, folder or `.gguf` file of p_θ, whose embeddings are noised (see `BaseLM.load`).
-        normalise: scale each embedding to one norm; false = as they are, as in the original proposal (see `TokenEmbedding`).
+        base_lm: hub id, folder or `.gguf` file of p_θ, whose embeddings are noised (see
+            `BaseLM.load`).
+        normalise: scale each embedding to one norm; false = as they are, as in the original
+            proposal (see `TokenEmbedding`).
         schedule: `cosine`, `sqrt` or `linear`; bent by time warping while training goes on.
-        loss: `ce` (cross-entropy), `eps` (‖ε − ε_ψ‖²) or `x0` (‖z_0 − ẑ_0‖²), on noised positions only.
-        width, layers, heads, rotary: the transformer; with `init_from_lm` width and heads are those of base_lm.
-        adapter_rank: above 0 the blocks and the head are p_θ's own, frozen and not repeated in checkpoints, with adapters
-            of this rank on every matrix (see `adapted`; Llama's architecture only).
+        loss: `ce` (cross-entropy), `eps` (‖ε − ε_ψ‖²) or `x0` (‖z_0 − ẑ_0‖²), on noised positions
+            only.
+        width, layers, heads, rotary: the transformer; with `init_from_lm` width and heads are those
+            of base_lm.
+        adapter_rank: above 0 the blocks and the head are p_θ's own, frozen and not repeated in
+            checkpoints, with adapters of this rank on every matrix (see `adapted`; Llama's
+            architecture only).
         max_length: longest text in tokens, end token included.
         tied_head: read out by the frozen embedding table instead of by a trained one.
         init_from_lm: start from p_θ's own blocks, attention made bidirectional.
-        init_from: start from this denoiser (folder or `.ckpt`) of the same base_lm and size instead.
-        label_reward, label_edges, label_drop: for classifier-free guidance, condition it on labels too: the class of each
-            text's reward between these edges, left out of a share of the texts (see `Labeller`).
-        self_condition: every so many steps the network is given an earlier ẑ_0 of its own; 0 = never.
+        init_from: start from this denoiser (folder or `.ckpt`) of the same base_lm and size
+            instead.
+        label_reward, label_edges, label_drop: for classifier-free guidance, condition it on labels
+            too: the class of each text's reward between these edges, left out of a share of the
+            texts (see `Labeller`).
+        self_condition: every so many steps the network is given an earlier ẑ_0 of its own; 0 =
+            never.
         time_warp: steps between two updates of the warp; 0 = never.
         lr, weight_decay, warmup_steps: AdamW with warm-up and cosine decay to the end of training.
-        activation_checkpointing: run each block again in the backward pass instead of keeping what it computed: less memory
-            for more time, with the same loss and gradients.
+        activation_checkpointing: run each block again in the backward pass instead of keeping what
+            it computed: less memory for more time, with the same loss and gradients.
         compile: the blocks, by torch.compile, at the first batch, whose loss must stay the same.
         seed: of the noise.
     """
@@ -83,19 +93,27 @@ class DenoiserModule(NoisedRowsModule):
         compile: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(base_lm, normalise, schedule, None, max_length, lr, weight_decay, warmup_steps, seed)
+        super().__init__(
+            base_lm, normalise, schedule, None, max_length, lr, weight_decay, warmup_steps, seed
+        )
         for option, value in (("time_warp", time_warp), ("self_condition", self_condition)):
             if value < 0:
-                raise UserError(f"--model.init_args.{option}: {value} given, must be 0 (never) or more")
+                raise UserError(
+                    f"--model.init_args.{option}: {value} given, must be 0 (never) or more"
+                )
         if loss not in LOSSES:
-            raise UserError(f"--model.init_args.loss: {loss!r} given, allowed are {', '.join(LOSSES)}")
+            raise UserError(
+                f"--model.init_args.loss: {loss!r} given, allowed are {', '.join(LOSSES)}"
+            )
         self.loss_name, self.time_warp, self.self_condition = loss, time_warp, self_condition
         size = NetworkSize(width, layers, heads, max_length, rotary, adapter_rank)
         labelled = label_reward is not None or label_edges is not None
         self.labeller = Labeller(label_reward, label_edges, label_drop) if labelled else None
         self.label_reward = self.labeller and self.labeller.reward  # whose calls Export counts
         n_labels = len(label_edges or []) + 1 if labelled else 0
-        self.network = DenoiserNetwork(self.embedding, self.schedule, size, tied_head, n_labels, self.lm.model)
+        self.network = DenoiserNetwork(
+            self.embedding, self.schedule, size, tied_head, n_labels, self.lm.model
+        )
         if init_from is not None:
             self._init_from(init_from)
         elif init_from_lm:
@@ -111,7 +129,9 @@ class DenoiserModule(NoisedRowsModule):
         load_weights(self.network, settings, weights, option, path)
 
     def labels(self, batch: dict[str, Tensor], stream: int | None = None) -> Tensor | None:
-        """Each row's label (B,), where there are labels; with a `stream`, which numbers the draw, some are dropped."""
+        """Each row's label (B,), where there are labels; with a `stream`, which numbers the
+        draw, some are dropped.
+        """
         if self.labeller is None:
             return None
         labels = self.labeller(self.lm.decode(batch["tokens"], batch["prompt_mask"]))
@@ -121,7 +141,9 @@ class DenoiserModule(NoisedRowsModule):
             labels = self.labeller.dropped(labels, rows, n_rows, 2 * self.stream_seed(stream) + 1)
         return labels.to(self.device)
 
-    def losses(self, tokens: Tensor, noised: Noised, estimated: bool, label: Tensor | None = None) -> Losses:
+    def losses(
+        self, tokens: Tensor, noised: Noised, estimated: bool, label: Tensor | None = None
+    ) -> Losses:
         """Losses at the noised positions; the fixed shape (B·T) comes first, so nothing waits."""
         z0_prev = None
         if estimated:
@@ -132,23 +154,35 @@ class DenoiserModule(NoisedRowsModule):
         hidden, query = self.network.hidden(noised.z, noised.t, z0_prev, label)
         keep = noised.noised
         t = noised.t[keep]
-        return Losses(*summed(LOSSES[self.loss_name], self.network, hidden[keep], query[keep], tokens[keep], t), t)
+        return Losses(
+            *summed(
+                LOSSES[self.loss_name], self.network, hidden[keep], query[keep], tokens[keep], t
+            ),
+            t,
+        )
 
     @float32_default()
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         number = self.batch_number
         label = self.labels(batch, number)
-        estimated = self.self_condition > 0 and number % self.self_condition == self.self_condition - 1
+        estimated = (
+            self.self_condition > 0 and number % self.self_condition == self.self_condition - 1
+        )
         given = (batch["tokens"], self.noised(batch, number), estimated, label)
         self.compile_once(lambda: self.losses(*given).values.mean())
         total, values, t = self.losses(*given)
-        # Mean over the positions of all processes, so that the gradient is that of one process with the whole batch.
-        count = self.trainer.strategy.reduce(values.new_tensor(float(len(values))), reduce_op="mean")
+        # Mean over the positions of all processes, so that the gradient is that of one process with
+        # the whole batch.
+        count = self.trainer.strategy.reduce(
+            values.new_tensor(float(len(values))), reduce_op="mean"
+        )
         # A batch may have no noised position, a small one of short texts say: it teaches nothing.
         loss = total / count.clamp_min(1 / self.trainer.world_size)
         self._note_loss(values, t)
         noised = given[1].noised
-        self.note_rows(batch, torch.zeros_like(noised).masked_scatter(noised, ~values.isfinite()).any(1))
+        self.note_rows(
+            batch, torch.zeros_like(noised).masked_scatter(noised, ~values.isfinite()).any(1)
+        )
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
@@ -166,7 +200,9 @@ class DenoiserModule(NoisedRowsModule):
         if self.time_warp and step and step % self.time_warp == 0:
             seen = self.loss_in_bin >= 0
             centres = (torch.arange(_BINS, device=t.device) + 0.5) / _BINS
-            self.schedule.set_warp(warp_knots(centres[seen], self.loss_in_bin[seen], len(self.schedule.knots) - 1))
+            self.schedule.set_warp(
+                warp_knots(centres[seen], self.loss_in_bin[seen], len(self.schedule.knots) - 1)
+            )
 
     def on_validation_epoch_start(self) -> None:
         self._in_bands = torch.zeros(2, N_BANDS, device=self.device)
@@ -175,7 +211,9 @@ class DenoiserModule(NoisedRowsModule):
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         noised, estimated = self.noised(batch, -1 - batch_idx), self.self_condition > 0
         _, values, t = self.losses(batch["tokens"], noised, estimated, self.labels(batch))
-        self._in_bands += torch.stack([self.band_sums(values, t), self.band_sums(torch.ones_like(values), t)])
+        self._in_bands += torch.stack(
+            [self.band_sums(values, t), self.band_sums(torch.ones_like(values), t)]
+        )
 
     def on_validation_epoch_end(self) -> None:
         """Mean loss over all noised positions, and in each band that has any."""

@@ -32,16 +32,20 @@ def adamw_warmup_cosine(
     warmup_steps: int,
     total_steps: int,
 ) -> dict[str, Any]:
-    """AdamW (betas 0.9, 0.98) with warm-up to `lr`, then cosine to 5 % of it, in the form Lightning wants.
+    """AdamW (betas 0.9, 0.98) with warm-up to `lr`, then cosine to 5 % of it, in the form Lightning
+    wants.
 
     Biases, norms and other vectors are not decayed. `total_steps` counts optimiser steps.
 
     Raises:
-        UserError: if the number of steps is unknown (neither `max_steps` nor `max_epochs` given), or see `check_recipe`.
+        UserError: if the number of steps is unknown (neither `max_steps` nor `max_epochs` given),
+            or see `check_recipe`.
     """
     check_recipe(lr, weight_decay, warmup_steps)
     if not 0 < total_steps < 1 << 60:
-        raise UserError("--trainer.max_steps: give a number of steps, the cosine schedule needs its end")
+        raise UserError(
+            "--trainer.max_steps: give a number of steps, the cosine schedule needs its end"
+        )
     named = [(n, p) for n, p in parameters if p.requires_grad]
     groups = [
         {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": weight_decay},

@@ -1,4 +1,6 @@
-"""PPO and RLOO: a policy fine-tuned to the target that DIA samples from, the baseline that it is compared with."""
+"""PPO and RLOO: a policy fine-tuned to the target that DIA samples from, the baseline that it is
+compared with.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ ESTIMATORS = ("ppo", "rloo")
 class Rollout(NamedTuple):
     """Texts of the policy and what was known of them when they were drawn.
 
-    tokens, mask (B, T): mask is True at drawn tokens, end token included. log_p, values (B, T): log policy in nats, and V
+    tokens, mask (B, T): mask is True at drawn tokens, end token included. log_p, values (B, T): log
+        policy in nats, and V
     before each token. log_ratio (B, T): log policy − log p_θ. reward (B,).
     """
 
@@ -51,24 +54,28 @@ class Rollout(NamedTuple):
 class PPOModule(WatchedModule):
     """Fine-tunes a copy of p_θ to maximise E[r(x)] − β KL(policy ‖ p_θ).
 
-    The optimum is π*(x) ∝ p_θ(x) exp(r(x) / β), the target of DIA with λ = 1 / β. The policy starts from p_θ and has no
-    dropout. The texts of step k on process i come from (seed, k, i). `--trainer.max_steps` counts optimiser steps, of
-    which every batch of texts makes epochs × minibatches. Data: `RolloutData`.
+    The optimum is π*(x) ∝ p_θ(x) exp(r(x) / β), the target of DIA with λ = 1 / β. The policy starts
+    from p_θ and has no dropout. The texts of step k on process i come from (seed, k, i).
+    `--trainer.max_steps` counts optimiser steps, of which every batch of texts makes epochs ×
+    minibatches. Data: `RolloutData`.
 
     Args:
         reward: any `Reward`.
         base_lm: hub id or folder of p_θ.
-        estimator: `ppo` (value head on the last hidden state, advantages of every token by GAE, whitened; Schulman et al.
-            2017, Ziegler et al. 2019) or `rloo` (texts of the same prompt are each other's baseline; Ahmadian et al. 2024).
+        estimator: `ppo` (value head on the last hidden state, advantages of every token by GAE,
+            whitened; Schulman et al. 2017, Ziegler et al. 2019) or `rloo` (texts of the same prompt
+            are each other's baseline; Ahmadian et al. 2024).
         beta: β, price of a nat of KL in units of r; 0.125 is λ = 8.
-        target_kl: KL in nats a text to which β is then adapted (Ziegler et al. 2019); by default β is fixed.
-        clip: ε, how far the probability ratio (of a token for ppo, of a text for rloo) may pay to move in one batch.
+        target_kl: KL in nats a text to which β is then adapted (Ziegler et al. 2019); by default β
+            is fixed.
+        clip: ε, how far the probability ratio (of a token for ppo, of a text for rloo) may pay to
+            move in one batch.
         gae_lambda: λ of GAE, of ppo only.
         value_coef: weight of the value loss, of ppo only.
         epochs: passes over each batch of texts. minibatches: optimiser steps a pass.
         gradient_clip: largest norm of a gradient (the Trainer's own option does not work here).
-        lora_rank: train low-rank adapters of this rank (see `lora.add_adapters`) and the value head instead of all weights;
-            they need a larger lr. The exported policy has them merged.
+        lora_rank: train low-rank adapters of this rank (see `lora.add_adapters`) and the value head
+            instead of all weights; they need a larger lr. The exported policy has them merged.
         lr, warmup_steps: Adam with warm-up and cosine decay to the end of training.
         seed: of all randomness.
     """
@@ -100,10 +107,18 @@ class PPOModule(WatchedModule):
         check_recipe(lr, 0.0, warmup_steps)
         for option, (fits, allowed) in _limits(given).items():
             if not fits:
-                raise UserError(f"--model.init_args.{option}: {given[option]!r} given, allowed: {allowed}")
+                raise UserError(
+                    f"--model.init_args.{option}: {given[option]!r} given, allowed: {allowed}"
+                )
         self.automatic_optimization = False
         self.reward, self.base_lm, self.estimator = reward, base_lm, estimator
-        self.beta, self.target_kl, self.clip, self.gae_lambda, self.value_coef = beta, target_kl, clip, gae_lambda, value_coef
+        self.beta, self.target_kl, self.clip, self.gae_lambda, self.value_coef = (
+            beta,
+            target_kl,
+            clip,
+            gae_lambda,
+            value_coef,
+        )
         self.epochs, self.minibatches, self.gradient_clip = epochs, minibatches, gradient_clip
         self.lora_rank, self.lr, self.warmup_steps, self.seed = lora_rank, lr, warmup_steps, seed
         self._cached = CachedReward(reward)
@@ -111,7 +126,11 @@ class PPOModule(WatchedModule):
         self.policy_lm = BaseLM.load(base_lm)
         model = self.policy_lm.model
         # Adapters are put into the very model that `policy_lm` draws from.
-        self.policy = model.requires_grad_(True) if lora_rank is None else add_adapters(model, lora_rank, seed)
+        self.policy = (
+            model.requires_grad_(True)
+            if lora_rank is None
+            else add_adapters(model, lora_rank, seed)
+        )
         self.language_models = {"policy": self.policy_lm, "base_lm": self.lm}
         self.value_head = self._value_head() if estimator == "ppo" else None
         self.register_buffer("beta_now", torch.tensor(beta, dtype=torch.float64))
@@ -144,37 +163,52 @@ class PPOModule(WatchedModule):
         advantages, returns = self.advantages(rollout, batch)
         measured = self._measure(rollout, returns)
         updated = self._update(rollout, advantages, returns, generator)
-        fine = torch.stack([*updated.values()]).isfinite().all() & (rollout.log_p + rollout.log_ratio).isfinite().all(1)
-        self.note_rows({"tokens": rollout.tokens, "mask": rollout.mask, "reward": rollout.reward}, ~fine)
+        fine = torch.stack([*updated.values()]).isfinite().all() & (
+            rollout.log_p + rollout.log_ratio
+        ).isfinite().all(1)
+        self.note_rows(
+            {"tokens": rollout.tokens, "mask": rollout.mask, "reward": rollout.reward}, ~fine
+        )
         measured |= updated
         if self.target_kl is not None:
             self.beta_now.copy_(adapted_beta(self.beta_now, measured["kl"], self.target_kl))
         shown = {"reward", "kl"}
         for name, value in measured.items():
-            self.log(f"train/{name}", value.float(), prog_bar=name in shown, batch_size=len(batch.ids))
+            self.log(
+                f"train/{name}", value.float(), prog_bar=name in shown, batch_size=len(batch.ids)
+            )
 
     @torch.no_grad()
     def roll_out(self, batch: Prompts, generator: torch.Generator) -> Rollout:
         """Texts of the policy for a batch of prompts, with their rewards."""
         tokens = self.policy_lm.generate(batch.tokens, batch.prompt_mask, generator)
-        reward = call_reward(self._cached, seen_texts(self.lm, tokens, batch), batch.records).to(self.device)
+        reward = call_reward(self._cached, seen_texts(self.lm, tokens, batch), batch.records).to(
+            self.device
+        )
         mask = scored_mask(tokens, batch.prompt_mask, self.lm.end_id)
         longest = int(mask.any(0).nonzero().max()) + 1
         tokens, mask, given = tokens[:, :longest], mask[:, :longest], batch.prompt_mask[:, :longest]
         parts = [
-            self.evaluate(*pair) for pair in zip(tokens.chunk(self.minibatches), mask.chunk(self.minibatches), strict=True)
+            self.evaluate(*pair)
+            for pair in zip(
+                tokens.chunk(self.minibatches), mask.chunk(self.minibatches), strict=True
+            )
         ]
         log_p, values = (torch.cat(x) for x in zip(*parts, strict=True))
         log_ratio = log_p - self.lm.token_log_probs(tokens, given)
         return Rollout(tokens, mask, log_p, values, log_ratio, reward)
 
     def evaluate(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Log policy in nats of each token of `mask`, and V before it; (B, T) float32 each, 0 elsewhere."""
-        # Autocast keeps its bfloat16 copies of the weights for the whole step: those from before the last optimiser step,
-        # and, made while texts were drawn, without gradients.
+        """Log policy in nats of each token of `mask`, and V before it; (B, T) float32 each, 0
+        elsewhere.
+        """
+        # Autocast keeps its bfloat16 copies of the weights for the whole step: those from before
+        # the last optimiser step, and, made while texts were drawn, without gradients.
         torch.clear_autocast_cache()
         logits, hidden = self._forward(F.pad(tokens[:, :-1], (1, 0), value=self.lm.bos_id))
-        log_p = -F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten(), reduction="none").unflatten(0, tokens.shape)
+        log_p = -F.cross_entropy(
+            logits.float().flatten(0, 1), tokens.flatten(), reduction="none"
+        ).unflatten(0, tokens.shape)
         values = torch.zeros_like(log_p)
         if self.value_head is not None:
             # bfloat16 tells values apart to 1 in 256 only.
@@ -188,19 +222,29 @@ class PPOModule(WatchedModule):
         return self.lm.with_one_end(out.logits), out.hidden_states[-1]
 
     def advantages(self, rollout: Rollout, batch: Prompts) -> tuple[Tensor, Tensor]:
-        """What an update learns from: advantages (B, T) and returns (B, T) for ppo; for rloo advantages (B,), no returns."""
+        """What an update learns from: advantages (B, T) and returns (B, T) for ppo; for rloo
+        advantages (B,), no returns.
+        """
         if self.estimator == "rloo":
             group = crowd_of(batch, 1)[2]
             if int(group.bincount().min()) < 2:
-                raise UserError("--data.init_args.n_texts: rloo compares texts of one prompt, give 2 or more")
+                raise UserError(
+                    "--data.init_args.n_texts: rloo compares texts of one prompt, give 2 or more"
+                )
             scores = rollout.reward - self.beta_now * rollout.log_ratio.sum(1)
             return leave_one_out(scores, group).float(), rollout.reward.new_zeros(0)
-        rewards = token_rewards(rollout.reward, rollout.log_ratio, rollout.mask, self.beta_now.float())
+        rewards = token_rewards(
+            rollout.reward, rollout.log_ratio, rollout.mask, self.beta_now.float()
+        )
         found = gae(rewards, rollout.values, rollout.mask, self.gae_lambda)
         return whiten(found, rollout.mask, self._total), found + rollout.values
 
-    def _update(self, rollout: Rollout, advantages: Tensor, returns: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """The optimiser steps that one batch of texts makes; means over them of what `loss` measures."""
+    def _update(
+        self, rollout: Rollout, advantages: Tensor, returns: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """The optimiser steps that one batch of texts makes; means over them of what `loss`
+        measures.
+        """
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         length = self._total(rollout.mask.sum(1).double().mean()) / self.trainer.world_size
         seen = []
@@ -220,11 +264,12 @@ class PPOModule(WatchedModule):
     def loss(
         self, rollout: Rollout, advantages: Tensor, returns: Tensor, rows: Tensor, length: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The loss of some rows, and (2,) the share of entries whose ratio is clipped and the value loss.
+        """The loss of some rows, and (2,) the share of entries whose ratio is clipped and the value
+        loss.
 
         Args:
-            length: mean number of tokens of all texts of the step. (Divided by their own, rows in a minibatch of short
-                texts would count more.)
+            length: mean number of tokens of all texts of the step. (Divided by their own, rows in a
+                minibatch of short texts would count more.)
         """
         mask = rollout.mask[rows]
         log_p, values = self.evaluate(rollout.tokens[rows], mask)
@@ -232,21 +277,35 @@ class PPOModule(WatchedModule):
         if self.estimator == "rloo":
             log_ratio = log_ratio.sum(1)
             clipped = was_clipped(log_ratio, chosen, self.clip).float().mean()
-            return clipped_loss(log_ratio, chosen, self.clip).mean(), torch.stack([clipped, torch.zeros_like(clipped)])
+            return clipped_loss(log_ratio, chosen, self.clip).mean(), torch.stack(
+                [clipped, torch.zeros_like(clipped)]
+            )
         n = (len(rows) * length).float()
         policy_loss = torch.where(mask, clipped_loss(log_ratio, chosen, self.clip), 0.0).sum() / n
         value_loss = torch.where(mask, values - returns[rows], 0.0).square().sum() / (2 * n)
         clipped = (was_clipped(log_ratio, chosen, self.clip) & mask).sum() / n
-        return policy_loss + self.value_coef * value_loss, torch.stack([clipped, value_loss]).detach()
+        return (
+            policy_loss + self.value_coef * value_loss,
+            torch.stack([clipped, value_loss]).detach(),
+        )
 
     def _measure(self, rollout: Rollout, returns: Tensor) -> dict[str, Tensor]:
-        """Means over the texts of all processes: r, KL to p_θ and entropy in nats a text, tokens a text; β; R² of V."""
-        values = (rollout.reward, rollout.log_ratio.sum(1), -rollout.log_p.sum(1), rollout.mask.sum(1))
+        """Means over the texts of all processes: r, KL to p_θ and entropy in nats a text, tokens
+        a text; β; R² of V.
+        """
+        values = (
+            rollout.reward,
+            rollout.log_ratio.sum(1),
+            -rollout.log_p.sum(1),
+            rollout.mask.sum(1),
+        )
         sums = self._total(torch.stack([torch.ones_like(rollout.reward), *values]).double().sum(1))
         found = dict(zip(("reward", "kl", "entropy", "tokens"), sums[1:] / sums[0], strict=True))
         found["beta"] = self.beta_now.clone()
         if self.estimator == "ppo":
-            found["explained_variance"] = explained_variance(returns, rollout.values, rollout.mask, self._total)
+            found["explained_variance"] = explained_variance(
+                returns, rollout.values, rollout.mask, self._total
+            )
         return found
 
     def _total(self, x: Tensor) -> Tensor:

@@ -12,19 +12,23 @@ KL_ERROR_MAX = 0.2
 
 
 def token_rewards(reward: Tensor, log_ratio: Tensor, mask: Tensor, beta: Tensor | float) -> Tensor:
-    """(B, T): −β log(policy / p_θ) at each token, and the text's reward (B,) at its last one (Ziegler et al. 2019, eq. 2).
+    """(B, T): −β log(policy / p_θ) at each token, and the text's reward (B,) at its last one
+    (Ziegler et al. 2019, eq. 2).
 
     Args:
-        reward: (B,). log_ratio: (B, T) nats, log policy − log p_θ of each drawn token. mask: (B, T), True at drawn tokens.
+        reward: (B,). log_ratio: (B, T) nats, log policy − log p_θ of each drawn token. mask: (B,
+            T), True at drawn tokens.
     """
     last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
     return torch.where(mask, -beta * log_ratio, 0.0) + torch.where(last, reward[:, None], 0.0)
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gae_lambda: float) -> Tensor:
-    """(B, T) generalised advantage estimates without discount (Schulman et al. 2016, eq. 16, γ = 1).
+    """(B, T) generalised advantage estimates without discount (Schulman et al. 2016, eq. 16, γ =
+    1).
 
-    A_t = Σ_l λ^l δ_{t+l}, δ_t = r_t + V_{t+1} − V_t, where V is 0 after the last token. values (B, T): V before each token.
+    A_t = Σ_l λ^l δ_{t+l}, δ_t = r_t + V_{t+1} − V_t, where V is 0 after the last token. values (B,
+    T): V before each token.
     """
     values = torch.where(mask, values, 0.0)
     following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
@@ -36,7 +40,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gae_lambda: float) -> Ten
 
 
 def leave_one_out(scores: Tensor, group: Tensor) -> Tensor:
-    """(B,) each text's score less the mean of the others of its group (RLOO, Ahmadian et al. 2024, eq. 7).
+    """(B,) each text's score less the mean of the others of its group (RLOO, Ahmadian et al. 2024,
+    eq. 7).
 
     Args:
         scores: (B,). group: (B,) int64, number of the prompt; every group has two texts or more.
@@ -61,7 +66,8 @@ def whiten(x: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor
 
 
 def clipped_loss(log_ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:
-    """−min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) of every entry, ρ = exp(log_ratio) (PPO, Schulman et al. 2017, eq. 7).
+    """−min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) of every entry, ρ = exp(log_ratio) (PPO, Schulman et al.
+    2017, eq. 7).
 
     At ρ = 1 its gradient is that of −A log π, the policy gradient.
     """
@@ -76,13 +82,23 @@ def was_clipped(log_ratio: Tensor, advantages: Tensor, clip: float) -> Tensor:
 
 
 def adapted_beta(beta: Tensor, kl: Tensor, target: float) -> Tensor:
-    """β after a step whose KL was `kl` nats a text: β (1 + 0.1 e), e = kl / target − 1 within ±0.2 (Ziegler et al. 2019)."""
+    """β after a step whose KL was `kl` nats a text: β (1 + 0.1 e), e = kl / target − 1 within
+    ±0.2 (Ziegler et al. 2019).
+    """
     return beta * (1 + KL_GAIN * (kl / target - 1).clamp(-KL_ERROR_MAX, KL_ERROR_MAX))
 
 
-def explained_variance(target: Tensor, estimate: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
-    """1 − Var(target − estimate) / Var(target) over the entries of `mask` in all processes; NaN where target is constant."""
+def explained_variance(
+    target: Tensor, estimate: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """1 − Var(target − estimate) / Var(target) over the entries of `mask` in all processes; NaN
+    where target is constant.
+    """
     parts = [torch.where(mask, x, 0.0).double() for x in (target, target - estimate)]
-    sums = total(torch.stack([mask.sum().double(), *(x.sum() for x in parts), *(x.square().sum() for x in parts)]))
+    sums = total(
+        torch.stack(
+            [mask.sum().double(), *(x.sum() for x in parts), *(x.square().sum() for x in parts)]
+        )
+    )
     n, spread = sums[0], sums[3:] - sums[1:3].square() / sums[0]
     return torch.where(spread[0] > 1e-12 * n, 1 - spread[1] / spread[0], torch.nan)

@@ -12,8 +12,8 @@ from dia_lightning.numerics import KeepsBuffers, NotFinite, named_rows
 
 
 class WatchedModule(KeepsBuffers, L.LightningModule):
-    """A module whose steps say in which rows the loss is not finite; looked at where the loggers read it, and before
-    anything is kept.
+    """A module whose steps say in which rows the loss is not finite; looked at where the loggers
+    read it, and before anything is kept.
     """
 
     mend = "lower --model.init_args.lr, or clip with --trainer.gradient_clip_val"
@@ -24,11 +24,15 @@ class WatchedModule(KeepsBuffers, L.LightningModule):
 
     @property
     def batch_number(self) -> int:
-        """Batches of the whole run before this one: of several that make one step, each has its own."""
+        """Batches of the whole run before this one: of several that make one step, each has its
+        own.
+        """
         return self.trainer.fit_loop.total_batch_idx
 
     def note_rows(self, batch: Mapping[str, Tensor], wrong: Tensor) -> None:
-        """Remember a step's batch and the rows (B,) whose loss is not finite, without waiting for the device."""
+        """Remember a step's batch and the rows (B,) whose loss is not finite, without waiting
+        for the device.
+        """
         self._noted.append((self.batch_number, batch, wrong))
 
     def check_noted(self) -> None:
@@ -43,9 +47,19 @@ class WatchedModule(KeepsBuffers, L.LightningModule):
             if bad:
                 rows = named_rows(wrong.nonzero()[:, 0].tolist(), len(wrong))
                 error = NotFinite(f"train/loss is NaN or infinite in {rows}")
-                rank = f" of process {self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
-                hint, tensors = f"; no later weights are kept: {self.mend}", {**batch, "wrong": wrong}
-                error.complete(f"batch {number}{rank}", self.trainer.default_root_dir, tensors, hint)
+                rank = (
+                    f" of process {self.trainer.global_rank}" if self.trainer.world_size > 1 else ""
+                )
+                hint, tensors = (
+                    f"; no later weights are kept: {self.mend}",
+                    {
+                        **batch,
+                        "wrong": wrong,
+                    },
+                )
+                error.complete(
+                    f"batch {number}{rank}", self.trainer.default_root_dir, tensors, hint
+                )
                 raise error
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -60,4 +74,5 @@ class WatchedModule(KeepsBuffers, L.LightningModule):
         self.check_noted()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.check_noted()  # a checkpoint of weights that are lost would take the place of a good one
+        # A checkpoint of weights that are lost would take the place of a good one
+        self.check_noted()

@@ -44,27 +44,41 @@ class Length(Reward):
 
 
 def trainer_for(folder: Path, **options: Any) -> L.Trainer:
-    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+    }
     writer = PredictionWriter(str(folder))
-    return L.Trainer(default_root_dir=folder, callbacks=[writer], enable_checkpointing=False, **quiet, **options)
+    return L.Trainer(
+        default_root_dir=folder, callbacks=[writer], enable_checkpointing=False, **quiet, **options
+    )
 
 
 def predict(
-    folder: Path, lm: Path, prompts: Any = None, n: int = 6, batch_size: int = 2, reward: Reward | None = None,
-    compare_base: bool = False, **options: Any,
+    folder: Path, lm: Path, prompts: Any = None, n: int = 6, batch_size: int = 2,
+    reward: Reward | None = None, compare_base: bool = False, **options: Any,
 ) -> None:  # fmt: skip
     """`n` texts a prompt; with `compare_base` of p_θ twice, as a method and as its base line."""
     data = PromptData(str(lm), prompts, n_texts=n, batch_size=batch_size, max_length=12)
-    module = GuidedSamplerModule(reward or Length(), BaseModel(), str(lm), compare_base=compare_base)
+    module = GuidedSamplerModule(
+        reward or Length(), BaseModel(), str(lm), compare_base=compare_base
+    )
     trainer_for(folder, **options).predict(module, datamodule=data, return_predictions=False)
 
 
 def lines(folder: Path, name: str = "predictions.jsonl") -> list[dict[str, Any]]:
-    return [json.loads(line, parse_constant=pytest.fail) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line, parse_constant=pytest.fail)
+        for line in (folder / name).read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def metrics(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    found: dict[str, Any] = json.loads(
+        (folder / "metrics.json").read_text(encoding="utf-8"), parse_constant=pytest.fail
+    )
     return found
 
 
@@ -75,7 +89,9 @@ def parts(folder: Path) -> list[Path]:
 # Which parts a rerun may take
 
 
-def test_a_rerun_draws_nothing_again(lm_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rerun_draws_nothing_again(
+    lm_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     predict(tmp_path, lm_folder)
     before, texts = {path: path.stat().st_mtime_ns for path in parts(tmp_path)}, lines(tmp_path)
     assert len(before) == 3
@@ -176,7 +192,9 @@ def test_what_differs_is_described_differently(one: Any, other: Any) -> None:
 
 
 def test_one_name_in_two_modules_is_two_classes() -> None:
-    twin = type("Length", (Length,), {"__module__": "elsewhere", "__qualname__": Length.__qualname__})
+    twin = type(
+        "Length", (Length,), {"__module__": "elsewhere", "__qualname__": Length.__qualname__}
+    )
     assert describe(twin()) != describe(Length())
 
 
@@ -191,9 +209,11 @@ def test_an_argument_that_cannot_be_found_is_an_error() -> None:
 def batch(**changes: Any) -> Generations:
     fields: dict[str, Any] = {
         "index": 3, "ids": [6, 7], "prompts": ["the", ""], "texts": ["a “b”", "😀 c"],
-        "tokens": torch.tensor([[1, 2], [3, 0]]), "log_p": torch.tensor([-1 / 3, -2e-17], dtype=torch.float64),
-        "n_tokens": torch.tensor([2, 1]), "rewards": {"x": torch.tensor([0.1, 0.2])}, "reward": torch.tensor([0.1, 0.2]),
-        "method": "m", "seed": 5, "latency_s": 0.5, "costs": {"base_lm": Cost(2, 6, 1e9)}, "peak_memory_mib": 1.5,
+        "tokens": torch.tensor([[1, 2], [3, 0]]),
+        "log_p": torch.tensor([-1 / 3, -2e-17], dtype=torch.float64),
+        "n_tokens": torch.tensor([2, 1]), "rewards": {"x": torch.tensor([0.1, 0.2])},
+        "reward": torch.tensor([0.1, 0.2]), "method": "m", "seed": 5, "latency_s": 0.5,
+        "costs": {"base_lm": Cost(2, 6, 1e9)}, "peak_memory_mib": 1.5,
         "accept_rate": torch.tensor([0.25, 1.0]),
         "diagnostics": {"r_hat": torch.tensor([torch.nan, 1.5])}, "warm": False,
     }  # fmt: skip
@@ -221,7 +241,9 @@ def test_base_texts_of_an_earlier_run_do_not_stay(lm_folder: Path, tmp_path: Pat
     assert "base" not in metrics(tmp_path)
 
 
-def test_figures_that_need_more_texts_are_null(lm_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_that_need_more_texts_are_null(
+    lm_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     predict(tmp_path, lm_folder, n=1)
     found = metrics(tmp_path)
     assert found["complete"] is True
@@ -268,7 +290,9 @@ def test_the_first_batch_of_every_process_is_cold(lm_folder: Path, tmp_path: Pat
 def test_zero_shot_draws_in_the_base_models_own_precision(lm_folder: Path, tmp_path: Path) -> None:
     predict(tmp_path / "a", lm_folder, n=64, batch_size=64)
     predict(tmp_path / "b", lm_folder, n=64, batch_size=64, precision="bf16-mixed")
-    assert [line["tokens"] for line in lines(tmp_path / "a")] == [line["tokens"] for line in lines(tmp_path / "b")]
+    assert [line["tokens"] for line in lines(tmp_path / "a")] == [
+        line["tokens"] for line in lines(tmp_path / "b")
+    ]
 
 
 class Fragile(Length):
@@ -288,7 +312,9 @@ class Fragile(Length):
         return values
 
 
-@pytest.mark.parametrize(("fault", "message"), [("raises", "failed on the text 'good"), ("nan", "the law 'finite'")])
+@pytest.mark.parametrize(
+    ("fault", "message"), [("raises", "failed on the text 'good"), ("nan", "the law 'finite'")]
+)
 def test_a_reward_that_fails_on_one_text_costs_no_finished_batch(
     lm_folder: Path, tmp_path: Path, fault: str, message: str
 ) -> None:
@@ -299,7 +325,9 @@ def test_a_reward_that_fails_on_one_text_costs_no_finished_batch(
 
 
 def test_every_prompt_is_checked_before_the_first_batch(lm_folder: Path) -> None:
-    data = PromptData(str(lm_folder), ["the"] * 5 + ["the " * 30], n_texts=1, batch_size=2, max_length=12)
+    data = PromptData(
+        str(lm_folder), ["the"] * 5 + ["the " * 30], n_texts=1, batch_size=2, max_length=12
+    )
     with pytest.raises(UserError, match="allowed are at most 11"):
         data.setup("predict")
 
@@ -324,27 +352,47 @@ run(*aligned, *two, "--trainer.callbacks.folder=aligned", "--data.n_texts=5")
 """
 
 
-def test_two_processes_draw_every_text_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five texts in three batches; the same with one batch missing; one batch, which leaves a process without work; and the
-    default sampler, with p_θ's texts beside its own."""
+def test_two_processes_draw_every_text_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five texts in three batches; the same with one batch missing; one batch, which leaves a
+    process without work; and the default sampler, with p_θ's texts beside its own."""
     (tmp_path / "p.txt").write_text("The Eagle\nCheap food\n", encoding="utf-8")
     few = ["--data.prompts=p.txt", "--data.batch_size=4", "--data.max_length=12"]
-    common, aligned = (["--config", f"configs/{name}_tiny.yaml", *few] for name in ("zero_shot", "dia"))
+    common, aligned = (
+        ["--config", f"configs/{name}_tiny.yaml", *few] for name in ("zero_shot", "dia")
+    )
     script = tmp_path / "two.py"
     script.write_text(SCRIPT.format(common=common, aligned=aligned, two=TWO), encoding="utf-8")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(cli.__file__).parents[1]),
+    }
     command = [sys.executable, str(script)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     assert "2 of 3 batches were there" in done.stdout
     monkeypatch.chdir(tmp_path)
     for folder, n, options in (("two", 5, common), ("single", 2, common), ("aligned", 5, aligned)):
-        one = ["predict", *options, f"--data.n_texts={n}", f"--trainer.callbacks.folder={folder}_one"]
+        one = [
+            "predict",
+            *options,
+            f"--data.n_texts={n}",
+            f"--trainer.callbacks.folder={folder}_one",
+        ]
         parser.run(cli.prepare_arguments(one))
         assert lines(tmp_path / folder) == lines(tmp_path / f"{folder}_one")
         assert [line["id"] for line in lines(tmp_path / folder)] == list(range(2 * n))
-        assert [line["prompt"] for line in lines(tmp_path / folder)] == ["The Eagle"] * n + ["Cheap food"] * n
-        assert metrics(tmp_path / folder)["config_hash"] == metrics(tmp_path / f"{folder}_one")["config_hash"]
+        assert [line["prompt"] for line in lines(tmp_path / folder)] == ["The Eagle"] * n + [
+            "Cheap food"
+        ] * n
+        assert (
+            metrics(tmp_path / folder)["config_hash"]
+            == metrics(tmp_path / f"{folder}_one")["config_hash"]
+        )
         assert metrics(tmp_path / folder)["complete"] is True
 
 

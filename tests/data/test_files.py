@@ -58,7 +58,9 @@ def test_line_numbers_count_every_kind_of_end(tmp_path: Path) -> None:
     assert "line 3 has 2 cells" in refusal(written(tmp_path, "a.tsv", "prompt\ra\rb\tc\r"))
 
 
-def test_corpora_of_the_line_ends_of_old_macs_are_several_texts(lm_folder: Path, tmp_path: Path) -> None:
+def test_corpora_of_the_line_ends_of_old_macs_are_several_texts(
+    lm_folder: Path, tmp_path: Path
+) -> None:
     file = written(tmp_path, "a.txt", "\r".join(f"the food number {i}" for i in range(20)))
     data = TextFiles(str(file), tokenizer=str(lm_folder), max_length=16)
     data.setup("fit")
@@ -85,7 +87,9 @@ def test_a_carriage_return_does_not_end_a_json_line(tmp_path: Path) -> None:
     rows = ['{"prompt":\r"a"}', '{"prompt": "b"}\r']
     assert prompts_of(written(tmp_path, "a.jsonl", "\n".join(rows))) == ["a", "b"]
     for content in ('{"prompt": "a"}\r{"prompt": "b"}\r', '{"prompt": "a"}\u2028{"prompt": "b"}'):
-        assert "line 1 is no JSON object: Extra data" in refusal(written(tmp_path, "a.jsonl", content))
+        assert "line 1 is no JSON object: Extra data" in refusal(
+            written(tmp_path, "a.jsonl", content)
+        )
 
 
 # Tables
@@ -141,7 +145,12 @@ def test_broken_utf_16_is_one_line(tmp_path: Path) -> None:
 
 
 ROWS: list[dict[str, Any]] = [
-    {"prompt": " the good ", "n": 1, "references": ["x", "y"], "of": {"text": "inner", "deep": [1]}},
+    {
+        "prompt": " the good ",
+        "n": 1,
+        "references": ["x", "y"],
+        "of": {"text": "inner", "deep": [1]},
+    },
     {"prompt": "caf\u00e9\u2028bar", "n": None, "references": [], "of": {"text": "q", "deep": []}},
 ]
 
@@ -158,7 +167,9 @@ def rows_as(folder: Path, ending: str) -> Path:
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".parquet"])
-def test_rows_are_the_same_in_each_file_that_keeps_types(lm_folder: Path, tmp_path: Path, ending: str) -> None:
+def test_rows_are_the_same_in_each_file_that_keeps_types(
+    lm_folder: Path, tmp_path: Path, ending: str
+) -> None:
     file = rows_as(tmp_path, ending)
     assert read_records(file) == ROWS
     assert read_records(file, {"source": "of.text"}) == [{"source": "inner"}, {"source": "q"}]
@@ -242,7 +253,9 @@ def test_a_text_that_is_none_is_no_training_text(lm_folder: Path, tmp_path: Path
 # Spreadsheets
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =1", "\r\n=1", "\uff1d1"])
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", " =1", "\r\n=1", "\uff1d1"]
+)
 def test_a_formula_gets_an_apostrophe(text: str) -> None:
     assert no_formula(text) == f"'{text}"
 

@@ -1,4 +1,6 @@
-"""Records: each kind of source, its odd and broken forms, templates; and the data written for the shipped tasks."""
+"""Records: each kind of source, its odd and broken forms, templates; and the data written for
+the shipped tasks.
+"""
 
 import json
 import re
@@ -47,8 +49,14 @@ def test_line_ends_and_byte_order_marks_do_not_matter(tmp_path: Path, end: str, 
 
 
 def test_objects_keep_what_they_hold(tmp_path: Path) -> None:
-    """Other fields are left alone; a prompt keeps its spaces, since they decide which tokens follow."""
-    objects = [{"prompt": "a ", "id": 3, "mr": None, "tags": ["x"]}, {"prompt": ""}, {"source": ["One.", "Two."]}]
+    """Other fields are left alone; a prompt keeps its spaces, since they decide which tokens
+    follow.
+    """
+    objects = [
+        {"prompt": "a ", "id": 3, "mr": None, "tags": ["x"]},
+        {"prompt": ""},
+        {"source": ["One.", "Two."]},
+    ]
     file = written(tmp_path, "a.jsonl", "\n".join(map(json.dumps, objects)))
     assert read_records(file) == [objects[0], objects[1], {"source": "One. Two."}]
 
@@ -71,12 +79,18 @@ def test_paradetox_rows_have_as_many_references_as_are_filled(tmp_path: Path) ->
 
 def test_lists_of_sentences_are_joined_where_one_text_is_needed(tmp_path: Path) -> None:
     """SciTLDR: an abstract in sentences, several summaries."""
-    row = {"source": ["We study x.", "It works."], "target": ["x works", "", "a study of x"], "paper_id": "p"}
+    row = {
+        "source": ["We study x.", "It works."],
+        "target": ["x works", "", "a study of x"],
+        "paper_id": "p",
+    }
     file = written(tmp_path, "a.jsonl", json.dumps(row))
     record = {"source": "We study x. It works.", "references": ["x works", "a study of x"]}
     assert read_records(file, {"source": "source", "references": "target"}) == [record]
     assert read_records(file) == [{**row, "source": record["source"]}]
-    assert read_records(file, {"prompt": ["paper_id", "source"]}) == [{"prompt": "p We study x. It works."}]
+    assert read_records(file, {"prompt": ["paper_id", "source"]}) == [
+        {"prompt": "p We study x. It works."}
+    ]
 
 
 def test_nested_prompts_of_bold_are_taken_one_by_one(tmp_path: Path) -> None:
@@ -92,8 +106,16 @@ def gyafc(folder: Path) -> Path:
     for domain in ("Entertainment_Music", "Family_Relationships"):
         short = domain[0]
         for style, other in (("formal", "informal"), ("informal", "formal")):
-            written(folder, f"{domain}/train/{style}", "".join(f"{short} train {style} {i}\n" for i in range(2)))
-            written(folder, f"{domain}/test/{style}", "".join(f"{short} test {style} {i}\n" for i in range(3)))
+            written(
+                folder,
+                f"{domain}/train/{style}",
+                "".join(f"{short} train {style} {i}\n" for i in range(2)),
+            )
+            written(
+                folder,
+                f"{domain}/test/{style}",
+                "".join(f"{short} test {style} {i}\n" for i in range(3)),
+            )
             for k in range(4):
                 lines = [f"{short} test {style} {i} made {other} {k}\n" for i in range(3)]
                 written(folder, f"{domain}/test/{other}.ref{k}", "".join(lines))
@@ -105,14 +127,19 @@ def test_gyafc_pairs_each_sentence_with_its_own_rewrites(tmp_path: Path, style: 
     other = {"formal": "informal", "informal": "formal"}[style]
     folder = gyafc(tmp_path / "a:b")  # a colon in a folder's name is part of it
     records = read_records(f"gyafc:{folder}:{style}_to_{other}", split="test")
-    assert [record["domain"] for record in records] == ["Entertainment_Music"] * 3 + ["Family_Relationships"] * 3
+    assert [record["domain"] for record in records] == ["Entertainment_Music"] * 3 + [
+        "Family_Relationships"
+    ] * 3
     for i, record in enumerate(records):
         assert record["source"] == f"{record['domain'][0]} test {style} {i % 3}"
         assert record["references"] == [f"{record['source']} made {other} {k}" for k in range(4)]
     train = read_records(
-        f"gyafc:{folder / 'Family_Relationships'}:{style}_to_{other}", {"prompt": "source", "references": "references"}
+        f"gyafc:{folder / 'Family_Relationships'}:{style}_to_{other}",
+        {"prompt": "source", "references": "references"},
     )
-    assert train == [{"prompt": f"F train {style} {i}", "references": [f"F train {other} {i}"]} for i in range(2)]
+    assert train == [
+        {"prompt": f"F train {style} {i}", "references": [f"F train {other} {i}"]} for i in range(2)
+    ]
 
 
 def test_a_stray_carriage_return_keeps_parallel_lines_together(tmp_path: Path) -> None:
@@ -132,7 +159,9 @@ def test_gyafc_is_refused_where_it_is_not_as_it_comes(tmp_path: Path) -> None:
 
 
 def test_a_data_set_is_streamed_by_name(tmp_path: Path) -> None:
-    """A folder of jsonl files in the place of one of the hub, shaped as RealToxicityPrompts and as BOLD are there."""
+    """A folder of jsonl files in the place of one of the hub, shaped as RealToxicityPrompts and
+    as BOLD are there.
+    """
     nested = [{"prompt": {"text": f"text {i}", "toxicity": 0.5}, "id": i} for i in range(5)]
     written(tmp_path, "rtp/train.jsonl", "\n".join(map(json.dumps, nested)))
     lists = [
@@ -140,22 +169,31 @@ def test_a_data_set_is_streamed_by_name(tmp_path: Path) -> None:
         {"name": "B", "prompts": ["B"], "wikipedia": ["z"]},
     ]
     written(tmp_path, "bold/train.jsonl", "\n".join(map(json.dumps, lists)))
-    assert read_records(f"hub:{tmp_path / 'rtp'}", {"prompt": "prompt.text", "n": "id"}, limit=2) == [
+    assert read_records(f"hub:{tmp_path / 'rtp'}", {"prompt": "prompt.text", "n": "id"},
+     limit=2) == [
         {"prompt": "text 0", "n": 0}, {"prompt": "text 1", "n": 1},
     ]  # fmt: skip
-    fields: dict[str, str | list[str]] = {"prompt": "prompts[]", "references": "wikipedia[]", "name": "name"}
+    fields: dict[str, str | list[str]] = {
+        "prompt": "prompts[]",
+        "references": "wikipedia[]",
+        "name": "name",
+    }
     assert read_records(f"hub:{tmp_path / 'bold'}", fields) == [
         {"prompt": "A was", "references": ["x"], "name": "A"},
         {"prompt": "A is", "references": ["y"], "name": "A"},
         {"prompt": "B", "references": ["z"], "name": "B"},
     ]
-    assert "no column 'prompt.txt' in" in refusal(f"hub:{tmp_path / 'rtp'}", {"prompt": "prompt.txt"})
+    assert "no column 'prompt.txt' in" in refusal(
+        f"hub:{tmp_path / 'rtp'}", {"prompt": "prompt.txt"}
+    )
     assert "'name[]' given, but in" in refusal(f"hub:{tmp_path / 'bold'}", {"prompt": "name[]"})
     message = refusal(f"hub:{tmp_path / 'none'}")
     assert re.match(r"--data.init_args.prompts: cannot stream '.*none' \(.+\)", message)
 
 
-def test_a_configuration_and_a_split_reach_the_library_and_no_more_is_read_than_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configuration_and_a_split_reach_the_library_and_no_more_is_read_than_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import datasets
 
     asked: list[Any] = []
@@ -187,7 +225,8 @@ def test_a_subset_is_the_beginning_or_seeded(tmp_path: Path) -> None:
     assert len(set(few)) == 10
     assert set(few) < set(more)
     assert few != numbers(limit=10, seed=2)
-    # Each of 100 seeds draws 20 of 200; a half gets 1,000 ± 21 of 2,000 (hypergeometric), 5 standard errors: 6e-7.
+    # Each of 100 seeds draws 20 of 200; a half gets 1,000 ± 21 of 2,000 (hypergeometric), 5
+    # standard errors: 6e-7.
     first = sum(number < 100 for seed in range(100) for number in numbers(limit=20, seed=seed))
     assert abs(first - 1000) < 106
     assert refusal(file, limit=0).startswith("--data.init_args.limit: 0 given")
@@ -196,7 +235,9 @@ def test_a_subset_is_the_beginning_or_seeded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.pdf", "x", "allowed are files ending in .txt, .jsonl, .csv, .tsv, .json or .parquet, quoted:FILE.tsv, hub:NAME and "
+        ("a.pdf", "x",
+         "allowed are files ending in .txt, .jsonl, .csv, .tsv, .json or .parquet,"
+         " quoted:FILE.tsv, hub:NAME and "
          "gyafc:FOLDER:DIRECTION"),
         ("a.txt", "\n \n", "holds no prompt"),
         ("a.jsonl", "", "holds no prompt"),
@@ -208,7 +249,8 @@ def test_a_subset_is_the_beginning_or_seeded(tmp_path: Path) -> None:
         ("a.jsonl", '{"prompt": "a"}\n\n[1]\n', "line 3 is no JSON object but '[1]'"),
         ("a.jsonl", '\n{"prompt": "a"}\n{"prompt": \n', "line 3 is no JSON object"),
         ("a.jsonl", "[" * 100_000, "line 1 is no JSON object"),
-        ("a.jsonl", '{"prompt": "a"}\n\n{"text": "b"}\n', "line 3 has no text in the field 'prompt', fields there: text"),
+        ("a.jsonl", '{"prompt": "a"}\n\n{"text": "b"}\n',
+         "line 3 has no text in the field 'prompt', fields there: text"),
         ("a.jsonl", '\n{"prompt": 3}\n', "line 2: the prompt is no string but 3"),
         ("a.jsonl", '{"prompt": ["a", 3]}\n', "line 1: the prompt is no string but 3"),
         ("a.jsonl", '{"prompt": "a"}\n{"prompt": null}\n', "line 2: the field 'prompt' is empty"),
@@ -223,7 +265,9 @@ def test_a_subset_is_the_beginning_or_seeded(tmp_path: Path) -> None:
         ("a.json", '{"a": {"b": [1]}}', "a/b: the prompt is no string but 1"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_named_with_its_line(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+def test_what_cannot_be_read_is_named_with_its_line(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
     found = refusal(written(tmp_path, name, content), needs=["prompt"])
     assert found.startswith("--data.init_args.prompts: ")
     assert message in found
@@ -235,13 +279,23 @@ def test_missing_files_and_columns_are_named(tmp_path: Path) -> None:
     assert "Is a directory" in refusal(tmp_path / "folder.txt")
     file = written(tmp_path, "a.tsv", "toxic\tneutral1\nbad\tgood\nworse\t\n")
     message = refusal(file, {"source": "toxc"})
-    assert message == f"--data.init_args.fields: no column 'toxc' in {file}, line 2, columns there: toxic, neutral1"
-    assert "line 3: the field 'references' is empty" in refusal(file, {"source": "toxic", "references": ["neutral1"]})
+    assert (
+        message
+        == f"--data.init_args.fields: no column 'toxc' in {file}, line 2, columns there: toxic,"
+        " neutral1"
+    )
+    assert "line 3: the field 'references' is empty" in refusal(
+        file, {"source": "toxic", "references": ["neutral1"]}
+    )
 
 
 def test_a_line_of_ten_megabytes_is_read_in_every_kind_of_file(tmp_path: Path) -> None:
     long = "word " * 2_000_000 + "end"
-    for name, content in (("a.txt", long), ("a.jsonl", json.dumps({"prompt": long})), ("a.csv", f"prompt\n{long}\n")):
+    for name, content in (
+        ("a.txt", long),
+        ("a.jsonl", json.dumps({"prompt": long})),
+        ("a.csv", f"prompt\n{long}\n"),
+    ):
         assert read_records(written(tmp_path, name, content)) == [{"prompt": long}], name
     assert "no JSON object but '\"word" in refusal(written(tmp_path, "a.jsonl", json.dumps(long)))
 
@@ -267,7 +321,9 @@ def test_a_template_is_filled_with_plain_fields_alone() -> None:
     ):
         with pytest.raises(UserError) as caught:
             fill_template(template, record)
-        assert str(caught.value).startswith(f"--data.init_args.template: {template!r} given, "), template
+        assert str(caught.value).startswith(f"--data.init_args.template: {template!r} given, "), (
+            template
+        )
         assert message in str(caught.value), template
 
 
@@ -288,9 +344,14 @@ def test_comment_prompts_are_as_described(kit_lm: BaseLM) -> None:
     records = of_kit("comment_prompts.jsonl")
     prompts = [record["prompt"] for record in records]
     assert all(set(record) == {"prompt", "kind"} for record in records)
-    assert {kind: sum(r["kind"] == kind for r in records) for kind in ("neutral", "heated")} == {"neutral": 64, "heated": 64}
+    assert {kind: sum(r["kind"] == kind for r in records) for kind in ("neutral", "heated")} == {
+        "neutral": 64,
+        "heated": 64,
+    }
     assert len(set(prompts)) == len(prompts) == 128
-    assert all(re.fullmatch(r"[a-z' ]+", prompt) and 2 <= len(prompt.split()) <= 6 for prompt in prompts)
+    assert all(
+        re.fullmatch(r"[a-z' ]+", prompt) and 2 <= len(prompt.split()) <= 6 for prompt in prompts
+    )
     assert short_enough(kit_lm, prompts)
 
 
@@ -298,23 +359,38 @@ def test_formality_pairs_are_as_described(kit_lm: BaseLM) -> None:
     files = [of_kit(f"{name}.jsonl") for name in ("informal_to_formal", "formal_to_informal")]
     assert [len(records) for records in files] == [115, 115]
     records = files[0] + files[1]
-    assert all(set(record) == {"source", "references"} and 1 <= len(record["references"]) <= 3 for record in records)
+    assert all(
+        set(record) == {"source", "references"} and 1 <= len(record["references"]) <= 3
+        for record in records
+    )
     sentences = [text for record in records for text in (record["source"], *record["references"])]
     assert len(set(sentences)) == len(sentences)
-    assert all(re.fullmatch(r"[a-z0-9',.:;?! -]+", text) and 5 <= len(text.split()) <= 14 for text in sentences)
+    assert all(
+        re.fullmatch(r"[a-z0-9',.:;?! -]+", text) and 5 <= len(text.split()) <= 14
+        for text in sentences
+    )
     assert short_enough(kit_lm, sentences)
 
 
 def test_restaurants_are_as_described(kit_lm: BaseLM) -> None:
-    """Each fact stands in the article and in every summary, in words that a slot-error count looks for."""
+    """Each fact stands in the article and in every summary, in words that a slot-error count
+    looks for.
+    """
     values = {
-        "eatType": r"pub|coffee shop|restaurant", "area": r"riverside|city centre", "familyFriendly": r"yes|no",
+        "eatType": r"pub|coffee shop|restaurant", "area": r"riverside|city centre",
+        "familyFriendly": r"yes|no",
         "priceRange": r"cheap|moderate|high|less than £20|£20-25|more than £30",
         "customer rating": r"low|average|high|1 out of 5|3 out of 5|5 out of 5",
-        "food": r"English|French|Italian|Chinese|Japanese|Indian|Fast food", "name": r".+", "near": r".+",
+        "food": r"English|French|Italian|Chinese|Japanese|Indian|Fast food", "name": r".+",
+        "near": r".+",
     }  # fmt: skip
     records = of_kit("restaurants.jsonl")
-    assert len(records) == len({record["mr"] for record in records}) == len({record["source"] for record in records}) == 64
+    assert (
+        len(records)
+        == len({record["mr"] for record in records})
+        == len({record["source"] for record in records})
+        == 64
+    )
     for record in records:
         assert set(record) == {"name", "source", "mr", "references"}
         assert record["mr"].startswith(f"name[{record['name']}]")

@@ -1,4 +1,6 @@
-"""Several processes draw one cache: each shard once, the rows of one process, and what is finished stays."""
+"""Several processes draw one cache: each shard once, the rows of one process, and what is
+finished stays.
+"""
 
 import os
 import subprocess
@@ -37,7 +39,8 @@ ModelSamples.draw = noted
 def fit(cache):
     model = DenoiserModule(lm, width=16, layers=1, heads=2, max_length=12, init_from_lm=False)
     trainer = L.Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", max_steps=1, logger=False, enable_checkpointing=False,
+        accelerator="cpu", devices=2, strategy="ddp", max_steps=1, logger=False,
+        enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
     )
     data = made(lm, cache)
@@ -67,9 +70,15 @@ def made(lm: str, cache: Path | str) -> ModelSamples:
 
 def run(work: Path, lm_folder: Path, what: str) -> "subprocess.CompletedProcess[str]":
     (work / "fit.py").write_text(SCRIPT)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(cli.__file__).parents[1]),
+    }
     command = [sys.executable, str(work / "fit.py"), str(lm_folder), str(work), what]
-    return subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    return subprocess.run(
+        command, cwd=work, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
 
 
 def drawn(work: Path, rank: int) -> list[int]:
@@ -80,7 +89,9 @@ def rows(lm_folder: Path, cache: Path) -> dict[str, list[torch.Tensor]]:
     data = made(str(lm_folder), cache)
     shards = sorted(data.folder.glob("*"))
     assert [path.name for path in shards] == [f"shard-{i:05d}.safetensors" for i in range(5)]
-    return {name: [load_file(path)[name] for path in shards] for name in ("tokens", "prompt_length")}
+    return {
+        name: [load_file(path)[name] for path in shards] for name in ("tokens", "prompt_length")
+    }
 
 
 def assert_rows_of_one_process(lm_folder: Path, cache: Path) -> None:
@@ -91,7 +102,9 @@ def assert_rows_of_one_process(lm_folder: Path, cache: Path) -> None:
 
 
 def test_two_processes_draw_each_shard_once(lm_folder: Path, tmp_path: Path) -> None:
-    """All shards; two that are missing; and into folders that they do not share, which is refused."""
+    """All shards; two that are missing; and into folders that they do not share, which is
+    refused.
+    """
     ended = run(tmp_path, lm_folder, "again")
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert drawn(tmp_path, 0) == [0, 2, 4, 1, 0, 2, 4]
@@ -99,7 +112,9 @@ def test_two_processes_draw_each_shard_once(lm_folder: Path, tmp_path: Path) -> 
     assert_rows_of_one_process(lm_folder, tmp_path / "cache")
     for rank in range(2):
         refused = (tmp_path / f"apart-{rank}").read_text()
-        assert refused.startswith(f"--data.init_args.cache: {tmp_path}/cache-{rank} lacks what other processes wrote")
+        assert refused.startswith(
+            f"--data.init_args.cache: {tmp_path}/cache-{rank} lacks what other processes wrote"
+        )
 
 
 def test_a_process_that_fails_leaves_what_is_finished(lm_folder: Path, tmp_path: Path) -> None:

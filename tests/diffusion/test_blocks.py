@@ -1,4 +1,6 @@
-"""What changes how a step is computed and not what: blocks run again, compiled blocks, accumulated gradients."""
+"""What changes how a step is computed and not what: blocks run again, compiled blocks,
+accumulated gradients.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from tests.diffusion.test_module import TINY, at, rows
 
 SMALL = {**TINY, "layers": 3}
 QUIET: dict[str, Any] = {
-    "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
-    "enable_model_summary": False, "limit_val_batches": 0,
+    "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
+    "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0,
 }  # fmt: skip
 
 
@@ -41,7 +43,9 @@ def gradients(module: Any, batch: int) -> tuple[Tensor, dict[str, Tensor]]:
     module.zero_grad()
     loss = at(module, batch).training_step(rows(), 0)
     loss.backward()
-    return loss.detach(), {name: w.grad.clone() for name, w in module.named_parameters() if w.grad is not None}
+    return loss.detach(), {
+        name: w.grad.clone() for name, w in module.named_parameters() if w.grad is not None
+    }
 
 
 def assert_same_step(plain: Any, other: Any, **tolerance: float) -> None:
@@ -50,7 +54,9 @@ def assert_same_step(plain: Any, other: Any, **tolerance: float) -> None:
         (loss, want), (other_loss, found) = gradients(plain, batch), gradients(other, batch)
         torch.testing.assert_close(other_loss, loss, **tolerance)
         torch.testing.assert_close(found, want, **tolerance)
-        assert any(bool(gradient.abs().sum() > 0) for name, gradient in want.items() if "blocks.0" in name)
+        assert any(
+            bool(gradient.abs().sum() > 0) for name, gradient in want.items() if "blocks.0" in name
+        )
 
 
 def saved_bytes(module: Any) -> int:
@@ -71,7 +77,9 @@ def saved_bytes(module: Any) -> int:
 
 
 @pytest.mark.parametrize("kind", ["denoiser", "critic"])
-def test_blocks_that_run_again_keep_less_and_give_the_same_gradients(kind: str, lm_folder: Path) -> None:
+def test_blocks_that_run_again_keep_less_and_give_the_same_gradients(
+    kind: str, lm_folder: Path
+) -> None:
     plain, again = made(kind, lm_folder), made(kind, lm_folder, activation_checkpointing=True)
     assert_same_step(plain, again, rtol=0, atol=0)
     assert saved_bytes(again) < 0.5 * saved_bytes(plain)
@@ -82,17 +90,24 @@ def compile_with(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["denoiser", "critic"])
-def test_compiled_blocks_give_the_same_loss_and_gradients(kind: str, lm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_blocks_give_the_same_loss_and_gradients(
+    kind: str, lm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Traced, with autograd of the trace, but without a compiler."""
     compile_with(monkeypatch, "aot_eager")
     torch._dynamo.reset()
-    plain, compiled = made(kind, lm_folder), made(kind, lm_folder, compile=True, activation_checkpointing=True)
+    plain, compiled = (
+        made(kind, lm_folder),
+        made(kind, lm_folder, compile=True, activation_checkpointing=True),
+    )
     assert_same_step(plain, compiled, rtol=1e-4, atol=1e-5)
     assert all(block._compiled_call_impl is not None for block in compiled.network.trunk.blocks)
     assert set(compiled.state_dict()) == set(plain.state_dict())
 
 
-def test_blocks_that_are_compiled_wrongly_are_refused(lm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_that_are_compiled_wrongly_are_refused(
+    lm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def wrong(graph: Any, inputs: Any) -> Any:
         return lambda *args: [x.cos() for x in graph.forward(*args)]
 
@@ -100,7 +115,10 @@ def test_blocks_that_are_compiled_wrongly_are_refused(lm_folder: Path, monkeypat
         raise RuntimeError("no working C++ compiler")
 
     for backend, message in (
-        (wrong, "compile: true given, but the first batch has a loss of .* compiled and .* as it is"),
+        (
+            wrong,
+            "compile: true given, but the first batch has a loss of .* compiled and .* as it is",
+        ),
         (broken, "compile: true given, but torch cannot compile here .*no working C"),
     ):
         compile_with(monkeypatch, backend)
@@ -115,7 +133,11 @@ def test_the_compiler_gives_the_same_loss_and_gradients(lm_folder: Path) -> None
     for precision in (torch.float32, torch.bfloat16):
         plain, compiled = made("denoiser", lm_folder), made("denoiser", lm_folder, compile=True)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
-            tolerance = {"rtol": 1e-4, "atol": 1e-5} if precision == torch.float32 else {"rtol": 0.1, "atol": 0.05}
+            tolerance = (
+                {"rtol": 1e-4, "atol": 1e-5}
+                if precision == torch.float32
+                else {"rtol": 0.1, "atol": 0.05}
+            )
             assert_same_step(plain, compiled, **tolerance)
 
 
@@ -146,5 +168,7 @@ def test_accumulated_batches_make_the_step_of_their_mean(kind: str, lm_folder: P
             weight.data.mul_(1 - lr * 0.01)
         optimizer.step()
         optimizer.zero_grad()
-    for (name, want), found in zip(alone.network.named_parameters(), trained.network.parameters(), strict=True):
+    for (name, want), found in zip(
+        alone.network.named_parameters(), trained.network.parameters(), strict=True
+    ):
         torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5, msg=name)

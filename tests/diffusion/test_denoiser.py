@@ -1,4 +1,6 @@
-"""The network against p_θ itself, the exact likelihood term, and the losses against plain arithmetic."""
+"""The network against p_θ itself, the exact likelihood term, and the losses against plain
+arithmetic.
+"""
 
 import pytest
 import torch
@@ -17,14 +19,20 @@ from dia_lightning.lm.base_lm import BaseLM
 def network(embedding: TokenEmbedding, **size: int | bool) -> DenoiserNetwork:
     torch.manual_seed(0)
     made = DenoiserNetwork(
-        embedding, make_schedule("cosine"), NetworkSize(**{"width": 16, "layers": 2, "heads": 2, "max_length": 8, **size})
+        embedding,
+        make_schedule("cosine"),
+        NetworkSize(**{"width": 16, "layers": 2, "heads": 2, "max_length": 8, **size}),
     )
     return made.eval()
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-def test_init_from_lm_is_p_theta_when_attention_is_causal(lm: BaseLM, monkeypatch: pytest.MonkeyPatch, normalise: bool) -> None:
-    """With clean input, a causal mask put back, and rows of one norm or raw, the hidden states are the base model's own."""
+def test_init_from_lm_is_p_theta_when_attention_is_causal(
+    lm: BaseLM, monkeypatch: pytest.MonkeyPatch, normalise: bool
+) -> None:
+    """With clean input, a causal mask put back, and rows of one norm or raw, the hidden states
+    are the base model's own.
+    """
     from copy import deepcopy
 
     model = deepcopy(lm.model)
@@ -37,10 +45,14 @@ def test_init_from_lm_is_p_theta_when_attention_is_causal(lm: BaseLM, monkeypatc
     tokens = torch.randint(1, lm.vocab_size, (3, 8), generator=torch.Generator().manual_seed(0))
     want = model(F.pad(tokens[:, :-1], (1, 0), value=lm.bos_id)).logits
     sdpa = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, attn_mask: sdpa(q, k, v, is_causal=True))
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda q, k, v, attn_mask: sdpa(q, k, v, is_causal=True)
+    )
     hidden, query = net.hidden(embedding(tokens), torch.zeros(3, 8))
     torch.testing.assert_close(net.head(hidden), want, atol=1e-4, rtol=1e-4)
-    assert bool((net.readout(hidden, query).argmax(-1) == tokens).all())  # what is clean is read off
+    assert bool(
+        (net.readout(hidden, query).argmax(-1) == tokens).all()
+    )  # what is clean is read off
 
 
 def test_init_from_lm_says_what_fits(lm: BaseLM, embedding: TokenEmbedding) -> None:
@@ -53,14 +65,19 @@ def test_init_from_lm_says_what_fits(lm: BaseLM, embedding: TokenEmbedding) -> N
 @pytest.mark.parametrize("seen", [None, torch.ones(7, 7, dtype=torch.bool).tril()])
 def test_attention_in_bf16_is_sdpa(seen: torch.Tensor | None) -> None:
     q, k, v = torch.randn(3, 2, 2, 7, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
-    want = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=seen is not None)
+    want = F.scaled_dot_product_attention(
+        q.float(), k.float(), v.float(), is_causal=seen is not None
+    )
     torch.testing.assert_close(attend(q, k, v, seen).float(), want, atol=0.03, rtol=0.03)
     torch.testing.assert_close(attend(q.float(), k.float(), v.float(), seen), want)
 
 
 def test_attention_looks_both_ways(embedding: TokenEmbedding) -> None:
     net = network(embedding)
-    z, t = torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(0)), torch.full((1, 8), 0.9)
+    z, t = (
+        torch.randn(1, 8, 16, generator=torch.Generator().manual_seed(0)),
+        torch.full((1, 8), 0.9),
+    )
     other = z.clone()
     other[0, -1] += 1
     assert not torch.allclose(net(z, t)[0, 0], net(other, t)[0, 0])
@@ -78,9 +95,15 @@ def test_positions_are_told_apart(embedding: TokenEmbedding, rotary: bool) -> No
 
 @pytest.mark.parametrize("tied_head", [False, True])
 @pytest.mark.parametrize("normalise", [True, False])
-def test_likelihood_term_is_the_exact_posterior_under_a_flat_prior(lm: BaseLM, normalise: bool, tied_head: bool) -> None:
-    """With a head that says nothing, softmax(logits) is p(x | z) for a uniform token, at every σ ≥ 0.1; raw rows too."""
-    embedding = TokenEmbedding(lm.embedding_table() * torch.linspace(0.5, 2, lm.vocab_size)[:, None], normalise=normalise)
+def test_likelihood_term_is_the_exact_posterior_under_a_flat_prior(
+    lm: BaseLM, normalise: bool, tied_head: bool
+) -> None:
+    """With a head that says nothing, softmax(logits) is p(x | z) for a uniform token, at every σ
+    ≥ 0.1; raw rows too.
+    """
+    embedding = TokenEmbedding(
+        lm.embedding_table() * torch.linspace(0.5, 2, lm.vocab_size)[:, None], normalise=normalise
+    )
     net = network(embedding)
     net = DenoiserNetwork(embedding, net.schedule, net.size, tied_head)
     torch.nn.init.zeros_(net.head.weight)
@@ -98,7 +121,9 @@ def test_rows_of_one_norm_are_read_out_as_ever(embedding: TokenEmbedding) -> Non
     hidden, query = net.hidden(z, t)
     alpha, sigma = net.schedule.alpha(t), net.schedule.sigma(t)
     assert torch.equal(query, (alpha / sigma.square().clamp_min(1e-2))[..., None] * z)
-    assert torch.equal(net.readout(hidden, query), net.head(hidden).float() + (query @ embedding.weight.T).float())
+    assert torch.equal(
+        net.readout(hidden, query), net.head(hidden).float() + (query @ embedding.weight.T).float()
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -106,20 +131,36 @@ def test_rows_of_one_norm_are_read_out_as_ever(embedding: TokenEmbedding) -> Non
 @pytest.mark.parametrize("tied_head", [False, True])
 @pytest.mark.parametrize("normalise", [True, False])
 def test_a_loss_in_chunks_is_the_plain_one_with_its_gradients(
-    embedding: TokenEmbedding, monkeypatch: pytest.MonkeyPatch, name: str, autocast: bool, tied_head: bool, normalise: bool
+    embedding: TokenEmbedding,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    autocast: bool,
+    tied_head: bool,
+    normalise: bool,
 ) -> None:
-    embedding = TokenEmbedding(embedding.weight * torch.linspace(0.5, 2, embedding.vocab_size)[:, None], normalise=normalise)
+    embedding = TokenEmbedding(
+        embedding.weight * torch.linspace(0.5, 2, embedding.vocab_size)[:, None],
+        normalise=normalise,
+    )
     net = network(embedding)
     net = DenoiserNetwork(embedding, net.schedule, net.size, tied_head)
     generator = torch.Generator().manual_seed(0)
-    hidden, query = (torch.randn(37, width, generator=generator) for width in (net.size.width, 16 if normalise else 17))
-    targets, t = torch.randint(0, embedding.vocab_size, (37,), generator=generator), torch.rand(37, generator=generator)
+    hidden, query = (
+        torch.randn(37, width, generator=generator)
+        for width in (net.size.width, 16 if normalise else 17)
+    )
+    targets, t = (
+        torch.randint(0, embedding.vocab_size, (37,), generator=generator),
+        torch.rand(37, generator=generator),
+    )
     leaf = hidden.requires_grad_()
     wanted = [leaf, *net.head.parameters()]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         plain = LOSSES[name](net, leaf, query, targets, t)
         want = torch.autograd.grad(0.5 * plain.sum(), wanted)
-        monkeypatch.setattr("dia_lightning.diffusion.loss._LOGITS_PER_CHUNK", 5 * embedding.vocab_size)
+        monkeypatch.setattr(
+            "dia_lightning.diffusion.loss._LOGITS_PER_CHUNK", 5 * embedding.vocab_size
+        )
         total, values = summed(LOSSES[name], net, leaf, query, targets, t)
         with torch.no_grad():
             assert torch.equal(values, summed(LOSSES[name], net, leaf, query, targets, t)[1])
@@ -133,8 +174,13 @@ def test_a_loss_in_chunks_is_the_plain_one_with_its_gradients(
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-def test_cross_entropy_is_minus_the_targets_log_probability(embedding: TokenEmbedding, normalise: bool) -> None:
-    embedding = TokenEmbedding(embedding.weight * torch.linspace(0.5, 2, embedding.vocab_size)[:, None], normalise=normalise)
+def test_cross_entropy_is_minus_the_targets_log_probability(
+    embedding: TokenEmbedding, normalise: bool
+) -> None:
+    embedding = TokenEmbedding(
+        embedding.weight * torch.linspace(0.5, 2, embedding.vocab_size)[:, None],
+        normalise=normalise,
+    )
     net = network(embedding)
     hidden, query = torch.randn(37, net.size.width), torch.randn(37, 16 if normalise else 17)
     targets = torch.randint(0, embedding.vocab_size, (37,))
@@ -145,28 +191,53 @@ def test_cross_entropy_is_minus_the_targets_log_probability(embedding: TokenEmbe
 @pytest.mark.parametrize("normalise", [True, False])
 def test_losses_by_hand(embedding: TokenEmbedding, normalise: bool) -> None:
     """eps and x0 from their definitions: ‖ε − ε_ψ‖² and ‖z_0 − ẑ_0‖², means over coordinates."""
-    embedding = TokenEmbedding(embedding.weight * torch.linspace(0.5, 2, embedding.vocab_size)[:, None], normalise=normalise)
+    embedding = TokenEmbedding(
+        embedding.weight * torch.linspace(0.5, 2, embedding.vocab_size)[:, None],
+        normalise=normalise,
+    )
     net = network(embedding)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, embedding.vocab_size, (2, 8), generator=generator)
     t, eps = torch.full((2, 8), 0.6), torch.randn(2, 8, 16, generator=generator)
-    noised = noise(tokens, t, torch.zeros(2, 8, dtype=torch.bool), torch.arange(2), embedding, net.schedule, eps)
+    noised = noise(
+        tokens,
+        t,
+        torch.zeros(2, 8, dtype=torch.bool),
+        torch.arange(2),
+        embedding,
+        net.schedule,
+        eps,
+    )
     hidden, query = net.hidden(noised.z, noised.t)
     z0 = embedding.expected(net.readout(hidden, query))
     alpha, sigma = net.schedule.alpha(t)[..., None], net.schedule.sigma(t)[..., None]
     eps_net = (noised.z - alpha * z0) / sigma
     flat = (hidden.flatten(0, 1), query.flatten(0, 1), tokens.flatten(), t.flatten())
-    torch.testing.assert_close(LOSSES["eps"](net, *flat), (eps - eps_net).square().mean(-1).flatten(), rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(LOSSES["x0"](net, *flat), (embedding(tokens) - z0).square().mean(-1).flatten())
+    torch.testing.assert_close(
+        LOSSES["eps"](net, *flat), (eps - eps_net).square().mean(-1).flatten(), rtol=1e-3, atol=1e-4
+    )
+    torch.testing.assert_close(
+        LOSSES["x0"](net, *flat), (embedding(tokens) - z0).square().mean(-1).flatten()
+    )
 
 
 def test_noise_leaves_clean_what_is_clean(embedding: TokenEmbedding) -> None:
-    tokens = torch.randint(0, embedding.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(
+        0, embedding.vocab_size, (2, 8), generator=torch.Generator().manual_seed(0)
+    )
     t = torch.full((2, 8), 0.7)
     t[:, 0] = 0
     ends = torch.zeros(2, 8, dtype=torch.bool)
     ends[:, -2:] = True
-    noised = noise(tokens, t, ends, torch.tensor([4, 7]), embedding, make_schedule("cosine"), torch.ones(2, 8, 16))
+    noised = noise(
+        tokens,
+        t,
+        ends,
+        torch.tensor([4, 7]),
+        embedding,
+        make_schedule("cosine"),
+        torch.ones(2, 8, 16),
+    )
     assert noised.noised.tolist() == [[False] + [True] * 5 + [False] * 2, [False] + [True] * 7]
     assert torch.equal(noised.z[~noised.noised], embedding(tokens)[~noised.noised])
     schedule = make_schedule("cosine")
@@ -175,7 +246,9 @@ def test_noise_leaves_clean_what_is_clean(embedding: TokenEmbedding) -> None:
 
 
 def test_training_times_cover_every_use() -> None:
-    """Rows with one time, with a clean prefix, with clean positions anywhere, with times rising to the right."""
+    """Rows with one time, with a clean prefix, with clean positions anywhere, with times rising
+    to the right.
+    """
     times = draw_times(4000, 12, make_schedule("cosine"), torch.Generator().manual_seed(0))
     assert times.shape == (4000, 12)
     assert bool(((times >= 0) & (times <= 1)).all())
@@ -186,8 +259,9 @@ def test_training_times_cover_every_use() -> None:
     inside = moving[:, 1:-1].any(1) & ~moving[:, 0] & ~moving[:, -1]
     one_run = (moving.float().diff(dim=1) > 0).sum(1) == 1
     hidden_span = (inside & one_run & (torch.where(moving, times, 1.0) == 1).all(1)).float().mean()
-    # Shares 0.15 at one time; 0.35 staggered and 0.1 with a clean prefix; 0.1 scattered and 0.3 spans, of which some touch an
-    # end of the row; bounds leave 7 standard errors of 4,000 rows (0.05).
+    # Shares 0.15 at one time; 0.35 staggered and 0.1 with a clean prefix; 0.1 scattered and 0.3
+    # spans, of which some touch an end of the row; bounds leave 7 standard errors of 4,000 rows
+    # (0.05).
     assert 0.1 < one < 0.3
     assert 0.35 < rising < 0.7
     assert 0.15 < holes < 0.45
@@ -195,7 +269,9 @@ def test_training_times_cover_every_use() -> None:
 
 
 def test_rows_of_mixed_lengths_come_out_alone_as_in_a_batch(embedding: TokenEmbedding) -> None:
-    """Texts of 2 to 8 tokens after prompts of 0 to 4, each alone at its own place in the row, to 1e-5."""
+    """Texts of 2 to 8 tokens after prompts of 0 to 4, each alone at its own place in the row, to
+    1e-5.
+    """
     net, generator = network(embedding), torch.Generator().manual_seed(0)
     tokens = torch.randint(1, 20, (6, 8), generator=generator)
     lengths, prompts = torch.tensor([2, 3, 8, 5, 4, 7]), torch.tensor([0, 1, 4, 2, 3, 0])

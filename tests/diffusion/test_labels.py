@@ -1,4 +1,6 @@
-"""Labels of the denoiser: what they are, who loses them, and that a network without any is what it was."""
+"""Labels of the denoiser: what they are, who loses them, and that a network without any is what
+it was.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,12 +33,17 @@ class Number(Reward):
 
 
 def module(lm_folder: Path, **options: Any) -> DenoiserModule:
-    return DenoiserModule(str(lm_folder), **{**TINY, "label_reward": Number(), "label_edges": [11.0, 14.0], **options})
+    return DenoiserModule(
+        str(lm_folder), **{**TINY, "label_reward": Number(), "label_edges": [11.0, 14.0], **options}
+    )
 
 
 def seen(embedding: TokenEmbedding) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    z, t = torch.randn(4, 8, embedding.dim, generator=generator), torch.rand(4, 8, generator=generator)
+    z, t = (
+        torch.randn(4, 8, embedding.dim, generator=generator),
+        torch.rand(4, 8, generator=generator),
+    )
     return z, t, torch.randn(4, 8, embedding.dim, generator=generator)
 
 
@@ -46,13 +53,19 @@ def network(embedding: TokenEmbedding, n_labels: int) -> DenoiserNetwork:
     made = DenoiserNetwork(embedding, make_schedule("cosine"), size, n_labels=n_labels)
     for name, weight in made.named_parameters():
         if not name.startswith("labels"):
-            torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(len(name)))
+            torch.nn.init.normal_(
+                weight, std=0.3, generator=torch.Generator().manual_seed(len(name))
+            )
     return made.eval()
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_labelled_network_begins_as_the_unlabelled_one(embedding: TokenEmbedding, autocast: bool) -> None:
-    """To the last bit, whatever the label; and the time is embedded as the whole of `time` would."""
+def test_a_labelled_network_begins_as_the_unlabelled_one(
+    embedding: TokenEmbedding, autocast: bool
+) -> None:
+    """To the last bit, whatever the label; and the time is embedded as the whole of `time`
+    would.
+    """
     plain, labelled, (z, t, z0) = network(embedding, 0), network(embedding, 3), seen(embedding)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         want = plain(z, t, z0)
@@ -60,15 +73,22 @@ def test_a_labelled_network_begins_as_the_unlabelled_one(embedding: TokenEmbeddi
             assert torch.equal(labelled(z, t, z0, label), want)
     assert "labels.weight" not in plain.state_dict()
     features = torch.randn(2, 9, 128, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(plain.trunk.time[1:](plain.trunk.time[0](features)), plain.trunk.time(features))
+    assert torch.equal(
+        plain.trunk.time[1:](plain.trunk.time[0](features)), plain.trunk.time(features)
+    )
 
 
-def test_a_label_reaches_every_position_of_its_own_row_and_no_label_is_label_0(embedding: TokenEmbedding) -> None:
+def test_a_label_reaches_every_position_of_its_own_row_and_no_label_is_label_0(
+    embedding: TokenEmbedding,
+) -> None:
     net, (z, t, z0) = network(embedding, 3), seen(embedding)
     assert net.labels is not None
     torch.nn.init.normal_(net.labels.weight, std=1.0)
     with torch.no_grad():
-        none, zero, some = (net(z, t, z0, x) for x in (None, torch.zeros(4, dtype=torch.int64), torch.tensor([0, 2, 0, 3])))
+        none, zero, some = (
+            net(z, t, z0, x)
+            for x in (None, torch.zeros(4, dtype=torch.int64), torch.tensor([0, 2, 0, 3]))
+        )
     assert torch.equal(none, zero)
     assert torch.equal(some[[0, 2]], none[[0, 2]])
     assert bool(((some - none)[[1, 3]].abs().amax(-1) > 1e-3).all())
@@ -81,7 +101,9 @@ def test_labels_are_the_classes_between_the_edges() -> None:
 
 
 def test_a_share_loses_its_label_the_same_rows_however_they_are_cut(lm_folder: Path) -> None:
-    """4,096 rows at 0.3: 7 standard errors are 0.05. Two processes and one; anew in every batch; none in validation."""
+    """4,096 rows at 0.3: 7 standard errors are 0.05. Two processes and one; anew in every batch;
+    none in validation.
+    """
     model = at(module(lm_folder, label_drop=0.3), 0)
     assert model.labeller is not None
     batch = rows(4096)
@@ -92,7 +114,9 @@ def test_a_share_loses_its_label_the_same_rows_however_they_are_cut(lm_folder: P
     assert float(dropped.float().mean()) == pytest.approx(0.3, abs=0.05)
     assert torch.equal(whole[~dropped], full[~dropped])
     assert torch.equal(model.labels(batch, 3), whole)
-    assert float(((model.labels(batch, 4) == 0) == dropped).float().mean()) == pytest.approx(0.58, abs=0.06)
+    assert float(((model.labels(batch, 4) == 0) == dropped).float().mean()) == pytest.approx(
+        0.58, abs=0.06
+    )
     model._trainer.world_size = 2
     for rank in range(2):
         model._trainer.global_rank = rank
@@ -118,7 +142,9 @@ def test_training_teaches_the_labels_of_its_rows_and_validation_sees_them_all(
     labels = [at(model, number).labels(rows(), number) for number in (0, 1, 1)]
     assert [inputs[3].tolist() for inputs in given] == [label.tolist() for label in labels]
     assert 0 in labels[0]
-    assert torch.equal(given[0][0], at(DenoiserModule(str(lm_folder), **TINY), 0).noised(rows(), 0).z)
+    assert torch.equal(
+        given[0][0], at(DenoiserModule(str(lm_folder), **TINY), 0).noised(rows(), 0).z
+    )
     taught = model.network.labels.weight.grad.abs().sum(1) > 0
     assert taught.tolist() == [i in torch.cat(labels) for i in range(4)]
     given.clear()
@@ -132,7 +158,9 @@ def test_it_goes_on_from_a_denoiser_without_labels_and_is_exported_with_them(
 ) -> None:
     torch.manual_seed(0)
     unlabelled = DenoiserModule(str(lm_folder), **TINY)
-    torch.nn.init.normal_(unlabelled.network.trunk.time[2].weight, std=0.1)  # zero as made: nothing would pass
+    torch.nn.init.normal_(
+        unlabelled.network.trunk.time[2].weight, std=0.1
+    )  # zero as made: nothing would pass
     unlabelled.export(tmp_path / "plain")
     model = module(lm_folder, init_from=str(tmp_path / "plain"))
     plain = load_denoiser(str(tmp_path / "plain"), embedding)
@@ -154,8 +182,10 @@ def test_it_goes_on_from_a_denoiser_without_labels_and_is_exported_with_them(
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"label_edges": None}, "edges: None given"), ({"label_edges": []}, r"edges: \[\] given"),
-     ({"label_edges": [1.0, 1.0]}, r"edges: \[1.0, 1.0\] given"), ({"label_drop": 0.0}, "drop: 0.0 given"),
-     ({"label_reward": None}, r"edges: \[11.0, 14.0\] given, .* with"), ({"label_drop": 1.0}, "drop: 1.0 given"),
+     ({"label_edges": [1.0, 1.0]}, r"edges: \[1.0, 1.0\] given"), ({"label_drop": 0.0},
+      "drop: 0.0 given"),
+     ({"label_reward": None}, r"edges: \[11.0, 14.0\] given, .* with"), ({"label_drop": 1.0},
+      "drop: 1.0 given"),
      ({"label_reward": SlotConsistency()}, "reward: 'slots' compares with a record")],
 )  # fmt: skip
 def test_mistakes_are_named(lm_folder: Path, options: dict[str, Any], message: str) -> None:

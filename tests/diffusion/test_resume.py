@@ -1,4 +1,6 @@
-"""A run that goes on does what an uninterrupted one does, and what a run leaves behind is what it says."""
+"""A run that goes on does what an uninterrupted one does, and what a run leaves behind is what
+it says.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -18,29 +20,46 @@ class Losses(L.Callback):
     def __init__(self) -> None:
         self.by_step: dict[int, float] = {}
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any
+    ) -> None:
         self.by_step[trainer.fit_loop.total_batch_idx] = float(outputs["loss"])
 
 
-def fit(lm_folder: Path, work: Path, steps: int, saves: str, ckpt: Path | None = None, **trainer: Any) -> dict[int, float]:
+def fit(
+    lm_folder: Path, work: Path, steps: int, saves: str, ckpt: Path | None = None, **trainer: Any
+) -> dict[int, float]:
     """Losses by number of batch; 40 rows in batches of 8, so that an epoch is 5 batches."""
     model = DenoiserModule(
-        str(lm_folder), width=16, layers=1, heads=2, max_length=12, init_from_lm=False, time_warp=2, warmup_steps=1
+        str(lm_folder),
+        width=16,
+        layers=1,
+        heads=2,
+        max_length=12,
+        init_from_lm=False,
+        time_warp=2,
+        warmup_steps=1,
     )
-    data = ModelSamples(str(lm_folder), 40, 8, 12, 8, cache=str(lm_folder.parent / "samples"), shard_size=16)
+    data = ModelSamples(
+        str(lm_folder), 40, 8, 12, 8, cache=str(lm_folder.parent / "samples"), shard_size=16
+    )
     losses = Losses()
-    saving = ModelCheckpoint(work / saves, "{step}", save_last=True, every_n_train_steps=3, save_top_k=-1)
+    saving = ModelCheckpoint(
+        work / saves, "{step}", save_last=True, every_n_train_steps=3, save_top_k=-1
+    )
     callbacks = [losses, WeightEMA(), Export(str(work / saves / "export")), saving]
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     made = L.Trainer(
-        accelerator="cpu", max_steps=steps, callbacks=callbacks, limit_val_batches=0, check_val_every_n_epoch=None,
-        **quiet, **trainer,
+        accelerator="cpu", max_steps=steps, callbacks=callbacks, limit_val_batches=0,
+        check_val_every_n_epoch=None, **quiet, **trainer,
     )  # fmt: skip
     made.fit(model, datamodule=data, ckpt_path=ckpt)
     return losses.by_step
 
 
-def test_a_continued_run_does_what_an_uninterrupted_one_does(lm_folder: Path, tmp_path: Path) -> None:
+def test_a_continued_run_does_what_an_uninterrupted_one_does(
+    lm_folder: Path, tmp_path: Path
+) -> None:
     """Inside the first epoch, and inside the second, where rows come in another order."""
     whole = fit(lm_folder, tmp_path, 12, "whole")
     assert sorted(whole) == list(range(12))
@@ -49,7 +68,9 @@ def test_a_continued_run_does_what_an_uninterrupted_one_does(lm_folder: Path, tm
         assert rest == pytest.approx({k: v for k, v in whole.items() if k >= step}, abs=1e-6)
 
 
-def test_a_finished_run_keeps_its_weights_beside_their_average(lm_folder: Path, tmp_path: Path) -> None:
+def test_a_finished_run_keeps_its_weights_beside_their_average(
+    lm_folder: Path, tmp_path: Path
+) -> None:
     fit(lm_folder, tmp_path, 2, "short")  # ends before the first periodic checkpoint
     saved = torch.load(tmp_path / "short/last.ckpt", weights_only=True)
     raw, averaged = saved["current_model_state"], saved["state_dict"]
@@ -63,7 +84,9 @@ def test_a_finished_run_keeps_its_weights_beside_their_average(lm_folder: Path, 
 
 
 def test_the_average_follows_a_short_run_and_then_keeps_its_decay() -> None:
-    """Weights 1, 2, 3, …: the average against the recursion written out, and close to the end after 100 steps."""
+    """Weights 1, 2, 3, …: the average against the recursion written out, and close to the end
+    after 100 steps.
+    """
 
     class Counter(L.LightningModule):
         def __init__(self) -> None:

@@ -37,11 +37,15 @@ def test_known_values() -> None:
     half = torch.tensor([0.5])
     assert abs(float(make_schedule("cosine").alpha(half)) - 0.5**0.5) < 2e-3
     assert abs(float(make_schedule("sqrt").alpha(half)) - (1 - 0.5**0.5) ** 0.5) < 1e-5
-    assert abs(float(make_schedule("linear").alpha(half)) - 0.2811829) < 1e-5  # exp(−19.9/16 − 0.025)
+    assert (
+        abs(float(make_schedule("linear").alpha(half)) - 0.2811829) < 1e-5
+    )  # exp(−19.9/16 − 0.025)
 
 
 def test_an_unknown_schedule_is_named() -> None:
-    with pytest.raises(UserError, match=r"schedule: 'cosin' given, allowed are cosine, sqrt, linear"):
+    with pytest.raises(
+        UserError, match=r"schedule: 'cosin' given, allowed are cosine, sqrt, linear"
+    ):
         make_schedule("cosin")
 
 
@@ -63,7 +67,9 @@ def test_a_warp_that_does_not_rise_is_refused() -> None:
 
 
 def test_warp_spends_u_where_the_loss_rises() -> None:
-    """Loss 0 below t = 0.6, rising to 1 at 0.9, then flat: without a floor all of u lies in the rise."""
+    """Loss 0 below t = 0.6, rising to 1 at 0.9, then flat: without a floor all of u lies in the
+    rise.
+    """
     t = (torch.arange(100) + 0.5) / 100
     loss = ((t - 0.6) / 0.3).clamp(0, 1)
     knots = warp_knots(t, loss, 64, floor=0.0001)
@@ -97,8 +103,16 @@ def test_time_grid_falls_from_noise_to_clean() -> None:
 
 def test_conversions_have_inverses() -> None:
     generator = torch.Generator().manual_seed(0)
-    z, z0, alpha = torch.randn(4, 3, generator=generator), torch.randn(4, 3, generator=generator), torch.full((4, 1), 0.6)
+    z, z0, alpha = (
+        torch.randn(4, 3, generator=generator),
+        torch.randn(4, 3, generator=generator),
+        torch.full((4, 1), 0.6),
+    )
     sigma = (1 - alpha**2).sqrt()
     torch.testing.assert_close(z0_from_eps(z, eps_from_z0(z, z0, alpha, sigma), alpha, sigma), z0)
-    torch.testing.assert_close(z0_from_score(z, score_from_z0(z, z0, alpha, sigma), alpha, sigma), z0)
-    torch.testing.assert_close(score_from_z0(z, z0, alpha, sigma), -eps_from_z0(z, z0, alpha, sigma) / sigma)
+    torch.testing.assert_close(
+        z0_from_score(z, score_from_z0(z, z0, alpha, sigma), alpha, sigma), z0
+    )
+    torch.testing.assert_close(
+        score_from_z0(z, z0, alpha, sigma), -eps_from_z0(z, z0, alpha, sigma) / sigma
+    )

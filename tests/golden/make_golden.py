@@ -1,8 +1,10 @@
-"""Records what a seed gives: texts of every sampler, one training step of every module, as `golden.json`.
+"""Records what a seed gives: texts of every sampler, one training step of every module, as
+`golden.json`.
 
     python -m tests.golden.make_golden
 
-A refactoring must leave all of it as it is (`test_golden.py`). Rewrite the file only where a change of the texts is meant.
+A refactoring must leave all of it as it is (`test_golden.py`). Rewrite the file only where a change
+of the texts is meant.
 """
 
 from __future__ import annotations
@@ -29,7 +31,13 @@ SAMPLER = "--model.sampler"
 STEPS = [f"{SAMPLER}.steps=8"]
 SMALL = [f"{SAMPLER}.moves=[Suffix, DenoiseAccept]", f"{SAMPLER}.particles=4", f"{SAMPLER}.pool=3"]
 SMALL += ["--model.lam=8", f"{SAMPLER}.rounds=1"]
-STYLE = ["--data.limit=3", "--data.n_texts=1", "--data.batch_size=2", "--data.max_length=32", NO_TASK]
+STYLE = [
+    "--data.limit=3",
+    "--data.n_texts=1",
+    "--data.batch_size=2",
+    "--data.max_length=32",
+    NO_TASK,
+]
 SPAN = "{class_path: Spans, init_args: {length: 3}}"
 TILTED = f"positions: {SPAN}, levels: [0.4, 0.9], tilt: 1.0, expert: 0.3"
 MOVES = f"{SAMPLER}.moves=[Suffix, {{class_path: DenoiseAccept, init_args: {{{TILTED}}}}}]"
@@ -72,17 +80,24 @@ TEXTS: dict[str, list[str]] = {
     "classifier_free": ["configs/baselines/classifier_free_tiny.yaml", *FEW, *STEPS],
 }  # fmt: skip
 ONE = ["--trainer.max_steps=1", "--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=0"]
-ROWS = ["--data.n_texts=16", "--data.n_val=8", "--data.shard_size=8", "--data.batch_size=8", "--data.max_length=20"]
+ROWS = [
+    "--data.n_texts=16",
+    "--data.n_val=8",
+    "--data.shard_size=8",
+    "--data.batch_size=8",
+    "--data.max_length=20",
+]
 LOSSES: dict[str, list[str]] = {
     "denoiser": ["configs/ddpm_tiny.yaml", *ONE, *ROWS],
     "critic": ["configs/critic_tiny.yaml", *ONE, *ROWS],
     "base_model": [
         "configs/lm_tiny.yaml", *ONE, "--data.path=texts.txt", "--data.val_path=texts.txt",
-        "--data.tokenizer=tokenizer", "--data.train_vocab_size=300", "--data.batch_size=8", "--model.vocab_size=300",
+        "--data.tokenizer=tokenizer", "--data.train_vocab_size=300", "--data.batch_size=8",
+        "--model.vocab_size=300",
     ],
     "ppo": [
-        "configs/baselines/ppo_tiny.yaml", "--trainer.max_steps=4", "--trainer.log_every_n_steps=1", "--data.batch_size=8",
-        "--data.max_length=20",
+        "configs/baselines/ppo_tiny.yaml", "--trainer.max_steps=4", "--trainer.log_every_n_steps=1",
+        "--data.batch_size=8", "--data.max_length=20",
     ],
 }  # fmt: skip
 
@@ -122,7 +137,10 @@ def texts(name: str) -> dict[str, list[dict[str, Any]]]:
         found = {}
         for file in sorted((folder / "out").glob("*predictions.jsonl")):
             lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-            found[file.stem] = [{key: line[key] for key in ("id", "text", "tokens", "reward", "log_p")} for line in lines]
+            found[file.stem] = [
+                {key: line[key] for key in ("id", "text", "tokens", "reward", "log_p")}
+                for line in lines
+            ]
         return found
 
 
@@ -134,23 +152,35 @@ def losses(name: str) -> dict[str, float]:
         _run("fit", *LOSSES[name])
         (events,) = folder.rglob("events.out.tfevents*")
         read = EventAccumulator(str(events.parent)).Reload()
-        names = [tag for tag in read.Tags()["scalars"] if tag.startswith("train/") and "second" not in tag]
+        names = [
+            tag
+            for tag in read.Tags()["scalars"]
+            if tag.startswith("train/") and "second" not in tag
+        ]
         return {tag: read.Scalars(tag)[0].value for tag in sorted(names)}
 
 
 def kind_of_cpu() -> str:
-    """What decides how sums are rounded: the processor's name, and the instructions that torch uses."""
+    """What decides how sums are rounded: the processor's name, and the instructions that torch
+    uses.
+    """
     import torch
 
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+    name = next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
 
 def main() -> None:
     golden: dict[str, Any] = {"cpu": kind_of_cpu()}
-    golden |= {"texts": {name: texts(name) for name in TEXTS}, "losses": {name: losses(name) for name in LOSSES}}
+    golden |= {
+        "texts": {name: texts(name) for name in TEXTS},
+        "losses": {name: losses(name) for name in LOSSES},
+    }
     GOLDEN.write_text(json.dumps(golden, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"wrote {GOLDEN}", file=sys.stderr)
 

@@ -1,7 +1,9 @@
-"""What a seed gives stays as it was recorded in golden.json: texts and tokens byte for byte, numbers to 1e-6.
+"""What a seed gives stays as it was recorded in golden.json: texts and tokens byte for byte,
+numbers to 1e-6.
 
-Numbers may differ in their last digits between CPUs; a text may then differ too where a draw falls on an edge, so texts are
-compared on the kind of CPU alone on which the file was made. Make it anew before a refactoring.
+Numbers may differ in their last digits between CPUs; a text may then differ too where a draw falls
+on an edge, so texts are compared on the kind of CPU alone on which the file was made. Make it anew
+before a refactoring.
 """
 
 import json
@@ -14,7 +16,10 @@ from tests.golden.make_golden import GOLDEN, LOSSES, TEXTS, kind_of_cpu, losses,
 CPU = json.loads(GOLDEN.read_text(encoding="utf-8"))["cpu"] if GOLDEN.exists() else ""
 pytestmark = pytest.mark.skipif(
     kind_of_cpu() != CPU,
-    reason=f"golden.json is of {CPU or 'no CPU'}, this is {kind_of_cpu()}: python -m tests.golden.make_golden writes it anew",
+    reason=(
+        f"golden.json is of {CPU or 'no CPU'}, this is {kind_of_cpu()}: python -m"
+        " tests.golden.make_golden writes it anew"
+    ),
 )
 
 
@@ -32,7 +37,9 @@ def test_texts(golden: Any, name: str) -> None:
         for line, now in zip(lines, found[file], strict=True):
             exact = ("id", "text", "tokens")
             assert [now[key] for key in exact] == [line[key] for key in exact]
-            assert [now["reward"], now["log_p"]] == pytest.approx([line["reward"], line["log_p"]], rel=1e-6, abs=1e-9)
+            assert [now["reward"], now["log_p"]] == pytest.approx(
+                [line["reward"], line["log_p"]], rel=1e-6, abs=1e-9
+            )
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -32,11 +32,28 @@ from dia_lightning.metrics import (
 )
 from dia_lightning.types import Cost, Generations
 
-WORDS = ["the", "The", "food", "is", "good,", "bad.", "café", "3.5", "(near)", "it's", "U.S.", "-", "&amp;", "ΩΩ"]
+WORDS = [
+    "the",
+    "The",
+    "food",
+    "is",
+    "good,",
+    "bad.",
+    "café",
+    "3.5",
+    "(near)",
+    "it's",
+    "U.S.",
+    "-",
+    "&amp;",
+    "ΩΩ",
+]
 
 
 def random_texts(seed: int, n: int, longest: int) -> list[str]:
-    """Few words, so that texts share n-grams and repeat themselves; some are empty or equal to another."""
+    """Few words, so that texts share n-grams and repeat themselves; some are empty or equal to
+    another.
+    """
     draw = Random(seed)
     texts = [" ".join(draw.choices(WORDS, k=draw.randint(0, longest))) for _ in range(n - 1)]
     return [*texts, texts[0]]
@@ -46,10 +63,15 @@ def random_texts(seed: int, n: int, longest: int) -> list[str]:
 def test_self_bleu_is_sacrebleus(seed: int) -> None:
     texts = random_texts(seed, 3 + seed, 2 + 2 * seed)
     others = [texts[:i] + texts[i + 1 :] for i in range(len(texts))]
-    expected = [sacrebleu.sentence_bleu(t, o, use_effective_order=True).score for t, o in zip(texts, others, strict=True)]
+    expected = [
+        sacrebleu.sentence_bleu(t, o, use_effective_order=True).score
+        for t, o in zip(texts, others, strict=True)
+    ]
     correct, total, length, reference_length = functional._self_bleu_update(texts, 4)
     # Per text, not only in the mean, where errors could cancel.
-    assert functional._sentence_bleu(correct, total, length, reference_length).tolist() == pytest.approx(expected, abs=1e-9)
+    assert functional._sentence_bleu(
+        correct, total, length, reference_length
+    ).tolist() == pytest.approx(expected, abs=1e-9)
     assert self_bleu(texts).item() == pytest.approx(statistics.fmean(expected), abs=1e-9)
     bigrams = BLEU(max_ngram_order=2, effective_order=True)
     expected = [bigrams.sentence_score(t, o).score for t, o in zip(texts, others, strict=True)]
@@ -66,14 +88,20 @@ def test_self_bleu_at_its_ends() -> None:
 def test_distinct_n_is_a_count(n: int) -> None:
     for seed in range(5):
         texts = random_texts(seed, 12, 9)
-        grams = [tuple(words[i : i + n]) for words in map(str.split, texts) for i in range(len(words) - n + 1)]
+        grams = [
+            tuple(words[i : i + n])
+            for words in map(str.split, texts)
+            for i in range(len(words) - n + 1)
+        ]
         assert distinct_n(texts, n).item() == len(set(grams)) / len(grams)
     assert distinct_n(["a b"], 3).isnan()
 
 
 def test_perplexity_and_latency_are_ratios_of_sums() -> None:
     log_p, n_tokens = [-3.5, -20.25, -0.125], [2, 11, 1]
-    assert perplexity(torch.tensor(log_p), torch.tensor(n_tokens)).item() == pytest.approx(math.exp(23.875 / 14), rel=1e-12)
+    assert perplexity(torch.tensor(log_p), torch.tensor(n_tokens)).item() == pytest.approx(
+        math.exp(23.875 / 14), rel=1e-12
+    )
     assert seconds_per_100_tokens(torch.tensor([1.5, 0.25]), torch.tensor([40, 10])).item() == 3.5
     assert perplexity(torch.zeros(0), torch.zeros(0)).isnan()
 
@@ -91,7 +119,12 @@ def test_reward_mean_and_deviation_do_not_cancel() -> None:
 
 @pytest.mark.parametrize("wrong", ["one text", ["a", 1]])
 def test_texts_are_sequences_of_strings(wrong: Any) -> None:
-    for metric in (self_bleu, lambda texts: distinct_n(texts, 1), SelfBLEU().update, DistinctN(1).update):
+    for metric in (
+        self_bleu,
+        lambda texts: distinct_n(texts, 1),
+        SelfBLEU().update,
+        DistinctN(1).update,
+    ):
         with pytest.raises(TypeError, match="sequence of strings"):
             metric(wrong)
 
@@ -143,14 +176,23 @@ def batch(index: int, n: int, warm: bool, seconds: float) -> Generations:
     reward = torch.tensor([draw.gauss(0, 1) for _ in range(n)])
     return Generations(
         index=index, ids=list(range(n)), prompts=[""] * n, texts=random_texts(index, n, 8),
-        tokens=torch.zeros(n, 1, dtype=torch.int64), log_p=torch.tensor([-10 * draw.random() for _ in range(n)]).double(),
-        n_tokens=torch.tensor([draw.randint(1, 9) for _ in range(n)]), rewards={"a.b": reward + 1, "c": reward},
-        reward=reward, method="m", seed=0, latency_s=seconds, warm=warm, peak_memory_mib=10.0 + index,
-        costs={"denoiser": Cost(8 * n, 80 * n, 1e12)} if index else {"critic": Cost(2 * n, 8 * n, 1e9)},
+        tokens=torch.zeros(n, 1, dtype=torch.int64),
+        log_p=torch.tensor([-10 * draw.random() for _ in range(n)]).double(),
+        n_tokens=torch.tensor([draw.randint(1, 9) for _ in range(n)]), rewards={"a.b": reward + 1,
+         "c": reward},
+        reward=reward, method="m", seed=0, latency_s=seconds, warm=warm,
+        peak_memory_mib=10.0 + index,
+        costs={"denoiser": Cost(8 * n, 80 * n, 1e12)} if index else {"critic": Cost(2 * n, 8 * n,
+          1e9)},
     )  # fmt: skip
 
 
-BATCHES = [batch(0, 3, False, 50.0), batch(1, 4, False, 70.0), batch(2, 5, True, 1.0), batch(3, 2, True, 2.0)]
+BATCHES = [
+    batch(0, 3, False, 50.0),
+    batch(1, 4, False, 70.0),
+    batch(2, 5, True, 1.0),
+    batch(3, 2, True, 2.0),
+]
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
@@ -178,14 +220,21 @@ def test_two_processes_are_one(shares: tuple[list[int], list[int]]) -> None:
 
 @pytest.mark.parametrize(
     "metric",
-    [SelfBLEU(), DistinctN(1), LMPerplexity(), SecondsPer100Tokens(), MeanReward(), NetworkCosts(["a"])],
+    [
+        SelfBLEU(),
+        DistinctN(1),
+        LMPerplexity(),
+        SecondsPer100Tokens(),
+        MeanReward(),
+        NetworkCosts(["a"]),
+    ],
     ids=lambda metric: type(metric).__name__,
 )
 def test_every_metric_forgets(metric: Any) -> None:
     given: dict[type, tuple[Any, ...]] = {
         SelfBLEU: (["a b", "a c"],), DistinctN: (["a b", "a"],),
-        MeanReward: (torch.tensor([1.0]),), NetworkCosts: ({"a": Cost(1)},), SecondsPer100Tokens: (1.0, 10, 2),
-        LMPerplexity: (torch.tensor([-1.0]), torch.tensor([1])),
+        MeanReward: (torch.tensor([1.0]),), NetworkCosts: ({"a": Cost(1)},),
+        SecondsPer100Tokens: (1.0, 10, 2), LMPerplexity: (torch.tensor([-1.0]), torch.tensor([1])),
     }  # fmt: skip
     values = []
     for _ in range(2):
@@ -201,12 +250,17 @@ def test_figures_of_a_run() -> None:
     assert figures["reward"] == pytest.approx(statistics.fmean(rewards), rel=1e-9)
     assert figures["reward_std"] == pytest.approx(statistics.stdev(rewards), rel=1e-9)
     assert figures["reward_a.b"] == pytest.approx(statistics.fmean(rewards) + 1, rel=1e-6)
-    total = sum(b.log_p.sum().item() for b in BATCHES) / sum(b.n_tokens.sum().item() for b in BATCHES)
+    total = sum(b.log_p.sum().item() for b in BATCHES) / sum(
+        b.n_tokens.sum().item() for b in BATCHES
+    )
     assert figures["log_p_per_token"] == pytest.approx(total, rel=1e-9)
-    # Only the warm batches: the first of each of two processes is left out, not only that of number 0.
+    # Only the warm batches: the first of each of two processes is left out, not only that of number
+    # 0.
     warm = sum(b.n_tokens.sum().item() for b in BATCHES[2:])
     assert figures["latency_s_per_100_tokens"] == pytest.approx(300 / warm, rel=1e-9)
     assert figures["seconds_per_text"] == pytest.approx(3 / 7, rel=1e-9)
     assert figures["nfe"] == pytest.approx({"critic": 2 * 3 / 14, "denoiser": 8 * 11 / 14})
     cold = compute_metrics(BATCHES[:1])
-    assert cold["latency_s_per_100_tokens"] == pytest.approx(5000 / BATCHES[0].n_tokens.sum().item(), rel=1e-9)
+    assert cold["latency_s_per_100_tokens"] == pytest.approx(
+        5000 / BATCHES[0].n_tokens.sum().item(), rel=1e-9
+    )

@@ -1,4 +1,6 @@
-"""BLEU and ROUGE against sacrebleu and rouge-score on the whole corpus at once; batches and two processes against one."""
+"""BLEU and ROUGE against sacrebleu and rouge-score on the whole corpus at once; batches and two
+processes against one.
+"""
 
 import doctest
 import statistics
@@ -10,17 +12,26 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
-from dia_lightning.metrics import ReferenceBLEU, ReferenceROUGE, reference, reference_bleu, reference_rouge
+from dia_lightning.metrics import (
+    ReferenceBLEU,
+    ReferenceROUGE,
+    reference,
+    reference_bleu,
+    reference_rouge,
+)
 from tests.metrics.test_metrics import Processes, random_texts
 
 N = 12
 TEXTS = random_texts(0, N, 12)
-# One to three references a text, each a text with some of its words changed and its end moved to the front, so that every
-# order of n-grams matches sometimes, and ROUGE-1 and ROUGE-L differ.
+# One to three references a text, each a text with some of its words changed and its end moved to
+# the front, so that every order of n-grams matches sometimes, and ROUGE-1 and ROUGE-L differ.
 DRAW = Random(1)
 REFERENCES = [
     [
-        " ".join(w if DRAW.random() < 0.8 else "other" for w in ["end", *text.split()[-2:], *text.split()[:-2]])
+        " ".join(
+            w if DRAW.random() < 0.8 else "other"
+            for w in ["end", *text.split()[-2:], *text.split()[:-2]]
+        )
         for _ in range(1 + i % 3)
     ]
     for i, text in enumerate(TEXTS)
@@ -29,16 +40,25 @@ REFERENCES = [
 
 def sacrebleu_score(texts: list[str], references: list[list[str]]) -> tuple[float, str]:
     bleu = BLEU()
-    columns = [[given[k] if k < len(given) else None for given in references] for k in range(max(map(len, references)))]
+    columns = [
+        [given[k] if k < len(given) else None for given in references]
+        for k in range(max(map(len, references)))
+    ]
     return bleu.corpus_score(texts, columns).score, str(bleu.get_signature())
 
 
 def rouge_scores(texts: list[str], references: list[list[str]]) -> dict[str, float]:
     """The best reference by a loop of our own: `RougeScorer.score` for one reference at a time."""
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
-    best = [[scorer.score(r, text) for r in given] for text, given in zip(texts, references, strict=True)]
+    best = [
+        [scorer.score(r, text) for r in given]
+        for text, given in zip(texts, references, strict=True)
+    ]
     keys = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
-    return {ours: statistics.fmean(max(s[key].fmeasure for s in one) for one in best) for ours, key in keys.items()}
+    return {
+        ours: statistics.fmean(max(s[key].fmeasure for s in one) for one in best)
+        for ours, key in keys.items()
+    }
 
 
 def test_bleu_is_sacrebleus_on_the_corpus() -> None:
@@ -79,7 +99,9 @@ def test_two_processes_are_one(shares: tuple[list[int], list[int]]) -> None:
     expected = {"bleu": score, **rouge_scores(TEXTS, REFERENCES)}
     for found in [work([0, 1, 2])({}), *Processes(2).run([work(share) for share in shares])]:
         assert found.pop("signature") == signature
-        assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-12)
+        assert {name: value.item() for name, value in found.items()} == pytest.approx(
+            expected, rel=1e-12
+        )
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
@@ -103,7 +125,12 @@ def test_without_texts_there_is_no_figure() -> None:
 
 
 def test_references_are_checked_at_the_door() -> None:
-    for metric in (reference_bleu, reference_rouge, ReferenceBLEU().update, ReferenceROUGE().update):
+    for metric in (
+        reference_bleu,
+        reference_rouge,
+        ReferenceBLEU().update,
+        ReferenceROUGE().update,
+    ):
         with pytest.raises(TypeError, match="sequence of strings"):
             metric(["a"], ["a"])
         with pytest.raises(ValueError, match="at least one for each text, got none at place 1"):

@@ -1,4 +1,6 @@
-"""Figures and rewards in many scripts: sacrebleu and plain counts, texts against themselves, null with a reason."""
+"""Figures and rewards in many scripts: sacrebleu and plain counts, texts against themselves,
+null with a reason.
+"""
 
 import doctest
 import json
@@ -55,20 +57,53 @@ TEXTS = {
         ],
         "安く",
     ),
-    "thai": (["ร้านนี้อยู่ริมแม่น้ำราคาถูก", "ร้านนี้อยู่ริมสะพานราคาถูก", "ร้านนี้อยู่ริมแม่น้ำราคาแพง"], "ถูก"),
+    "thai": (
+        [
+            "ร้านนี้อยู่ริมแม่น้ำราคาถูก",
+            "ร้านนี้อยู่ริมสะพานราคาถูก",
+            "ร้านนี้อยู่ริมแม่น้ำราคาแพง",
+        ],
+        "ถูก",
+    ),
     "khmer": (["ហាងនេះនៅមាត់ទន្លេថោក", "ហាងនេះនៅជិតទន្លេថោក", "ហាងនេះនៅមាត់ទន្លេថ្លៃ"], "ថោក"),
-    "hindi": (["यह छोटी दुकान नदी के पास सस्ती है।", "यह बड़ी दुकान नदी के पास सस्ती है।", "यह छोटी दुकान नदी के पास महंगी है।"], "सस्ती"),
+    "hindi": (
+        [
+            "यह छोटी दुकान नदी के पास सस्ती है।",
+            "यह बड़ी दुकान नदी के पास सस्ती है।",
+            "यह छोटी दुकान नदी के पास महंगी है।",
+        ],
+        "सस्ती",
+    ),
     "arabic": (
-        ["هذا المطعم قريب من النهر ورخيص جدا", "هذا المطعم بعيد من النهر ورخيص جدا", "هذا المطعم قريب من النهر وغالي جدا"],
+        [
+            "هذا المطعم قريب من النهر ورخيص جدا",
+            "هذا المطعم بعيد من النهر ورخيص جدا",
+            "هذا المطعم قريب من النهر وغالي جدا",
+        ],
         "ورخيص",
     ),
     "korean": (
-        ["이 식당은 강 옆에 있고 아주 싸다", "이 식당은 다리 옆에 있고 아주 싸다", "이 식당은 강 옆에 있고 아주 비싸다"],
+        [
+            "이 식당은 강 옆에 있고 아주 싸다",
+            "이 식당은 다리 옆에 있고 아주 싸다",
+            "이 식당은 강 옆에 있고 아주 비싸다",
+        ],
         "싸다",
     ),
-    "russian": (["этот бар у реки очень дешёвый", "этот паб у реки очень дешёвый", "этот бар у реки очень дорогой"], "дешёвый"),
+    "russian": (
+        [
+            "этот бар у реки очень дешёвый",
+            "этот паб у реки очень дешёвый",
+            "этот бар у реки очень дорогой",
+        ],
+        "дешёвый",
+    ),
     "mixed": (
-        ["我用Python写code，然后deploy到server", "我用Java写code，然后deploy到server", "我用Python写tests，然后deploy到server"],
+        [
+            "我用Python写code，然后deploy到server",
+            "我用Java写code，然后deploy到server",
+            "我用Python写tests，然后deploy到server",
+        ],
         "code",
     ),
 }
@@ -87,19 +122,26 @@ def name_of(script: str) -> str:
 
 def sacrebleus(texts: list[str], name: str) -> float:
     bleu = BLEU(effective_order=True, tokenize=name)
-    return statistics.fmean(bleu.sentence_score(t, texts[:i] + texts[i + 1 :]).score for i, t in enumerate(texts))
+    return statistics.fmean(
+        bleu.sentence_score(t, texts[:i] + texts[i + 1 :]).score for i, t in enumerate(texts)
+    )
 
 
 @pytest.mark.parametrize("script", TEXTS)
 def test_diversity_in_any_script(script: str) -> None:
     texts, _ = TEXTS[script]
     for name in {"13a", "intl", "zh", "char", name_of(script)}:
-        assert self_bleu(texts, tokenizer=name).item() == pytest.approx(sacrebleus(texts, name), abs=1e-9)
+        assert self_bleu(texts, tokenizer=name).item() == pytest.approx(
+            sacrebleus(texts, name), abs=1e-9
+        )
     assert self_bleu(texts).item() == pytest.approx(sacrebleus(texts, name_of(script)), abs=1e-9)
     assert self_bleu(texts).item() > 30
     for name, n in ((name, n) for name in ("auto", "13a", "intl", "zh", "char") for n in (1, 2, 4)):
         chosen = name_of(script) if name == "auto" else name
-        tokens = [t.split() if chosen == "13a" else BLEU(tokenize=chosen).tokenizer(t).split() for t in texts]
+        tokens = [
+            t.split() if chosen == "13a" else BLEU(tokenize=chosen).tokenizer(t).split()
+            for t in texts
+        ]
         grams = [tuple(row[i : i + n]) for row in tokens for i in range(len(row) - n + 1)]
         expected = len(set(grams)) / len(grams) if grams else math.nan
         assert distinct_n(texts, n, name).item() == pytest.approx(expected, nan_ok=True)
@@ -111,10 +153,14 @@ def test_a_text_is_its_own_best_reference(script: str) -> None:
     texts, _ = TEXTS[script]
     own, other = [[t] for t in texts], [[t] for t in [*texts[1:], texts[0]]]
     assert reference_bleu(texts, own).item() == pytest.approx(100)
-    expected = BLEU(tokenize=name_of(script)).corpus_score(texts, [[given[0] for given in other]]).score
+    expected = (
+        BLEU(tokenize=name_of(script)).corpus_score(texts, [[given[0] for given in other]]).score
+    )
     assert 10 < expected < 99
     assert reference_bleu(texts, other).item() == pytest.approx(expected)
-    assert [value.item() for value in reference_rouge(texts, own).values()] == pytest.approx([1, 1, 1])
+    assert [value.item() for value in reference_rouge(texts, own).values()] == pytest.approx(
+        [1, 1, 1]
+    )
     assert all(0.2 < value.item() < 0.99 for value in reference_rouge(texts, other).values())
     metric = ReferenceBLEU()
     metric.update(texts, own)
@@ -175,12 +221,20 @@ def test_all_processes_together_choose() -> None:
                 for metric in pairs:
                     metric.update(texts, [texts[:1]] * len(texts))
             bleu, rouge = pairs[0].compute(), pairs[1].compute()
-            return [*(metric.compute().item() for metric in metrics), bleu.item(), rouge["rouge_l"].item()]
+            return [
+                *(metric.compute().item() for metric in metrics),
+                bleu.item(),
+                rouge["rouge_l"].item(),
+            ]
 
         return figures
 
     references = [given for share in shares for given in [share[:1]] * len(share)]
-    expected = [sacrebleus(whole, "zh"), distinct_n(whole, 2, "zh").item(), reference_bleu(whole, references).item()]
+    expected = [
+        sacrebleus(whole, "zh"),
+        distinct_n(whole, 2, "zh").item(),
+        reference_bleu(whole, references).item(),
+    ]
     expected.append(reference_rouge(whole, references, "zh")["rouge_l"].item())
     for found in Processes(3).run([work(share) for share in shares]):
         assert found == pytest.approx(expected, rel=1e-12)
@@ -189,12 +243,19 @@ def test_all_processes_together_choose() -> None:
 @pytest.mark.parametrize("tokenizer", ["auto", "13a", "intl", "zh", "char"])
 def test_odd_texts_have_a_meaning_or_none(tokenizer: str) -> None:
     for odd in (["", " ", "\n"], ["😀", "😀❤️"], ["！？", "..."], ["\ud800", "a\udfffb"]):
-        for value in (self_bleu(odd, tokenizer=tokenizer).item(), distinct_n(odd, 1, tokenizer).item()):
+        for value in (
+            self_bleu(odd, tokenizer=tokenizer).item(),
+            distinct_n(odd, 1, tokenizer).item(),
+        ):
             assert math.isnan(value) == (not "".join(odd).strip())
         bleu = reference_bleu(odd, [[text] for text in odd], tokenizer).item()
         assert math.isnan(bleu) if not "".join(odd).strip() else bleu >= 0
         reference_rouge(odd, [[text] for text in odd], tokenizer)
-        for value in (*Length(3)(odd), *Keyword(["a", "店"])(odd), *Coverage()(odd, [{"source": "店"}] * len(odd))):
+        for value in (
+            *Length(3)(odd),
+            *Keyword(["a", "店"])(odd),
+            *Coverage()(odd, [{"source": "店"}] * len(odd)),
+        ):
             assert math.isfinite(value)
     assert reference_rouge(["the"], [["😀"]], tokenizer)["rouge_1"].isnan()
 
@@ -218,8 +279,8 @@ class Says(GuidedSamplerModule):
 
 
 def run(
-    folder: Path, lm: Path, texts: Sequence[str], n: int, evaluation: Evaluation | None = None, tokenizer: Any = "auto",
-    field: Any = None,
+    folder: Path, lm: Path, texts: Sequence[str], n: int, evaluation: Evaluation | None = None,
+    tokenizer: Any = "auto", field: Any = None,
 ) -> dict[str, Any]:  # fmt: skip
     prompts = folder / "p.jsonl"
     folder.mkdir(exist_ok=True)
@@ -227,10 +288,22 @@ def run(
     module = Says(Keyword(["the"]), str(lm), texts)
     data = PromptData(str(lm), str(prompts), n_texts=n, batch_size=2, max_length=8)
     writer = PredictionWriter(str(folder), evaluation=evaluation, tokenizer=tokenizer)
-    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = L.Trainer(default_root_dir=folder, accelerator="cpu", callbacks=[writer], enable_checkpointing=False, **quiet)
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = L.Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        callbacks=[writer],
+        enable_checkpointing=False,
+        **quiet,
+    )
     trainer.predict(module, datamodule=data, return_predictions=False)
-    found: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    found: dict[str, Any] = json.loads(
+        (folder / "metrics.json").read_text(encoding="utf-8"), parse_constant=pytest.fail
+    )
     return found
 
 
@@ -268,14 +341,23 @@ def test_a_run_says_its_tokenizer(script: str, lm_folder: Path, tmp_path: Path) 
     ("texts", "n", "missing"),
     [
         (["one two"], 1, {"reward_std": "fewer than two texts", "self_bleu": "fewer than two texts",
-                          "distinct_3": "no text has 3 words or more", "distinct_4": "no text has 4 words or more"}),
-        (["", " "], 4, {"self_bleu": "no text has a word", "distinct_1": "no text has 1 words or more"}),
-        (["便宜"], 2, {"distinct_3": "no text has 3 words or more", "distinct_4": "no text has 4 words or more"}),
+                          "distinct_3": "no text has 3 words or more",
+                          "distinct_4": "no text has 4 words or more"}),
+        (["", " "], 4,
+         {"self_bleu": "no text has a word", "distinct_1": "no text has 1 words or more"}),
+        (["便宜"], 2,
+         {"distinct_3": "no text has 3 words or more",
+          "distinct_4": "no text has 4 words or more"}),
     ],
 )  # fmt: skip
-def test_every_null_has_its_reason(texts: list[str], n: int, missing: dict[str, str], lm_folder: Path, tmp_path: Path) -> None:
+def test_every_null_has_its_reason(
+    texts: list[str], n: int, missing: dict[str, str], lm_folder: Path, tmp_path: Path
+) -> None:
     found = run(tmp_path, lm_folder, texts, n, Evaluation(references="ref"), field="😀")
-    expected = {**missing, **dict.fromkeys(("rouge_1", "rouge_2", "rouge_l"), "no reference has a word")}
+    expected = {
+        **missing,
+        **dict.fromkeys(("rouge_1", "rouge_2", "rouge_l"), "no reference has a word"),
+    }
     assert expected.items() <= found["reasons"].items()
     for figures in (found, found["base"]):
         assert set(figures["reasons"]) == nulls(figures)
@@ -285,7 +367,13 @@ def test_every_null_has_its_reason(texts: list[str], n: int, missing: dict[str, 
 
 
 def test_reasons_reach_what_is_nested_and_infinite() -> None:
-    figures = {"n": 5, "nfe": {"critic": math.nan, "lm": 1.0}, "log_z": math.inf, "style": None, "rhat_reward": math.nan}
+    figures = {
+        "n": 5,
+        "nfe": {"critic": math.nan, "lm": 1.0},
+        "log_z": math.inf,
+        "style": None,
+        "rhat_reward": math.nan,
+    }
     found = reasons(figures)
     assert set(found) == {"nfe/critic", "log_z", "style", "rhat_reward"}
     assert found["log_z"] == "not finite: inf"
@@ -293,7 +381,9 @@ def test_reasons_reach_what_is_nested_and_infinite() -> None:
     assert doctest.testmod(reasons_module) == (0, 1)
 
 
-def test_a_tokenizer_that_is_not_there_ends_in_one_line(lightning: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_that_is_not_there_ends_in_one_line(
+    lightning: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from sacrebleu.tokenizers import tokenizer_ja_mecab
 
     from dia_lightning import words

@@ -1,7 +1,8 @@
-"""A text model small enough to list every text: π, log Z and total variation are known exactly. No code of the package.
+"""A text model small enough to list every text: π, log Z and total variation are known exactly. No
+code of the package.
 
-The base model p is a random order-2 Markov chain over tokens; the reward is a random function of token pairs at any
-distance, so that neither p nor π ∝ p exp(λ r) is a product over positions.
+The base model p is a random order-2 Markov chain over tokens; the reward is a random function of
+token pairs at any distance, so that neither p nor π ∝ p exp(λ r) is a product over positions.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ class Enumerable:
     """All texts of T tokens out of V, their probability under p and their reward.
 
     Attributes:
-        first (V,), second (V, V), later (V, V, V): p(x_1), p(x_2 | x_1), p(x_i | x_{i-2}, x_{i-1}); rows sum to 1.
+        first (V,), second (V, V), later (V, V, V): p(x_1), p(x_2 | x_1), p(x_i | x_{i-2}, x_{i-1});
+            rows sum to 1.
         sequences: (N, T) int64, every text, in the order of `itertools.product`.
         log_p: (N,) log-probabilities under p, nats. reward: (N,), mean 0 and variance 1 under p.
-        end_id: V - 1 with `end`, else None. Everything after the first end token is the end token, texts that differ only
-            behind it are one text, and N is smaller than V^T.
+        end_id: V - 1 with `end`, else None. Everything after the first end token is the end token,
+            texts that differ only behind it are one text, and N is smaller than V^T.
     """
 
     def __init__(self, V: int, T: int, seed: int, end: bool = False) -> None:
@@ -75,14 +77,20 @@ class Enumerable:
         """(B,) place in `sequences` of each row of tokens (B, T), an array or a tensor on the CPU.
 
         Raises:
-            ValueError: for a row that is no text: wrong length, unknown token, or another token after an end token.
+            ValueError: for a row that is no text: wrong length, unknown token, or another token
+                after an end token.
         """
         x = np.asarray(tokens, dtype=np.int64)
         if x.ndim != 2 or x.shape[1] != self.T or (x < 0).any() or (x >= self.V).any():
-            raise ValueError(f"tokens: (B, {self.T}) with values from 0 to {self.V - 1} needed, got shape {x.shape}")
+            raise ValueError(
+                f"tokens: (B, {self.T}) with values from 0 to {self.V - 1} needed, got shape"
+                f" {x.shape}"
+            )
         place = self._place[x @ self.V ** np.arange(self.T - 1, -1, -1)]
         if (place < 0).any():
-            raise ValueError(f"tokens: {x[place < 0][0].tolist()} goes on after its end token {self.end_id}")
+            raise ValueError(
+                f"tokens: {x[place < 0][0].tolist()} goes on after its end token {self.end_id}"
+            )
         return place
 
     def draw(self, n: int, lam: float, rng: np.random.Generator) -> Ints:
@@ -90,7 +98,9 @@ class Enumerable:
         return self.sequences[rng.choice(len(self.sequences), n, p=np.exp(self.log_pi(lam)))]
 
     def frequencies(self, tokens: object, weights: Floats | None = None) -> Floats:
-        """(N,) share of each text among `tokens` (B, T), or of its weight; weights (B,) need not sum to 1."""
+        """(N,) share of each text among `tokens` (B, T), or of its weight; weights (B,) need not
+        sum to 1.
+        """
         counts = np.bincount(self.index(tokens), weights, len(self.sequences))
         return counts / counts.sum()
 
@@ -99,13 +109,17 @@ class Enumerable:
         return float(np.abs(self.frequencies(tokens, weights) - np.exp(self.log_pi(lam))).sum() / 2)
 
     def floor(self, n: int, lam: float, rng: np.random.Generator, repeats: int = 20) -> float:
-        """The total variation that n exact draws of π have on average: what a perfect sampler would show."""
+        """The total variation that n exact draws of π have on average: what a perfect sampler
+        would show.
+        """
         p = np.exp(self.log_pi(lam))
         counts = rng.multinomial(n, p / p.sum(), size=repeats)
         return float(np.abs(counts / n - p).sum(1).mean() / 2)
 
 
 def _rows(rng: np.random.Generator, V: int, order: int) -> Floats:
-    """A random table of conditional distributions, (V,) * (order + 1), far from uniform and without zeros."""
+    """A random table of conditional distributions, (V,) * (order + 1), far from uniform and
+    without zeros.
+    """
     rows = np.asarray(rng.dirichlet(np.full(V, 0.7), size=(V,) * order))
     return 0.95 * rows + 0.05 / V

@@ -1,4 +1,6 @@
-"""An enumerable problem as the base model and the target that kernels ask: everything is looked up."""
+"""An enumerable problem as the base model and the target that kernels ask: everything is looked
+up.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ class ListedLM:
 
     def __init__(self, problem: Enumerable) -> None:
         self.problem, self.end_id = problem, problem.end_id
-        self.tables = [torch.from_numpy(table) for table in (problem.first, problem.second, problem.later)]
+        self.tables = [
+            torch.from_numpy(table) for table in (problem.first, problem.second, problem.later)
+        ]
 
     def generate(self, tokens: Tensor, kept: Tensor, generator: torch.Generator) -> Tensor:
         out = tokens.clone()
@@ -35,7 +39,10 @@ class ListedTarget:
     def terms(self, tokens: Tensor) -> Terms:
         self.calls += len(tokens)
         place: np.ndarray = self.problem.index(tokens)
-        return Terms(torch.from_numpy(self.problem.log_p[place]), torch.from_numpy(self.problem.reward[place]))
+        return Terms(
+            torch.from_numpy(self.problem.log_p[place]),
+            torch.from_numpy(self.problem.reward[place]),
+        )
 
     def log_prob(self, tokens: Tensor) -> Tensor:
         log_base, reward = self.terms(tokens)

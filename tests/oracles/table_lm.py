@@ -1,4 +1,6 @@
-"""A language model small enough to enumerate: every prefix has a next-token distribution of its own. NumPy only."""
+"""A language model small enough to enumerate: every prefix has a next-token distribution of its
+own. NumPy only.
+"""
 
 import itertools
 
@@ -15,7 +17,11 @@ ROWS = [
     for row in itertools.product(range(V), repeat=T)
     if END not in row or all(x == END for x in row[row.index(END) :])
 ]  # fmt: skip
-NEXT = {prefix: RNG.dirichlet(np.ones(V)) for n in range(T) for prefix in itertools.product(range(V), repeat=n)}
+NEXT = {
+    prefix: RNG.dirichlet(np.ones(V))
+    for n in range(T)
+    for prefix in itertools.product(range(V), repeat=n)
+}
 REWARD = RNG.normal(size=len(ROWS))
 
 
@@ -36,7 +42,9 @@ class TableLM:
         out, code = tokens.clone(), torch.zeros(len(tokens), dtype=torch.int64)
         ended = torch.zeros(len(tokens), dtype=torch.bool)
         for i in range(T):
-            table = torch.tensor(np.array([NEXT[prefix] for prefix in itertools.product(range(V), repeat=i)]))
+            table = torch.tensor(
+                np.array([NEXT[prefix] for prefix in itertools.product(range(V), repeat=i)])
+            )
             drawn = torch.multinomial(table[code], 1, generator=generator)[:, 0]
             out[:, i] = torch.where(kept[:, i], tokens[:, i], torch.where(ended, END, drawn))
             ended |= out[:, i] == END

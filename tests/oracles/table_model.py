@@ -1,4 +1,6 @@
-"""The enumerable table as a `BaseLM`: its model knows what it has read from the key–value cache alone."""
+"""The enumerable table as a `BaseLM`: its model knows what it has read from the key–value cache
+alone.
+"""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +20,9 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class TableModel(torch.nn.Module):
-    """Next-token logits of `NEXT`, called as a transformers model is; the cached keys are the tokens read."""
+    """Next-token logits of `NEXT`, called as a transformers model is; the cached keys are the
+    tokens read.
+    """
 
     config = GPT2Config(n_layer=1, n_positions=T + 1)
     dtype = torch.float32
@@ -27,7 +31,10 @@ class TableModel(torch.nn.Module):
         super().__init__()
         self.embedding = torch.nn.Embedding(V, 4)
         prefixes = sorted(NEXT, key=lambda prefix: (len(prefix), prefix))
-        self.rows = {n: torch.tensor(np.array([NEXT[p] for p in prefixes if len(p) == n])).log() for n in range(T)}
+        self.rows = {
+            n: torch.tensor(np.array([NEXT[p] for p in prefixes if len(p) == n])).log()
+            for n in range(T)
+        }
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.embedding
@@ -35,7 +42,9 @@ class TableModel(torch.nn.Module):
     def get_output_embeddings(self) -> None:
         return None
 
-    def forward(self, input_ids: Tensor, past_key_values: Any = None, use_cache: bool = False) -> Any:
+    def forward(
+        self, input_ids: Tensor, past_key_values: Any = None, use_cache: bool = False
+    ) -> Any:
         seen = input_ids
         if past_key_values is not None:
             states = input_ids[:, None, :, None].double()
@@ -59,9 +68,15 @@ class Letters:
         return dict(zip("ab", range(END), strict=True)) | {"": END}
 
     def __call__(self, texts: Sequence[str], **options: Any) -> dict[str, list[list[int]]]:
-        return {"input_ids": [["ab".index(letter) for letter in text if letter in "ab"] for text in texts]}
+        return {
+            "input_ids": [
+                ["ab".index(letter) for letter in text if letter in "ab"] for text in texts
+            ]
+        }
 
-    def batch_decode(self, rows: Sequence[Sequence[int]], skip_special_tokens: bool = True, **options: Any) -> list[str]:
+    def batch_decode(
+        self, rows: Sequence[Sequence[int]], skip_special_tokens: bool = True, **options: Any
+    ) -> list[str]:
         return ["".join("ab"[i] for i in row if i != END) for row in rows]
 
 
@@ -110,12 +125,16 @@ class TableValue:
 
     def __call__(self, tokens: Tensor, known: Tensor) -> Tensor:
         self.asked += len(tokens)
-        prefixes = [tuple(row[: int(n)]) for row, n in zip(tokens.tolist(), known.sum(1), strict=True)]
+        prefixes = [
+            tuple(row[: int(n)]) for row, n in zip(tokens.tolist(), known.sum(1), strict=True)
+        ]
         return torch.tensor([self.values[prefix] for prefix in prefixes])
 
 
 def chi_square_ok(tokens: Tensor, p: Floats) -> bool:
-    """Whether rows of the table are draws of p (N,): χ² at false-alarm rate 10⁻³ (Wilson–Hilferty), rare rows pooled."""
+    """Whether rows of the table are draws of p (N,): χ² at false-alarm rate 10⁻³
+    (Wilson–Hilferty), rare rows pooled.
+    """
     want = p * len(tokens)
     got = np.bincount(codes(tokens), minlength=len(p))
     common = want >= 5

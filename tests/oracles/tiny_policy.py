@@ -1,4 +1,5 @@
-"""A GPT-2 of six tokens and texts of up to four, all of them listed: log p of every text, the reward, and π* in closed form.
+"""A GPT-2 of six tokens and texts of up to four, all of them listed: log p of every text, the
+reward, and π* in closed form.
 
 Uses transformers alone, nothing of the package.
 """
@@ -16,10 +17,13 @@ WORDS = ["a", "b", "c", "d", "e"]
 END, T = len(WORDS), 4
 # Every text once: words, and the end token where it is shorter than T.
 ROWS = [
-    list(words) + [END] * (T - n) for n in range(T + 1) for words in itertools.product(range(END), repeat=n)
+    list(words) + [END] * (T - n) for n in range(T + 1) for words in itertools.product(range(END),
+     repeat=n)
 ]  # fmt: skip
 TOKENS = torch.tensor(ROWS)
-KEPT = torch.tensor([[i <= row.index(END) if END in row else True for i in range(T)] for row in ROWS])
+KEPT = torch.tensor(
+    [[i <= row.index(END) if END in row else True for i in range(T)] for row in ROWS]
+)
 TEXTS = [" ".join(WORDS[i] for i in row if i != END) for row in ROWS]
 
 
@@ -31,11 +35,13 @@ def save(folder: Path, seed: int = 0) -> None:
     known = {word: i for i, word in enumerate([*WORDS, "<end>"])}
     inner = Tokenizer(models.WordLevel(known, unk_token="<end>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>", bos_token="<end>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, eos_token="<end>", bos_token="<end>"
+    ).save_pretrained(folder)
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=END + 1, n_embd=32, n_layer=2, n_head=2, n_positions=T + 1, initializer_range=0.15,
-        bos_token_id=END, eos_token_id=END, tie_word_embeddings=False,
+        vocab_size=END + 1, n_embd=32, n_layer=2, n_head=2, n_positions=T + 1,
+        initializer_range=0.15, bos_token_id=END, eos_token_id=END, tie_word_embeddings=False,
     )  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(folder)
 
@@ -48,7 +54,9 @@ def log_p(model: Any, rows: Tensor = TOKENS, kept: Tensor = KEPT) -> Tensor:
 
 
 def rewards(log_base: Tensor, seed: int = 0) -> Tensor:
-    """(N,) float64, a random function of pairs of tokens, each at its place; mean 0 and variance 1 under exp(log_base)."""
+    """(N,) float64, a random function of pairs of tokens, each at its place; mean 0 and variance
+    1 under exp(log_base).
+    """
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(len(ROWS), dtype=torch.float64)
     for i in range(T):

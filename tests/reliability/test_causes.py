@@ -92,20 +92,37 @@ def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
     ],
 )
 def test_what_a_constructor_raises(mine: Run, reward: str, cause: str) -> None:
-    assert_refused(mine("--model.reward", reward), f"--model.reward: {reward} cannot be built ({cause})")
+    assert_refused(
+        mine("--model.reward", reward), f"--model.reward: {reward} cannot be built ({cause})"
+    )
 
 
 def test_what_a_nested_constructor_raises(mine: Run) -> None:
     part = json.dumps({"class_path": SUM, "init_args": {"rewards": [{"class_path": "mine.Key"}]}})
-    assert_refused(mine(f"--model.reward={part}"), "--model", "mine.Key cannot be built (KeyError: 'speech')")
-    assert_refused(mine("--trainer.callbacks+=mine.Callback"), "--trainer.callbacks", "mine.Callback", "LookupError: two lines")
-    judge = {"class_path": "dia_lightning.metrics.Judge", "init_args": {"reward": {"class_path": "mine.Wish"}}}
-    evaluation = {"class_path": "dia_lightning.metrics.Evaluation", "init_args": {"judges": [judge]}}
+    assert_refused(
+        mine(f"--model.reward={part}"), "--model", "mine.Key cannot be built (KeyError: 'speech')"
+    )
+    assert_refused(
+        mine("--trainer.callbacks+=mine.Callback"),
+        "--trainer.callbacks",
+        "mine.Callback",
+        "LookupError: two lines",
+    )
+    judge = {
+        "class_path": "dia_lightning.metrics.Judge",
+        "init_args": {"reward": {"class_path": "mine.Wish"}},
+    }
+    evaluation = {
+        "class_path": "dia_lightning.metrics.Evaluation",
+        "init_args": {"judges": [judge]},
+    }
     given = f"--trainer.callbacks.evaluation={json.dumps(evaluation)}"
     assert_refused(mine(given), "judges", "mine.Wish cannot be built (AssertionError: no luck)")
 
 
-@pytest.mark.parametrize("option", ["--trainer.callbacks.folder", "--model.lam", "--data.n_texts", "--model.base_lm"])
+@pytest.mark.parametrize(
+    "option", ["--trainer.callbacks.folder", "--model.lam", "--data.n_texts", "--model.base_lm"]
+)
 def test_null_where_it_is_no_value(mine: Run, option: str) -> None:
     assert_refused(mine(option, "null"), f"{option}: null given, allowed: ")
 
@@ -114,18 +131,29 @@ def test_two_callbacks_of_one_kind(mine: Run) -> None:
     kind = "lightning.pytorch.callbacks.ModelCheckpoint"
     two = ("--trainer.enable_checkpointing=true", *[f"--trainer.callbacks+={kind}"] * 2)
     assert_refused(mine(*two), "--trainer.callbacks", "ModelCheckpoint")
-    assert_refused(mine("--trainer.callbacks+=dia_lightning.callbacks.PredictionWriter"), "--trainer.callbacks", "twice")
+    assert_refused(
+        mine("--trainer.callbacks+=dia_lightning.callbacks.PredictionWriter"),
+        "--trainer.callbacks",
+        "twice",
+    )
 
 
 def test_names_that_no_output_can_have(mine: Run) -> None:
     assert_refused(mine("--model.reward=mine.Zero"), "--model.reward: mine.Zero sets no `name`")
     assert_refused(mine("--model.reward=mine.Std"), "--model.reward", "'std'", "reward_std")
     for name in ("", "a\nb", "\x1b[2K"):
-        assert_refused(mine("--model.reward=mine.Named", f"--model.reward.name={name}"), "--model.reward", "is named")
+        assert_refused(
+            mine("--model.reward=mine.Named", f"--model.reward.name={name}"),
+            "--model.reward",
+            "is named",
+        )
     named = [{"class_path": "mine.Named", "init_args": {"name": "a/b"}}]
     inner = {
         "class_path": SUM,
-        "init_args": {"name": "a", "rewards": [{"class_path": "mine.Named", "init_args": {"name": "b"}}]},
+        "init_args": {
+            "name": "a",
+            "rewards": [{"class_path": "mine.Named", "init_args": {"name": "b"}}],
+        },
     }
     both = json.dumps({"class_path": SUM, "init_args": {"rewards": [*named, inner]}})
     assert_refused(mine(f"--model.reward={both}"), "--model.reward", "two parts", "'a/b'")
@@ -133,8 +161,14 @@ def test_names_that_no_output_can_have(mine: Run) -> None:
 
 @pytest.mark.parametrize("name", ["reward_zero", "training", "log_z", "nfe/base_lm", " "])
 def test_names_of_judges_that_no_output_can_have(mine: Run, name: str) -> None:
-    judge = {"class_path": "dia_lightning.metrics.Judge", "init_args": {"reward": {"class_path": "mine.Named"}, "name": name}}
-    evaluation = {"class_path": "dia_lightning.metrics.Evaluation", "init_args": {"judges": [judge]}}
+    judge = {
+        "class_path": "dia_lightning.metrics.Judge",
+        "init_args": {"reward": {"class_path": "mine.Named"}, "name": name},
+    }
+    evaluation = {
+        "class_path": "dia_lightning.metrics.Evaluation",
+        "init_args": {"judges": [judge]},
+    }
     given = f"--trainer.callbacks.evaluation={json.dumps(evaluation)}"
     config = ("--config", "configs/zero_shot_tiny.yaml", "--model.reward=mine.Named")
     assert_refused(mine(*config, given), "judges", repr(name))
@@ -147,7 +181,9 @@ def test_a_negative_exponent_is_a_value(lightning: Run, value: str) -> None:
 
 @pytest.mark.parametrize("value", ["-{prompt}", "-x", "--{prompt}"])
 def test_a_text_that_begins_with_a_dash(lightning: Run, value: str) -> None:
-    expected = f"--data.template: no value given; if {value} is its value, write --data.template={value}"
+    expected = (
+        f"--data.template: no value given; if {value} is its value, write --data.template={value}"
+    )
     assert_refused(lightning("predict", "--model.lam", "-1", "--data.template", value), expected)
 
 
@@ -162,25 +198,46 @@ def test_a_file_with_a_brace_is_read_as_it_is(lightning: Run, tmp_path: Path) ->
     config = ("--config", "configs/zero_shot_tiny.yaml", *SMALL)
     code, _, err = lightning("predict", *config, "--data.prompts=p.txt")
     assert code == 0, err
-    assert json.loads((tmp_path / "out/predictions.jsonl").read_text().splitlines()[0])["prompt"] == "Pay ${amount} now"
+    assert (
+        json.loads((tmp_path / "out/predictions.jsonl").read_text().splitlines()[0])["prompt"]
+        == "Pay ${amount} now"
+    )
 
 
 @pytest.mark.parametrize("command", ["predict", "test"])
-def test_seed_everything_says_which_seed_counts(lightning: Run, tmp_path: Path, command: str) -> None:
+def test_seed_everything_says_which_seed_counts(
+    lightning: Run, tmp_path: Path, command: str
+) -> None:
     config = ("--config", "configs/zero_shot_tiny.yaml")
-    assert_refused(lightning(command, *config, "--seed_everything", "7"), "--seed_everything: 7 given", "--model.seed 7")
-    assert_refused(lightning(command, *config, "--seed_everything=0", "--model.seed=3"), "--seed_everything: 0 given")
+    assert_refused(
+        lightning(command, *config, "--seed_everything", "7"),
+        "--seed_everything: 7 given",
+        "--model.seed 7",
+    )
+    assert_refused(
+        lightning(command, *config, "--seed_everything=0", "--model.seed=3"),
+        "--seed_everything: 0 given",
+    )
     (tmp_path / "seed.yaml").write_text("seed_everything: 5")
-    assert_refused(lightning(command, *config, "--config=seed.yaml"), "--seed_everything (in", "--model.seed 5")
+    assert_refused(
+        lightning(command, *config, "--config=seed.yaml"), "--seed_everything (in", "--model.seed 5"
+    )
     for same in (("--seed_everything=7", "--model.seed=7"), ("--model.seed=7",)):
         assert lightning(command, *config, *same, "--print_config")[0] == 0
 
 
-def test_processes_that_do_not_know_of_each_other(lightning: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_do_not_know_of_each_other(
+    lightning: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setitem(os.environ, name, value)
-    expected = ("--trainer.devices: 4 processes", "--trainer.devices 2 --trainer.num_nodes 2 --trainer.strategy ddp")
-    assert_refused(lightning("predict", "--config", "configs/zero_shot_tiny.yaml", *SMALL), *expected)
+    expected = (
+        "--trainer.devices: 4 processes",
+        "--trainer.devices 2 --trainer.num_nodes 2 --trainer.strategy ddp",
+    )
+    assert_refused(
+        lightning("predict", "--config", "configs/zero_shot_tiny.yaml", *SMALL), *expected
+    )
     monkeypatch.setitem(os.environ, "RANK", "1")
     monkeypatch.setattr("dia_lightning.distributed._GRACE_S", 0.0)
     assert lightning("predict", "--config", "configs/zero_shot_tiny.yaml", *SMALL)[::2] == (2, "")
@@ -189,14 +246,22 @@ def test_processes_that_do_not_know_of_each_other(lightning: Run, monkeypatch: p
 def test_data_cannot_act_on_the_terminal(lightning: Run, tmp_path: Path) -> None:
     bad = "The Eagle\x1b[2K\x07 \x9b2J \u202e is"
     (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": bad}))
-    code, out, err = lightning("predict", "--config", "configs/zero_shot_tiny.yaml", *SMALL, "--data.prompts=p.jsonl")
+    code, out, err = lightning(
+        "predict", "--config", "configs/zero_shot_tiny.yaml", *SMALL, "--data.prompts=p.jsonl"
+    )
     assert code == 0, err
     assert "\\x1b[2K\\x07 \\x9b2J \\u202e" in " ".join(out.split())
     assert not set("\x1b\x07\x9b\u202e") & set(out + err)
 
 
 def test_every_control_character_is_shown() -> None:
-    codes = [*range(9), *range(11, 32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+    codes = [
+        *range(9),
+        *range(11, 32),
+        *range(127, 160),
+        *range(0x202A, 0x202F),
+        *range(0x2066, 0x206A),
+    ]
     for character in map(chr, codes):
         assert visible(character) == repr(character)[1:-1]
         assert character not in one_line(character)

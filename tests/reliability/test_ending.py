@@ -18,13 +18,31 @@ from tests.reliability.test_kill import ENVIRONMENT
 from tests.test_cli import assert_one_line
 
 Run = Callable[..., tuple[int, str, str]]
-PREDICT = ["predict", "--model.compare_base=false", "--data.max_length=12", "--trainer.callbacks.folder=out"]
+PREDICT = [
+    "predict",
+    "--model.compare_base=false",
+    "--data.max_length=12",
+    "--trainer.callbacks.folder=out",
+]
 # Two processes do not share a machine's few cores.
 ALONE = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
 CASES = {
-    "inside a batch": ["--data.batch_size=2", "--data.n_texts=2", "--model.sampler.rounds=100000000"],
-    "10^10 texts": ["--data.batch_size=2", "--data.n_texts=10000000000", "--model.sampler.moves=[]"],
-    "two processes": ["--data.batch_size=2", "--data.n_texts=100000", "--model.sampler.moves=[]", "--trainer.devices=2"],
+    "inside a batch": [
+        "--data.batch_size=2",
+        "--data.n_texts=2",
+        "--model.sampler.rounds=100000000",
+    ],
+    "10^10 texts": [
+        "--data.batch_size=2",
+        "--data.n_texts=10000000000",
+        "--model.sampler.moves=[]",
+    ],
+    "two processes": [
+        "--data.batch_size=2",
+        "--data.n_texts=100000",
+        "--model.sampler.moves=[]",
+        "--trainer.devices=2",
+    ],
 }
 
 
@@ -33,15 +51,23 @@ def has_begun(case: str, err: Path) -> bool:
     return Path("out/parts/.lock").exists() if case == "inside a batch" else len(parts) > 2
 
 
-@pytest.mark.parametrize("case", [*list(CASES)[:2], pytest.param("two processes", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "case", [*list(CASES)[:2], pytest.param("two processes", marks=pytest.mark.slow)]
+)
 def test_sigterm_ends_at_once(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     command = [sys.executable, "-m", "dia_lightning", *PREDICT, *CASES[case]]
     with Path("err").open("w", encoding="utf-8") as err:
-        running = subprocess.Popen(command, env=ALONE, stdout=subprocess.DEVNULL, stderr=err, start_new_session=True)
+        running = subprocess.Popen(
+            command, env=ALONE, stdout=subprocess.DEVNULL, stderr=err, start_new_session=True
+        )
     try:
         deadline = time.monotonic() + 120
-        while not has_begun(case, Path("err")) and running.poll() is None and time.monotonic() < deadline:
+        while (
+            not has_begun(case, Path("err"))
+            and running.poll() is None
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.1)
         time.sleep(2 if case == "inside a batch" else 0.2)
         begin = time.monotonic()
@@ -51,19 +77,39 @@ def test_sigterm_ends_at_once(case: str, tmp_path: Path, monkeypatch: pytest.Mon
     finally:
         if running.poll() is None:
             os.killpg(running.pid, signal.SIGKILL)
-    assert (code, seconds < 8) == (143, True), (code, seconds, Path("err").read_text(encoding="utf-8"))
+    assert (code, seconds < 8) == (143, True), (
+        code,
+        seconds,
+        Path("err").read_text(encoding="utf-8"),
+    )
     assert "interrupted; finished batches are kept" in Path("err").read_text(encoding="utf-8")
     if case != "inside a batch":
-        lines = [json.loads(line) for line in Path("out/predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+        lines = [
+            json.loads(line)
+            for line in Path("out/predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         assert len(lines) >= 6
         assert [line["id"] for line in lines] == sorted(line["id"] for line in lines)
 
 
 def test_more_texts_than_can_be_numbered(lightning: Run) -> None:
-    assert_one_line(lightning(*PREDICT, f"--data.n_texts={10**19}"), "n_texts", "more texts than can be numbered")
+    assert_one_line(
+        lightning(*PREDICT, f"--data.n_texts={10**19}"),
+        "n_texts",
+        "more texts than can be numbered",
+    )
     Path("lengths.txt").write_text("The food\n", encoding="utf-8")
-    result = lightning(*PREDICT, f"--data.n_texts={10**10}", "--data.length=lengths.txt", "--model.sampler=Diffusion")
-    assert_one_line(result, "--data.init_args.n_texts: 10000000000 given", "10000000 with --data.init_args.length")
+    result = lightning(
+        *PREDICT,
+        f"--data.n_texts={10**10}",
+        "--data.length=lengths.txt",
+        "--model.sampler=Diffusion",
+    )
+    assert_one_line(
+        result,
+        "--data.init_args.n_texts: 10000000000 given",
+        "10000000 with --data.init_args.length",
+    )
 
 
 def test_sequences_that_are_computed() -> None:
@@ -77,9 +123,13 @@ def test_sequences_that_are_computed() -> None:
     assert Missing(10**10, {0, 2})[10**9] == 10**9 + 2
 
 
-@pytest.mark.parametrize("option", ["trainer.max_s", "data.n_t", "model.base", "trainer.callbacks.fol"])
+@pytest.mark.parametrize(
+    "option", ["trainer.max_s", "data.n_t", "model.base", "trainer.callbacks.fol"]
+)
 def test_an_abbreviation_is_unknown(lightning: Run, option: str) -> None:
-    assert_one_line(lightning("predict", f"--{option}=3"), f"--{option}: unknown option; did you mean ")
+    assert_one_line(
+        lightning("predict", f"--{option}=3"), f"--{option}: unknown option; did you mean "
+    )
 
 
 def test_an_abbreviation_is_unknown_to_the_tools(lightning: Run) -> None:
@@ -92,9 +142,18 @@ def test_an_abbreviation_is_unknown_to_the_tools(lightning: Run) -> None:
 def test_a_second_fit_in_one_folder_is_refused(lightning: Run) -> None:
     folder = Path("runs/ddpm_tiny")
     folder.mkdir(parents=True)
-    short = [*FIT, "--data.n_texts=16", "--data.batch_size=4", "--trainer.max_steps=1", "--trainer.limit_val_batches=0"]
+    short = [
+        *FIT,
+        "--data.n_texts=16",
+        "--data.batch_size=4",
+        "--trainer.max_steps=1",
+        "--trainer.limit_val_batches=0",
+    ]
     with FileLock(folder / ".fit.lock"):
-        assert_one_line(lightning(*short), "--trainer.default_root_dir: another fit is writing to runs/ddpm_tiny")
+        assert_one_line(
+            lightning(*short),
+            "--trainer.default_root_dir: another fit is writing to runs/ddpm_tiny",
+        )
         assert not list(folder.rglob("*.ckpt"))
     assert lightning(*short)[0] == 0  # what a killed one left behind refuses nothing
     assert lightning(*short)[0] == 0

@@ -18,10 +18,16 @@ from dia_lightning import cli
 from tests.conftest import Run
 from tests.test_cli import assert_one_line
 
-FEW = ["--data.n_texts=4", "--data.batch_size=2", "--data.max_length=8", "--trainer.callbacks.folder=out"]
+FEW = [
+    "--data.n_texts=4",
+    "--data.batch_size=2",
+    "--data.max_length=8",
+    "--trainer.callbacks.folder=out",
+]
 PREDICT = ["predict", "--config", "configs/zero_shot_tiny.yaml", *FEW]
 FOLDER = "--trainer.callbacks.init_args.folder"
-# Kills the process of one rank with its second batch; waits a moment before, so that the others are at work.
+# Kills the process of one rank with its second batch; waits a moment before, so that the others are
+# at work.
 KILLER = """import os, signal, time, torch
 from dia_lightning.types import Reward
 
@@ -50,7 +56,9 @@ time.sleep(600)
 
 @contextmanager
 def disk_of(n_bytes: int) -> Iterator[None]:
-    """No file of this process grows beyond it: like a full disk, an error of the system in the middle of a write."""
+    """No file of this process grows beyond it: like a full disk, an error of the system in the
+    middle of a write.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
     try:
@@ -61,7 +69,12 @@ def disk_of(n_bytes: int) -> Iterator[None]:
 
 def stamps(*patterns: str) -> dict[Path, int]:
     """When the files that match were written."""
-    return {path: path.stat().st_mtime_ns for pattern in patterns for path in Path().glob(pattern) if path.is_file()}
+    return {
+        path: path.stat().st_mtime_ns
+        for pattern in patterns
+        for path in Path().glob(pattern)
+        if path.is_file()
+    }
 
 
 def test_a_full_disk_costs_predict_no_finished_batch(lightning: Run) -> None:
@@ -83,9 +96,25 @@ def test_a_full_disk_costs_predict_no_finished_batch(lightning: Run) -> None:
 
 
 def test_a_full_disk_costs_fit_no_checkpoint(lightning: Run, lm_folder: Path) -> None:
-    base = [f"--model.base_lm={lm_folder}", f"--data.base_lm={lm_folder}", "--model.init_from_lm=false"]
-    size = ["--model.width=16", "--model.layers=1", "--model.heads=2", "--model.max_length=8", "--data.max_length=8"]
-    data = ["--data.n_texts=16", "--data.n_val=2", "--data.batch_size=4", "--data.shard_size=18", "--trainer.logger=false"]
+    base = [
+        f"--model.base_lm={lm_folder}",
+        f"--data.base_lm={lm_folder}",
+        "--model.init_from_lm=false",
+    ]
+    size = [
+        "--model.width=16",
+        "--model.layers=1",
+        "--model.heads=2",
+        "--model.max_length=8",
+        "--data.max_length=8",
+    ]
+    data = [
+        "--data.n_texts=16",
+        "--data.n_val=2",
+        "--data.batch_size=4",
+        "--data.shard_size=18",
+        "--trainer.logger=false",
+    ]
     Path("often.yaml").write_text(
         "trainer:\n  limit_val_batches: 0\n  default_root_dir: run\n  callbacks:\n"
         "  - class_path: lightning.pytorch.callbacks.ModelCheckpoint\n"
@@ -93,9 +122,20 @@ def test_a_full_disk_costs_fit_no_checkpoint(lightning: Run, lm_folder: Path) ->
         "  - class_path: dia_lightning.callbacks.Export\n    init_args: {folder: denoiser}\n",
         encoding="utf-8",
     )
-    fit = ["fit", "--config", "configs/ddpm_tiny.yaml", "--config", "often.yaml", *base, *size, *data]
+    fit = [
+        "fit",
+        "--config",
+        "configs/ddpm_tiny.yaml",
+        "--config",
+        "often.yaml",
+        *base,
+        *size,
+        *data,
+    ]
     with disk_of(500):
-        assert_one_line(lightning(*fit, "--trainer.max_steps=1"), "--data.init_args.cache: ", "File too large")
+        assert_one_line(
+            lightning(*fit, "--trainer.max_steps=1"), "--data.init_args.cache: ", "File too large"
+        )
     assert not list(Path().rglob("*.safetensors*"))
     assert lightning(*fit, "--trainer.max_steps=1")[0] == 0
     [last] = Path("run").rglob("last.ckpt")
@@ -112,7 +152,11 @@ def test_a_full_disk_costs_fit_no_checkpoint(lightning: Run, lm_folder: Path) ->
 
 def test_a_folder_that_nobody_may_write_to(lightning: Run) -> None:
     """/proc, where root may not either."""
-    assert_one_line(lightning(*PREDICT[:-1], "--trainer.callbacks.folder=/proc/out"), "--trainer.callbacks", "/proc/out")
+    assert_one_line(
+        lightning(*PREDICT[:-1], "--trainer.callbacks.folder=/proc/out"),
+        "--trainer.callbacks",
+        "/proc/out",
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write to a read-only folder")
@@ -125,12 +169,16 @@ def test_a_folder_belongs_to_one_run_until_that_ends(lightning: Run, tmp_path: P
     """Also where it ends by SIGKILL: no lock is left behind."""
     assert lightning(*PREDICT)[0] == 0
     before = stamps("out/*", "out/parts/*/*")
-    other = subprocess.Popen([sys.executable, "-c", HOLDER, "out/parts/.lock"], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, "out/parts/.lock"], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         result = lightning(*PREDICT, "--data.n_texts=2")
-        assert_one_line(result, f"{FOLDER}: another run is writing to out; wait, or give another folder")
+        assert_one_line(
+            result, f"{FOLDER}: another run is writing to out; wait, or give another folder"
+        )
         assert stamps("out/*", "out/parts/*/*") == before
     finally:
         other.kill()
@@ -143,13 +191,25 @@ def test_a_folder_belongs_to_one_run_until_that_ends(lightning: Run, tmp_path: P
 def test_a_killed_process_ends_the_others(rank: int, tmp_path: Path) -> None:
     (tmp_path / "killer.py").write_text(KILLER, encoding="utf-8")
     root = str(Path(cli.__file__).parents[1])
-    known = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tmp_path), root])}
-    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--data.n_texts=12"]
+    known = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), root]),
+    }
+    two = [
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+        "--trainer.accelerator=cpu",
+        "--data.n_texts=12",
+    ]
     reward = ["--allow=killer", "--model.reward=killer.Killer", f"--model.reward.rank={rank}"]
     command = [sys.executable, "-m", "dia_lightning", *PREDICT, *two, *reward]
     with (tmp_path / "err").open("w") as err:
-        # A session of its own, whose processes are counted at the end; a pipe would wait for all of them.
-        running = subprocess.Popen(command, cwd=tmp_path, env=known, stdout=err, stderr=err, start_new_session=True)
+        # A session of its own, whose processes are counted at the end; a pipe would wait for all of
+        # them.
+        running = subprocess.Popen(
+            command, cwd=tmp_path, env=known, stdout=err, stderr=err, start_new_session=True
+        )
         code = running.wait(timeout=280)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -166,8 +226,8 @@ def test_a_killed_process_ends_the_others(rank: int, tmp_path: Path) -> None:
     lines = [line for line in said.splitlines() if line.startswith(("error", "internal"))]
     fate = "was ended by SIGKILL" if rank else "is gone"
     assert lines == [
-        f"error: the process of rank {rank} {fate}, so the whole run ends; what is finished is kept, the same command goes on "
-        "from there"
+        f"error: the process of rank {rank} {fate}, so the whole run ends; what is finished is"
+        " kept, the same command goes on from there"
     ]
     assert code == (1 if rank else -signal.SIGKILL)
     assert list(tmp_path.glob("out/parts/*/*.json"))

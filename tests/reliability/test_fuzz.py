@@ -1,4 +1,6 @@
-"""Whatever is given, either it works or a `UserError` says why not; `make fuzz` runs these 100,000 times."""
+"""Whatever is given, either it works or a `UserError` says why not; `make fuzz` runs these
+100,000 times.
+"""
 
 import contextlib
 import inspect
@@ -75,11 +77,14 @@ def one_line(*names: str) -> Any:
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["prompt", "source", "a", ""]), inner, max_size=3)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["prompt", "source", "a", ""]), inner, max_size=3)
     ),
     max_leaves=6,
 )
-OBJECTS = st.dictionaries(st.sampled_from(["prompt", "source", "references", "a.b", ""]), JSON, min_size=1, max_size=3)
+OBJECTS = st.dictionaries(
+    st.sampled_from(["prompt", "source", "references", "a.b", ""]), JSON, min_size=1, max_size=3
+)
 
 
 def dumped(value: Any) -> bytes:
@@ -87,7 +92,9 @@ def dumped(value: Any) -> bytes:
 
 
 # `json` writes halves of surrogate pairs as escapes.
-JSON_LINES = st.lists(OBJECTS, max_size=4).map(lambda rows: "\n".join(map(json.dumps, rows)).encode())
+JSON_LINES = st.lists(OBJECTS, max_size=4).map(
+    lambda rows: "\n".join(map(json.dumps, rows)).encode()
+)
 SHAPED = st.text(string.printable + "é\ufeff\u2028\0\"',", max_size=60).map(str.encode)
 TABLE = st.lists(SHAPED, max_size=4).map(lambda lines: b"\n".join([b"prompt,a", *lines]))
 CONTENT = (
@@ -114,7 +121,9 @@ SUFFIXES = st.sampled_from([".txt", ".jsonl", ".csv", ".tsv", ".json", ".parquet
 @example(".jsonl", b'{"prompt": ' + b"[" * 900 + b"]" * 900 + b"}")
 @example(".parquet", b"PAR1" + bytes(20) + b"PAR1")
 @example(".txt", "a\r\rb".encode("utf-16") + b"\0")
-def test_files_of_prompts(tmp_path_factory: pytest.TempPathFactory, suffix: str, content: bytes) -> None:
+def test_files_of_prompts(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, content: bytes
+) -> None:
     file = scratch(tmp_path_factory) / f"a{suffix}"
     file.write_bytes(content)
     with one_line():
@@ -129,7 +138,8 @@ def test_files_of_prompts(tmp_path_factory: pytest.TempPathFactory, suffix: str,
 
 FIELDS = st.dictionaries(
     st.sampled_from(["prompt", "source", "references"]),
-    st.sampled_from(["prompt", "a", "a.b", "prompt[]", "source[]", "", "[]", "."]) | st.just(["prompt", "a"]),
+    st.sampled_from(["prompt", "a", "a.b", "prompt[]", "source[]", "", "[]", "."])
+    | st.just(["prompt", "a"]),
     max_size=3,
 )
 
@@ -137,7 +147,11 @@ FIELDS = st.dictionaries(
 @fuzz
 @given(JSON_LINES, FIELDS, st.none() | st.integers(-1, 3), st.none() | st.integers())
 def test_fields_of_records(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes, fields: dict[str, Any], limit: int | None, seed: int | None
+    tmp_path_factory: pytest.TempPathFactory,
+    content: bytes,
+    fields: dict[str, Any],
+    limit: int | None,
+    seed: int | None,
 ) -> None:
     file = scratch(tmp_path_factory) / "a.jsonl"
     file.write_bytes(content)
@@ -198,15 +212,24 @@ PATHS = {
     "policy",
 }
 SIZES = {
-    "width", "layers", "heads", "vocab_size", "positions", "adapter_rank", "n_texts", "max_length", "minibatches",
-    "n",
+    "width", "layers", "heads", "vocab_size", "positions", "adapter_rank", "n_texts", "max_length",
+    "minibatches", "n",
 }  # fmt: skip
 NAMES = st.sampled_from(["", "none", "zero_shot", "mse", "ce", "cosine", "argmax", "rloo"])
 KINDS = (Sampler, Move, Positions, Solver, Guidance)
 OFFERED = [*(getattr(samplers, name) for name in samplers.__all__), Spans, RandomTokens, WholeText]
 PARTS = [part for part in OFFERED if issubclass(part, KINDS) and not inspect.isabstract(part)]
 PARTS.remove(Solver)
-CLASSES = [DenoiserModule, CriticModule, LMModule, PPOModule, PromptData, ModelSamples, TextFiles, HubText]
+CLASSES = [
+    DenoiserModule,
+    CriticModule,
+    LMModule,
+    PPOModule,
+    PromptData,
+    ModelSamples,
+    TextFiles,
+    HubText,
+]
 
 
 def parts_of(kind: type) -> Any:
@@ -219,14 +242,26 @@ for kind in KINDS:
 
 @st.composite
 def options(draw: Any, cls: type) -> dict[str, Any]:
-    """Some of a class's options with values of their types; where a number makes memory, a small one."""
+    """Some of a class's options with values of their types; where a number makes memory, a small
+    one.
+    """
     hints = get_type_hints(cls.__init__)
-    names = [name for name in inspect.signature(cls).parameters if name not in PATHS | {"reward", "label_reward", "lora_rank"}]
+    names = [
+        name
+        for name in inspect.signature(cls).parameters
+        if name not in PATHS | {"reward", "label_reward", "lora_rank"}
+    ]
     chosen = draw(st.lists(st.sampled_from(names), max_size=3, unique=True)) if names else []
     sizes = set() if cls in PARTS else SIZES
     values = {}
     for name in chosen:
-        kind = st.integers(-2, 40) if name in sizes else NAMES if hints[name] is str else st.from_type(hints[name])
+        kind = (
+            st.integers(-2, 40)
+            if name in sizes
+            else NAMES
+            if hints[name] is str
+            else st.from_type(hints[name])
+        )
         values[name] = draw(kind)
     return values
 
@@ -248,13 +283,18 @@ def cases(classes: list[type]) -> Any:
 @example((LMModule, {"width": 0}))
 @example((LMModule, {"heads": 3}))
 @example((ModelSamples, {"temperature": math.nan}))
-def test_options_of_the_right_type(loaded: None, lm_folder: Path, case: tuple[type, dict[str, Any]]) -> None:
+def test_options_of_the_right_type(
+    loaded: None, lm_folder: Path, case: tuple[type, dict[str, Any]]
+) -> None:
     cls, values = case
     small = {
-        "reward": REWARD, "base_lm": str(lm_folder), "path": "a.txt", "dataset": "a", "max_length": 8, "width": 16, "layers": 1,
-        "heads": 2, "vocab_size": 40, "positions": 8, "init_from_lm": False, "denoiser": "nowhere/denoiser", "critic": None,
+        "reward": REWARD, "base_lm": str(lm_folder), "path": "a.txt", "dataset": "a",
+        "max_length": 8, "width": 16, "layers": 1, "heads": 2, "vocab_size": 40, "positions": 8,
+        "init_from_lm": False, "denoiser": "nowhere/denoiser", "critic": None,
     }  # fmt: skip
-    values = {name: value for name, value in small.items() if name in inspect.signature(cls).parameters} | values
+    values = {
+        name: value for name, value in small.items() if name in inspect.signature(cls).parameters
+    } | values
     with one_line():
         cls(**values)
 
@@ -276,7 +316,9 @@ def numbers(value: Any) -> list[float]:
 @example((ParticleSteering, {"every": 0}))
 @example((BaseModel, {"label": ""}))
 def test_settings_of_a_part(case: tuple[type, dict[str, Any]]) -> None:
-    """It holds what it was given, none of it NaN, or says which setting it refuses, in its own name."""
+    """It holds what it was given, none of it NaN, or says which setting it refuses, in its own
+    name.
+    """
     cls, values = case
     try:
         made = cls(**values)
@@ -326,13 +368,22 @@ def test_a_module_with_any_sampler(
     given = {"denoiser": str(networks / "denoiser")} if denoiser else {}
     given |= {"critic": str(networks / "critic")} if critic else {}
     with one_line(*inspect.signature(GuidedSamplerModule).parameters, "guidance", "temperatures"):
-        made = GuidedSamplerModule(REWARD, **{"sampler": sampler, "base_lm": str(lm_folder), **given, **values})
+        made = GuidedSamplerModule(
+            REWARD, **{"sampler": sampler, "base_lm": str(lm_folder), **given, **values}
+        )
         needed = made.sampler.needs(made.lam)
         assert (made.denoiser_network is not None) == ("denoiser" in needed)
         assert (made.value is not None) == ("critic" in needed)
 
 
-WRONG = st.none() | st.booleans() | st.integers() | st.floats() | st.text(string.printable, max_size=8) | JSON.map(json.dumps)
+WRONG = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(string.printable, max_size=8)
+    | JSON.map(json.dumps)
+)
 STRANGE = [
     "model.lam",
     "model.steps",
@@ -367,7 +418,14 @@ STRANGE += [
 
 
 @fuzz_slowly
-@given(st.lists(st.tuples(st.sampled_from(STRANGE) | st.text(string.ascii_letters + "._-", max_size=8), WRONG), max_size=2))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(STRANGE) | st.text(string.ascii_letters + "._-", max_size=8), WRONG
+        ),
+        max_size=2,
+    )
+)
 @example([("model.sampler.moves", "{size: 0}")])
 @example([("model.sampler", "Diffusion"), ("model.sampler.guidance.window", "[0.5]")])
 @example([("data.fields", "[1, {]")])
@@ -395,7 +453,9 @@ def test_self_bleu_is_sacrebleus(texts: list[str], n_gram: int, random: Any) -> 
     if len(texts) < 2 or not any(bleu.tokenizer(text.rstrip()).strip() for text in texts):
         assert math.isnan(found)
         return
-    scores = [bleu.sentence_score(text, texts[:i] + texts[i + 1 :]).score for i, text in enumerate(texts)]
+    scores = [
+        bleu.sentence_score(text, texts[:i] + texts[i + 1 :]).score for i, text in enumerate(texts)
+    ]
     assert found == pytest.approx(sum(scores) / len(scores), abs=1e-6)
     shuffled = list(texts)
     if random is not None:
@@ -413,7 +473,9 @@ def test_distinct_n_is_a_count(texts: list[str], n: int) -> None:
     name = resolve("auto", texts)
     cut = str if name == "13a" else sacrebleu.BLEU(tokenize=name).tokenizer
     words = [cut(text).split() for text in texts]
-    grams = Counter(chain.from_iterable(zip(*(row[i:] for i in range(n)), strict=False) for row in words))
+    grams = Counter(
+        chain.from_iterable(zip(*(row[i:] for i in range(n)), strict=False) for row in words)
+    )
     found, metric = float(distinct_n(texts, n)), DistinctN(n)
     metric.update(texts)
     assert found == float(metric.compute()) or math.isnan(found)
@@ -423,7 +485,10 @@ def test_distinct_n_is_a_count(texts: list[str], n: int) -> None:
 @fuzz
 @given(st.lists(st.tuples(st.floats(-1e6, 0, width=32), st.integers(0, 1000)), max_size=8))
 def test_perplexity_is_of_the_whole_corpus(pairs: list[tuple[float, int]]) -> None:
-    log_p, n_tokens = torch.tensor([p for p, _ in pairs]), torch.tensor([n for _, n in pairs], dtype=torch.int64)
+    log_p, n_tokens = (
+        torch.tensor([p for p, _ in pairs]),
+        torch.tensor([n for _, n in pairs], dtype=torch.int64),
+    )
     found, total = float(perplexity(log_p, n_tokens)), sum(n for _, n in pairs)
     nats = -sum(p for p, _ in pairs)
     if not total:

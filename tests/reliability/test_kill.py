@@ -1,4 +1,6 @@
-"""SIGKILL at random moments: each run is killed 20 times, goes on from what is there, and ends as one that was left alone."""
+"""SIGKILL at random moments: each run is killed 20 times, goes on from what is there, and ends
+as one that was left alone.
+"""
 
 import json
 import os
@@ -27,7 +29,9 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Commands run in the folder `killed` of an empty one; what they leave in `whole` is the reference."""
+    """Commands run in the folder `killed` of an empty one; what they leave in `whole` is the
+    reference.
+    """
     (tmp_path / "killed").mkdir()
     (tmp_path / "whole").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -53,7 +57,8 @@ def finish(running: "subprocess.Popen[str]") -> None:
 
 
 def kill_often(arguments: Callable[[], list[str]], check: Callable[[], None]) -> None:
-    """Run in `whole` to the end; in `killed` kill 20 times and go on; `check` whenever a run there has come to its end.
+    """Run in `whole` to the end; in `killed` kill 20 times and go on; `check` whenever a run there
+    has come to its end.
 
     The first quarter of a run is Python's imports, and is left out of the moments.
     """
@@ -65,7 +70,9 @@ def kill_often(arguments: Callable[[], list[str]], check: Callable[[], None]) ->
         try:
             running.wait(moments.uniform(0.25, 1.0) * seconds)
         except subprocess.TimeoutExpired:
-            running.send_signal(signal.SIGKILL)  # the one process: those that it started have to notice
+            running.send_signal(
+                signal.SIGKILL
+            )  # the one process: those that it started have to notice
             running.communicate()
             kills += 1
             continue
@@ -87,13 +94,30 @@ def assert_same_texts(found: Path, whole: Path) -> None:
     for name in ("predictions.jsonl", "base_predictions.jsonl"):
         if (whole / name).exists():
             assert (found / name).read_bytes() == (whole / name).read_bytes()
-    figures = [json.loads((folder / "metrics.json").read_text(encoding="utf-8")) for folder in (found, whole)]
-    for name in ("complete", "n", "reward", "reward_std", "perplexity", "self_bleu", "distinct_2", "config_hash"):
+    figures = [
+        json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        for folder in (found, whole)
+    ]
+    for name in (
+        "complete",
+        "n",
+        "reward",
+        "reward_std",
+        "perplexity",
+        "self_bleu",
+        "distinct_2",
+        "config_hash",
+    ):
         assert figures[0][name] == figures[1][name]
 
 
 def test_predict(here: Path) -> None:
-    size = ["--data.n_texts=24", "--data.batch_size=2", "--data.max_length=24", "--trainer.callbacks.folder=out"]
+    size = [
+        "--data.n_texts=24",
+        "--data.batch_size=2",
+        "--data.max_length=24",
+        "--trainer.callbacks.folder=out",
+    ]
 
     def check() -> None:
         assert_same_texts(Path("killed/out"), Path("whole/out"))
@@ -104,8 +128,19 @@ def test_predict(here: Path) -> None:
 
 
 def test_sampling_data(here: Path, lm_folder: Path) -> None:
-    fit = ["fit", "--config", "configs/ddpm_tiny.yaml", "--model.width=16", "--model.layers=1", "--model.heads=2"]
-    base = ["--model.base_lm=checkpoints/tiny/lm", "--model.init_from_lm=false", "--data.base_lm=checkpoints/tiny/lm"]
+    fit = [
+        "fit",
+        "--config",
+        "configs/ddpm_tiny.yaml",
+        "--model.width=16",
+        "--model.layers=1",
+        "--model.heads=2",
+    ]
+    base = [
+        "--model.base_lm=checkpoints/tiny/lm",
+        "--model.init_from_lm=false",
+        "--data.base_lm=checkpoints/tiny/lm",
+    ]
     size = ["--data.n_texts=2000", "--data.n_val=48", "--data.shard_size=64", "--data.batch_size=8"]
     short = [
         "--trainer.max_steps=-1",
@@ -115,28 +150,51 @@ def test_sampling_data(here: Path, lm_folder: Path) -> None:
     ]
 
     def check() -> None:
-        found, whole = ({path.name: path for path in Path(folder).glob("runs/samples/*/*")} for folder in ("killed", "whole"))
+        found, whole = (
+            {path.name: path for path in Path(folder).glob("runs/samples/*/*")}
+            for folder in ("killed", "whole")
+        )
         assert len(whole) == 32
         assert found.keys() == whole.keys()  # no piece of a file either
         for name, path in whole.items():
             # Each also notes the seconds that it took.
-            assert all(torch.equal(rows, load_file(path)[key]) for key, rows in load_file(found[name]).items())
+            assert all(
+                torch.equal(rows, load_file(path)[key])
+                for key, rows in load_file(found[name]).items()
+            )
 
     kill_often(lambda: [*fit, *base, *size, *short], check)
 
 
 def test_fit(here: Path, lm_folder: Path) -> None:
     (here / "often.yaml").write_text(
-        "trainer:\n  log_every_n_steps: 5\n  val_check_interval: 50\n  max_steps: 300\n  callbacks:\n"
-        "  - class_path: lightning.pytorch.callbacks.ModelCheckpoint\n"
-        "    init_args: {save_last: true, every_n_train_steps: 10}\n"
-        "  - class_path: dia_lightning.callbacks.WeightEMA\n    init_args: {decay: 0.9}\n"
-        "  - class_path: dia_lightning.callbacks.Export\n    init_args: {folder: denoiser}\n",
+        "trainer:\n  log_every_n_steps: 5\n  val_check_interval: 50\n  max_steps: 300\n "
+        " callbacks:\n  - class_path: lightning.pytorch.callbacks.ModelCheckpoint\n    init_args:"
+        " {save_last: true, every_n_train_steps: 10}\n  - class_path:"
+        " dia_lightning.callbacks.WeightEMA\n    init_args: {decay: 0.9}\n  - class_path:"
+        " dia_lightning.callbacks.Export\n    init_args: {folder: denoiser}\n",
         encoding="utf-8",
     )
-    base = [f"--model.base_lm={lm_folder}", f"--data.base_lm={lm_folder}", "--model.init_from_lm=false", "--model.time_warp=20"]
-    size = ["--model.width=64", "--model.layers=2", "--model.heads=2", "--model.max_length=16", "--data.max_length=16"]
-    data = ["--data.n_texts=400", "--data.n_val=32", "--data.shard_size=216", "--data.batch_size=32", "--model.warmup_steps=20"]
+    base = [
+        f"--model.base_lm={lm_folder}",
+        f"--data.base_lm={lm_folder}",
+        "--model.init_from_lm=false",
+        "--model.time_warp=20",
+    ]
+    size = [
+        "--model.width=64",
+        "--model.layers=2",
+        "--model.heads=2",
+        "--model.max_length=16",
+        "--data.max_length=16",
+    ]
+    data = [
+        "--data.n_texts=400",
+        "--data.n_val=32",
+        "--data.shard_size=216",
+        "--data.batch_size=32",
+        "--model.warmup_steps=20",
+    ]
 
     def arguments() -> list[str]:
         last = sorted(Path("killed").rglob("last.ckpt"), key=lambda path: path.stat().st_mtime_ns)
@@ -155,7 +213,9 @@ def test_fit(here: Path, lm_folder: Path) -> None:
         ]
 
     def check() -> None:
-        found, whole = (load_file(Path(folder) / "denoiser/model.safetensors") for folder in ("killed", "whole"))
+        found, whole = (
+            load_file(Path(folder) / "denoiser/model.safetensors") for folder in ("killed", "whole")
+        )
         assert found.keys() == whole.keys()
         for name, weight in whole.items():
             torch.testing.assert_close(found[name], weight, rtol=1e-5, atol=1e-7)
@@ -185,7 +245,12 @@ def losses(folder: str) -> list[dict[str, dict[int, float]]]:
         run.Reload()
         known = set(run.Tags()["scalars"])
         names = ("train/loss", "val/loss")
-        found.append({name: {e.step: e.value for e in run.Scalars(name)} if name in known else {} for name in names})
+        found.append(
+            {
+                name: {e.step: e.value for e in run.Scalars(name)} if name in known else {}
+                for name in names
+            }
+        )
     return found
 
 
@@ -193,7 +258,9 @@ def test_ablations(here: Path) -> None:
     (here / "small.yaml").write_text(STUDY.replace("n_texts: 6", "n_texts: 60"), encoding="utf-8")
 
     def check() -> None:
-        cells = sorted(path.parent.relative_to("whole") for path in Path("whole").rglob("predictions.jsonl"))
+        cells = sorted(
+            path.parent.relative_to("whole") for path in Path("whole").rglob("predictions.jsonl")
+        )
         assert len(cells) == 4
         for cell in cells:
             assert_same_texts("killed" / cell, "whole" / cell)

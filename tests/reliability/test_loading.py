@@ -1,4 +1,6 @@
-"""What a user names is read as weights and plain values: pickles and code in it are not run, damage is said in one line."""
+"""What a user names is read as weights and plain values: pickles and code in it are not run,
+damage is said in one line.
+"""
 
 import json
 import os
@@ -61,20 +63,30 @@ def cut(path: Path) -> None:
 
 
 def options(*arguments: str) -> None:
-    parser.run(["predict", "--config", "configs/zero_shot_tiny.yaml", *arguments], options_only=True)
+    parser.run(
+        ["predict", "--config", "configs/zero_shot_tiny.yaml", *arguments], options_only=True
+    )
 
 
 @each_bomb
 def test_the_bombs_go_off(write: Callable[[Path], None], tmp_path: Path) -> None:
     """Where they are read as they should not be."""
     write(tmp_path / "x.ckpt")
-    torch.load(tmp_path / "x.ckpt", weights_only=False) if write is zipped else pickle.loads((tmp_path / "x.ckpt").read_bytes())
+    (
+        torch.load(tmp_path / "x.ckpt", weights_only=False)
+        if write is zipped
+        else pickle.loads((tmp_path / "x.ckpt").read_bytes())
+    )
     assert (tmp_path / "ran").is_dir()
 
 
 @each_bomb
 def test_no_checkpoint_runs_code(
-    write: Callable[[Path], None], lm_folder: Path, lm: BaseLM, embedding: TokenEmbedding, tmp_path: Path
+    write: Callable[[Path], None],
+    lm_folder: Path,
+    lm: BaseLM,
+    embedding: TokenEmbedding,
+    tmp_path: Path,
 ) -> None:
     file = tmp_path / "x.ckpt"
     write(file)
@@ -97,7 +109,9 @@ def test_no_checkpoint_runs_code(
 def test_no_option_reads_pickles(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^--weights_only: false given, allowed: true"):
         options("--weights_only=false")
-    with pytest.raises(UserError, match=rf"^--ckpt_path: {tmp_path} is a folder, a .ckpt file is needed$"):
+    with pytest.raises(
+        UserError, match=rf"^--ckpt_path: {tmp_path} is a folder, a .ckpt file is needed$"
+    ):
         options(f"--ckpt_path={tmp_path}")
 
 
@@ -105,12 +119,20 @@ def test_no_option_reads_pickles(tmp_path: Path) -> None:
 def test_no_base_model_runs_code(where: str, lm_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "lm"
     shutil.copytree(lm_folder, folder)
-    (folder / "mine.py").write_text(f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n", encoding="utf-8")
-    names = {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M", "AutoTokenizer": ["mine.T", "mine.F"]}
+    (folder / "mine.py").write_text(
+        f"import os\nos.mkdir({str(tmp_path / 'ran')!r})\n", encoding="utf-8"
+    )
+    names = {
+        "AutoConfig": "mine.C",
+        "AutoModelForCausalLM": "mine.M",
+        "AutoTokenizer": ["mine.T", "mine.F"],
+    }
 
     def change(name: str, kind: str) -> None:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
-        (folder / name).write_text(json.dumps({**content, kind: "mine", "auto_map": names}), encoding="utf-8")
+        (folder / name).write_text(
+            json.dumps({**content, kind: "mine", "auto_map": names}), encoding="utf-8"
+        )
 
     if where == "weights":
         (folder / "model.safetensors").unlink()
@@ -123,10 +145,14 @@ def test_no_base_model_runs_code(where: str, lm_folder: Path, tmp_path: Path) ->
         BaseLM.load(str(folder))  # by the class that goes with its config.json
         (folder / "config.json").unlink()
         (tmp_path / "texts.txt").write_text("the food is good\n" * 9, encoding="utf-8")
-        with pytest.raises(UserError, match=rf"^--data.init_args.tokenizer: cannot load {folder} \(.*custom code"):
+        with pytest.raises(
+            UserError, match=rf"^--data.init_args.tokenizer: cannot load {folder} \(.*custom code"
+        ):
             TextFiles(str(tmp_path / "texts.txt"), tokenizer=str(folder)).setup("fit")
     else:
-        with pytest.raises(UserError, match=rf"^--model.init_args.base_lm: cannot load {folder} \(.+\)$"):
+        with pytest.raises(
+            UserError, match=rf"^--model.init_args.base_lm: cannot load {folder} \(.+\)$"
+        ):
             BaseLM.load(str(folder))
     assert not (tmp_path / "ran").exists()
 
@@ -141,14 +167,23 @@ def test_a_damaged_cache_of_samples_is_named(lm_folder: Path, tmp_path: Path) ->
     whole, kept = shard.read_bytes(), other.stat().st_mtime_ns
 
     def foreign(path: Path) -> None:
-        save_file({"tokens": torch.full((8, 8), 9999, dtype=torch.int32), "prompt_length": torch.zeros(8).int()}, path)
+        save_file(
+            {
+                "tokens": torch.full((8, 8), 9999, dtype=torch.int32),
+                "prompt_length": torch.zeros(8).int(),
+            },
+            path,
+        )
 
     def bomb(path: Path) -> None:
         path.write_bytes(pickle.dumps(Bomb(tmp_path)))
 
     for damage in (cut, foreign, bomb):
         damage(shard)
-        with pytest.raises(UserError, match=rf"^--data.init_args.cache: {shard} is damaged \(.*\); delete it, and the same"):
+        with pytest.raises(
+            UserError,
+            match=rf"^--data.init_args.cache: {shard} is damaged \(.*\); delete it, and the same",
+        ):
             made().setup("fit")
         shard.write_bytes(whole)
     shard.unlink()
@@ -159,11 +194,16 @@ def test_a_damaged_cache_of_samples_is_named(lm_folder: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("damage", [cut, flip])
-def test_a_damaged_network_is_named(damage: Callable[[Path], None], lm_folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_network_is_named(
+    damage: Callable[[Path], None], lm_folder: Path, tmp_path: Path
+) -> None:
     """As exported, and as a checkpoint; one bit in the weights is enough."""
     module = DenoiserModule(str(lm_folder), **SIZE)  # type: ignore[arg-type]
     module.export(tmp_path / "denoiser")
-    assert read_network(str(tmp_path / "denoiser"), "denoiser", "--d", module.embedding)[0]["kind"] == "denoiser"
+    assert (
+        read_network(str(tmp_path / "denoiser"), "denoiser", "--d", module.embedding)[0]["kind"]
+        == "denoiser"
+    )
     weights = {f"network.{name}": value for name, value in module.network.state_dict().items()}
     settings = json.loads((tmp_path / "denoiser/config.json").read_text(encoding="utf-8"))
     torch.save({"state_dict": weights, "dia": settings}, tmp_path / "x.ckpt")
@@ -171,13 +211,21 @@ def test_a_damaged_network_is_named(damage: Callable[[Path], None], lm_folder: P
     damage(tmp_path / "denoiser/model.safetensors")
     damage(tmp_path / "x.ckpt")
     for name in ("denoiser", "x.ckpt"):
-        with pytest.raises(UserError, match=rf"^--d: {tmp_path / name} is no checkpoint of a denoiser, or it is damaged \(.+"):
+        with pytest.raises(
+            UserError,
+            match=rf"^--d: {tmp_path / name} is no checkpoint of a denoiser, or it is damaged \(.+",
+        ):
             read_network(str(tmp_path / name), "denoiser", "--d", module.embedding)
-    with pytest.raises(UserError, match=rf"^--ckpt_path: {tmp_path}/x.ckpt is no checkpoint, or it is damaged \(.+\)$"):
+    with pytest.raises(
+        UserError,
+        match=rf"^--ckpt_path: {tmp_path}/x.ckpt is no checkpoint, or it is damaged \(.+\)$",
+    ):
         options(f"--ckpt_path={tmp_path}/x.ckpt")
 
 
-def test_what_is_of_another_program_or_version_is_named(embedding: TokenEmbedding, tmp_path: Path) -> None:
+def test_what_is_of_another_program_or_version_is_named(
+    embedding: TokenEmbedding, tmp_path: Path
+) -> None:
     torch.save({"weights": torch.ones(2)}, tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=r"^--ckpt_path: .* \(it has no state_dict\)$"):
         options(f"--ckpt_path={tmp_path}/x.ckpt")
@@ -193,18 +241,23 @@ def test_what_is_of_another_program_or_version_is_named(embedding: TokenEmbeddin
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_resumed_study_and_a_resumed_run_run_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_study_and_a_resumed_run_run_no_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yaml").write_text(
-        "title: t\nquestion: q\nconfig: configs/zero_shot_tiny.yaml\nset: {data.n_texts: 1, data.max_length: 6}\nseeds: [0]\n"
-        "grid: {m: {a: {fit: {config: configs/ddpm_tiny.yaml}}}}\n",
+        "title: t\nquestion: q\nconfig: configs/zero_shot_tiny.yaml\nset: {data.n_texts: 1,"
+        " data.max_length: 6}\nseeds: [0]\ngrid: {m: {a: {fit: {config:"
+        " configs/ddpm_tiny.yaml}}}}\n",
         encoding="utf-8",
     )
     [cell] = read_study(tmp_path / "small.yaml", tmp_path / "out").cells
     assert cell.fit is not None
     folder = cell.folder / "fit"
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "fit.json").write_text(json.dumps({"key": cell.fit.key(0), "finished": False}), encoding="utf-8")
+    (folder / "fit.json").write_text(
+        json.dumps({"key": cell.fit.key(0), "finished": False}), encoding="utf-8"
+    )
     zipped(folder / "checkpoints/last.ckpt")
     error = run_cell(cell).error
     assert error.startswith(f"--ckpt_path: {folder}/checkpoints/last.ckpt")

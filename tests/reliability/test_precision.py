@@ -1,4 +1,6 @@
-"""Every precision that the trainer offers, and rewards of every size: texts, table and figures are there."""
+"""Every precision that the trainer offers, and rewards of every size: texts, table and figures
+are there.
+"""
 
 import json
 from collections.abc import Callable
@@ -15,7 +17,12 @@ from tests.reliability.test_edges import FIT, REFINED, START
 
 Run = Callable[..., tuple[int, str, str]]
 TRUE = ["bf16-true", "16-true", "64-true"]
-SIZE = ["--data.n_texts=2", "--data.batch_size=2", "--data.max_length=12", "--trainer.callbacks.folder=out"]
+SIZE = [
+    "--data.n_texts=2",
+    "--data.batch_size=2",
+    "--data.max_length=12",
+    "--trainer.callbacks.folder=out",
+]
 REWARDS = """
 import numpy as np
 import torch
@@ -47,7 +54,12 @@ class Spread(Of):
 METHODS = {
     "annealed": ["configs/dia_tiny.yaml"],
     "dia": ["configs/guided_tiny.yaml", "--model.sampler.steps=2"],
-    "mala": ["configs/dia_tiny.yaml", *REFINED, f"{START}.solver=PredictorCorrector", f"{START}.solver.accept=true"],
+    "mala": [
+        "configs/dia_tiny.yaml",
+        *REFINED,
+        f"{START}.solver=PredictorCorrector",
+        f"{START}.solver.accept=true",
+    ],
     "twisted_smc": ["configs/baselines/twisted_smc_tiny.yaml"],
     "classifier_free": ["configs/baselines/classifier_free_tiny.yaml", "--model.sampler.steps=2"],
     "guided_decoding": ["configs/baselines/guided_decoding_tiny.yaml"],
@@ -75,14 +87,18 @@ def metrics(result: tuple[int, str, str]) -> dict[str, float]:
 def test_a_reward_of_ones_own(lightning: Run, rewards: str, kind: str) -> None:
     command = ["predict", "--config", "configs/zero_shot_tiny.yaml", *SIZE, f"--allow={rewards}"]
     for precision in ("32-true", *TRUE):
-        result = lightning(*command, f"--model.reward={rewards}.{kind}", f"--trainer.precision={precision}")
+        result = lightning(
+            *command, f"--model.reward={rewards}.{kind}", f"--trainer.precision={precision}"
+        )
         assert metrics(result)["n"] == 2
         assert result[2] == ""
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_precision_samples(lightning: Run, method: str) -> None:
-    """Double precision of the networks, and single, give the same texts; without networks, every precision."""
+    """Double precision of the networks, and single, give the same texts; without networks, every
+    precision.
+    """
     config, *options = METHODS[method]
     command = ["predict", "--config", config, *SIZE, *options, "--model.compare_base=false"]
     texts = {}
@@ -101,14 +117,24 @@ def test_every_precision_samples(lightning: Run, method: str) -> None:
 def test_p_theta_keeps_its_own(lightning: Run, precision: str) -> None:
     found = {}
     for kind in ("32-true", precision):
-        metrics(lightning("predict", "--config", "configs/zero_shot_tiny.yaml", *SIZE, f"--trainer.precision={kind}"))
+        metrics(
+            lightning(
+                "predict",
+                "--config",
+                "configs/zero_shot_tiny.yaml",
+                *SIZE,
+                f"--trainer.precision={kind}",
+            )
+        )
         lines = Path("out/predictions.jsonl").read_text(encoding="utf-8").splitlines()
         found[kind] = {line["text"]: line["log_p"] for line in map(json.loads, lines)}
     assert found[precision] == pytest.approx(found["32-true"], abs=1e-6)
 
 
 def test_what_a_module_keeps() -> None:
-    """Weights change their precision, p_θ's table and the schedule do not; the value stays what it was, to a rounding."""
+    """Weights change their precision, p_θ's table and the schedule do not; the value stays what
+    it was, to a rounding.
+    """
 
     class Module(KeepsBuffers):
         def __init__(self) -> None:
@@ -119,7 +145,10 @@ def test_what_a_module_keeps() -> None:
 
     generator = torch.Generator().manual_seed(0)
     module = Module()
-    table, z = module.embedding.weight.clone(), torch.randn(4, 20, module.embedding.dim, generator=generator)
+    table, z = (
+        module.embedding.weight.clone(),
+        torch.randn(4, 20, module.embedding.dim, generator=generator),
+    )
     t = torch.rand(4, 20, generator=generator)
     value = module.critic(z, t)
     for dtype, tolerance in ((torch.float64, 1e-4), (torch.bfloat16, 3e-2), (torch.float16, 1e-2)):
@@ -144,7 +173,9 @@ def test_the_default_comes_back_after_an_error() -> None:
 
 @pytest.mark.parametrize("kind", ["Low", "High", "Highest", "Spread", "Constant"])
 @pytest.mark.parametrize("command", ["predict", "test"])
-def test_rewards_of_any_size_end_in_a_table(lightning: Run, rewards: str, kind: str, command: str) -> None:
+def test_rewards_of_any_size_end_in_a_table(
+    lightning: Run, rewards: str, kind: str, command: str
+) -> None:
     given = [
         command,
         "--config",
@@ -183,7 +214,9 @@ FAILING = {
 
 
 @pytest.mark.parametrize("name", FAILING)
-def test_a_figure_that_cannot_be_written_is_a_warning(lightning: Run, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_figure_that_cannot_be_written_is_a_warning(
+    lightning: Run, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     def fails(*_: object) -> None:
         raise ZeroDivisionError("no\nbins")
 
@@ -195,14 +228,18 @@ def test_a_figure_that_cannot_be_written_is_a_warning(lightning: Run, monkeypatc
     assert line.endswith(f"{FAILING[name]}: ZeroDivisionError: no bins")
 
 
-def test_an_evaluation_that_fails_is_an_error_and_loses_no_text(lightning: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_that_fails_is_an_error_and_loses_no_text(
+    lightning: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*_: object) -> None:
         raise RuntimeError("no judge")
 
     monkeypatch.setattr("dia_lightning.metrics.Evaluation.__call__", fails)
     monkeypatch.setattr("dia_lightning.metrics.Evaluation.check", lambda *_: None)
     evaluation = "--trainer.callbacks.evaluation=dia_lightning.metrics.Evaluation"
-    code, _, err = lightning("predict", "--config", "configs/zero_shot_tiny.yaml", *SIZE, evaluation)
+    code, _, err = lightning(
+        "predict", "--config", "configs/zero_shot_tiny.yaml", *SIZE, evaluation
+    )
     assert code != 0
     assert "no judge" in err
     found = json.loads(Path("out/metrics.json").read_text(encoding="utf-8"))
@@ -213,20 +250,71 @@ def test_an_evaluation_that_fails_is_an_error_and_loses_no_text(lightning: Run, 
 
 @pytest.mark.parametrize("kind", ["denoiser", "tied", "raw", "critic", "lm", "ppo"])
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
-def test_every_network_is_trained(lightning: Run, lm_folder: Path, kind: str, precision: str) -> None:
-    fit = [*FIT, "--data.n_texts=16", "--data.batch_size=4", "--trainer.max_steps=4", "--trainer.val_check_interval=4"]
+def test_every_network_is_trained(
+    lightning: Run, lm_folder: Path, kind: str, precision: str
+) -> None:
+    fit = [
+        *FIT,
+        "--data.n_texts=16",
+        "--data.batch_size=4",
+        "--trainer.max_steps=4",
+        "--trainer.val_check_interval=4",
+    ]
     Path("texts.txt").write_text("".join(f"{line}\n" for line in CORPUS), encoding="utf-8")
-    data = ["--data.path=texts.txt", "--data.val_path=texts.txt", "--data.train_vocab_size=280", "--data.max_length=16"]
-    size = ["--model.vocab_size=280", "--model.width=16", "--model.layers=1", "--model.heads=2", "--data.batch_size=4"]
+    data = [
+        "--data.path=texts.txt",
+        "--data.val_path=texts.txt",
+        "--data.train_vocab_size=280",
+        "--data.max_length=16",
+    ]
+    size = [
+        "--model.vocab_size=280",
+        "--model.width=16",
+        "--model.layers=1",
+        "--model.heads=2",
+        "--data.batch_size=4",
+    ]
     never = ["--trainer.val_check_interval=null"]
-    policy = [f"--model.base_lm={lm_folder}", f"--data.base_lm={lm_folder}", "--data.batch_size=4", "--data.max_length=8"]
+    policy = [
+        f"--model.base_lm={lm_folder}",
+        f"--data.base_lm={lm_folder}",
+        "--data.batch_size=4",
+        "--data.max_length=8",
+    ]
     command = {
         "denoiser": [*fit, "--model.time_warp=2", "--data.n_val=8"],
         "tied": [*fit, "--model.tied_head=true", "--data.n_val=8"],
-        "raw": [*fit, "--model.normalise=false", "--model.loss=eps", "--model.rotary=true", "--data.n_val=8"],
-        "critic": [*fit[:2], "configs/critic_tiny.yaml", *fit[3:], "--model.denoiser=null", "--data.n_val=16"],
-        "lm": ["fit", "--config", "configs/lm_tiny.yaml", *data, *size, "--trainer.max_steps=4", *never],
-        "ppo": ["fit", "--config", "configs/baselines/ppo_tiny.yaml", *policy, "--data.n_texts=4", "--trainer.max_steps=2"],
+        "raw": [
+            *fit,
+            "--model.normalise=false",
+            "--model.loss=eps",
+            "--model.rotary=true",
+            "--data.n_val=8",
+        ],
+        "critic": [
+            *fit[:2],
+            "configs/critic_tiny.yaml",
+            *fit[3:],
+            "--model.denoiser=null",
+            "--data.n_val=16",
+        ],
+        "lm": [
+            "fit",
+            "--config",
+            "configs/lm_tiny.yaml",
+            *data,
+            *size,
+            "--trainer.max_steps=4",
+            *never,
+        ],
+        "ppo": [
+            "fit",
+            "--config",
+            "configs/baselines/ppo_tiny.yaml",
+            *policy,
+            "--data.n_texts=4",
+            "--trainer.max_steps=2",
+        ],
     }[kind]
     code, _, err = lightning(*command, f"--trainer.precision={precision}")
     assert code == 0, err

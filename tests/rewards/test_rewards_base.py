@@ -1,4 +1,6 @@
-"""`check_reward` on rewards that each break one law; `call_reward`; the cache against the reward that it wraps."""
+"""`check_reward` on rewards that each break one law; `call_reward`; the cache against the reward
+that it wraps.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,11 @@ def centred(texts: list[str]) -> Tensor:
 
 def padded(texts: list[str]) -> Tensor:
     """Depends on the longest text of the batch, as a network without an attention mask does."""
-    return lengths(texts) / max((len(text) for text in texts), default=1) if any(texts) else torch.zeros(len(texts))
+    return (
+        lengths(texts) / max((len(text) for text in texts), default=1)
+        if any(texts)
+        else torch.zeros(len(texts))
+    )
 
 
 class Drifting:
@@ -90,12 +96,15 @@ BROKEN = {
     "a number": (lambda texts: 0.0, "real numbers", FIRST),
     "complex": (lambda texts: lengths(texts) * 1j, "real numbers", FIRST),
     "words": (lambda texts: [str(len(text)) for text in texts], "real numbers", FIRST),
-    "array of words": (lambda texts: np.array([str(len(text)) for text in texts]), "real numbers", FIRST),
-    "holes": (lambda texts: [None if text == SECOND else 0 for text in texts], "real numbers", FIRST),
+    "array of words": (lambda texts: np.array([str(len(text)) for text in texts]), "real numbers",
+     FIRST),
+    "holes": (lambda texts: [None if text == SECOND else 0 for text in texts], "real numbers",
+     FIRST),
     "list of rows": (lambda texts: [lengths([text]) for text in texts], "real numbers", FIRST),
     "array of rows": (lambda texts: np.zeros((len(texts), 1)), "one value a text", FIRST),
     "integer beyond float64": (lambda texts: [10**400 for _ in texts], "real numbers", FIRST),
-    "beyond float32": (lambda texts: [1e300 if text == SECOND else 0.0 for text in texts], "finite", SECOND),
+    "beyond float32": (lambda texts: [1e300 if text == SECOND else 0.0 for text in texts], "finite",
+     SECOND),
     "column": (lambda texts: lengths(texts)[:, None], "one value a text", FIRST),
     "scalar": (lambda texts: lengths(texts).sum(), "one value a text", FIRST),
     "duplicates merged": (distinct, "one value a text", FIRST),
@@ -105,10 +114,13 @@ BROKEN = {
     "changes texts": (lower_in_place, "texts unchanged", SECOND),
     "appends a text": (append_in_place, "texts unchanged", "appended"),
     "sorts the texts": (sort_in_place, "texts unchanged", FIRST),
-    "first character": (lambda texts: torch.tensor([float(ord(t[0])) for t in texts]), "empty string", ""),
-    "mean word length": (lambda texts: lengths(texts) / torch.tensor([float(len(t.split())) for t in texts]),
+    "first character": (lambda texts: torch.tensor([float(ord(t[0])) for t in texts]),
+     "empty string", ""),
+    "mean word length": (
+        lambda texts: lengths(texts) / torch.tensor([float(len(t.split())) for t in texts]),
                          "empty string", ""),
-    "stacks": (lambda texts: torch.stack([torch.tensor(float(len(t))) for t in texts]), "empty batch", None),
+    "stacks": (lambda texts: torch.stack([torch.tensor(float(len(t))) for t in texts]),
+     "empty batch", None),
     "at least one": (lambda texts: lengths(texts or [""]), "empty batch", None),
     "random": (lambda texts: torch.rand(len(texts), generator=GENERATOR), "deterministic", FIRST),
     "drifting": (Drifting(), "deterministic", FIRST),
@@ -177,20 +189,30 @@ def test_the_check_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("function", [lambda texts: torch.rand(len(texts), generator=GENERATOR), Drifting(), centred])
-def test_deterministic_false_excuses_from_the_laws_that_compare_calls(function: Callable[[list[str]], Tensor]) -> None:
+@pytest.mark.parametrize(
+    "function", [lambda texts: torch.rand(len(texts), generator=GENERATOR), Drifting(), centred]
+)
+def test_deterministic_false_excuses_from_the_laws_that_compare_calls(
+    function: Callable[[list[str]], Tensor],
+) -> None:
     check_reward(FromFunction(function, deterministic=False), TEXTS)
 
 
-@pytest.mark.parametrize("case", [c for c, (_, law, _) in BROKEN.items() if law in ("finite", "empty batch")])
+@pytest.mark.parametrize(
+    "case", [c for c, (_, law, _) in BROKEN.items() if law in ("finite", "empty batch")]
+)
 def test_deterministic_false_excuses_from_no_other_law(case: str) -> None:
     function, law, _ = BROKEN[case]
     with pytest.raises(RewardError, match=f"the law '{law}'"):
         check_reward(FromFunction(function, deterministic=False), TEXTS)
 
 
-@pytest.mark.parametrize(("scale", "error", "passes"), [(1.0, 5e-6, True), (1.0, 5e-5, False), (1e4, 5e-2, True)])
-def test_the_tolerance_is_1e_5_and_relative_for_large_values(scale: float, error: float, passes: bool) -> None:
+@pytest.mark.parametrize(
+    ("scale", "error", "passes"), [(1.0, 5e-6, True), (1.0, 5e-5, False), (1e4, 5e-2, True)]
+)
+def test_the_tolerance_is_1e_5_and_relative_for_large_values(
+    scale: float, error: float, passes: bool
+) -> None:
     reward = FromFunction(lambda texts: torch.full((len(texts),), scale + error * (len(texts) > 1)))
     if passes:
         check_reward(reward, TEXTS)
@@ -239,7 +261,9 @@ def test_an_error_of_the_rewards_own_names_the_text_that_raises_it() -> None:
 
 def test_call_reward_returns_the_values_and_leaves_the_texts_alone() -> None:
     texts = list(TEXTS)
-    torch.testing.assert_close(call_reward(FromFunction(lengths), texts), torch.tensor([13.0, 21.0, 6.0]), rtol=0, atol=0)
+    torch.testing.assert_close(
+        call_reward(FromFunction(lengths), texts), torch.tensor([13.0, 21.0, 6.0]), rtol=0, atol=0
+    )
     with pytest.raises(RewardError, match="texts unchanged"):
         call_reward(FromFunction(lower_in_place), texts)
     assert texts == list(TEXTS)
@@ -282,7 +306,9 @@ RECORDS: list[Record] = [{"source": "a first"}, {"source": "second"}, {"source":
 
 
 class Conditional(Reward):
-    """A conditional reward out of any function of texts and sources, which may be wrong; counts what it was asked."""
+    """A conditional reward out of any function of texts and sources, which may be wrong; counts
+    what it was asked.
+    """
 
     name, conditional = "mine", True
 
@@ -303,7 +329,9 @@ def first_record_for_all(texts: Sequence[str], records: list[Any]) -> Tensor:
 
 
 def records_by_position(texts: Sequence[str], records: list[Any]) -> Tensor:
-    return lengths(texts) - lengths([RECORDS[i % len(RECORDS)]["source"] for i in range(len(texts))])
+    return lengths(texts) - lengths(
+        [RECORDS[i % len(RECORDS)]["source"] for i in range(len(texts))]
+    )
 
 
 class ByTextInABatch:
@@ -326,7 +354,8 @@ BROKEN_WITH_RECORDS = {
     "records by position": (records_by_position, "any order"),
     "merged by text": (ByTextInABatch(), "any order"),
     "records changed": (taken_off, "records unchanged"),
-    "needs a text": (lambda t, r: difference([x[1:] for x in t], r) / torch.tensor([float(len(x) > 0) for x in t]),
+    "needs a text": (lambda t,
+     r: difference([x[1:] for x in t], r) / torch.tensor([float(len(x) > 0) for x in t]),
                      "empty string"),
     "needs a batch": (lambda t, r: difference(t, r) - len(r[0]["source"]), "empty batch"),
     "not finite": (lambda t, r: difference(t, r) / 0.0, "finite"),
@@ -347,7 +376,9 @@ def test_a_conditional_reward_that_obeys_passes() -> None:
 
 @pytest.mark.parametrize("records", [None, RECORDS[:2], [RECORDS[0]] * 3, []])
 def test_too_few_records_to_tell_are_refused(records: list[Record] | None) -> None:
-    with pytest.raises(ValueError, match="'mine' needs a record a text, two of them different; given"):
+    with pytest.raises(
+        ValueError, match="'mine' needs a record a text, two of them different; given"
+    ):
         check_reward(Conditional(difference), TEXTS, records)
 
 
@@ -362,7 +393,9 @@ def test_the_cache_tells_one_text_with_two_records_apart(pairs: list[tuple[str, 
     cached = CachedReward(inner)
     texts, records = [text for text, _ in pairs], [dict(record) for _, record in pairs]
     for _ in range(2):
-        torch.testing.assert_close(cached(texts, records), difference(texts, records), rtol=0, atol=0)
+        torch.testing.assert_close(
+            cached(texts, records), difference(texts, records), rtol=0, atol=0
+        )
     assert inner.asked == len({(text, record["source"]) for text, record in pairs})
 
 

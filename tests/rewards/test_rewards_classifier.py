@@ -1,4 +1,6 @@
-"""`SequenceClassifier` against transformers, one text at a time, and its soft form against the hard one."""
+"""`SequenceClassifier` against transformers, one text at a time, and its soft form against the
+hard one.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,9 @@ from dia_lightning.types import Prompts
 from tests.rewards.tiny_classifiers import FAMILIES, WINDOW, Oracle, make_classifier, make_tokenizer
 
 TEXTS = [
-    "the good food is great.", "a", "", "the bad food is poor near the river. We like it!", "We like the cheap pub",
-    "the " * 40, "the river", "!", "the good food is great near the river. We like it!",
+    "the good food is great.", "a", "", "the bad food is poor near the river. We like it!",
+    "We like the cheap pub", "the " * 40, "the river", "!",
+    "the good food is great near the river. We like it!",
 ]  # fmt: skip
 ODD = [
     " \n\t",
@@ -51,7 +54,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     def folder(family: str, **options: Any) -> Path:
         key = family + json.dumps(options, sort_keys=True)
         if key not in made:
-            made[key] = make_classifier(tmp_path_factory.mktemp("models") / family, family, **options)
+            made[key] = make_classifier(
+                tmp_path_factory.mktemp("models") / family, family, **options
+            )
         return made[key]
 
     return folder
@@ -67,7 +72,9 @@ oracle_of = cache(Oracle)
 
 def log_p(folder: Path, texts: list[str], index: int = 1, window: int = WINDOW) -> Tensor:
     oracle = oracle_of(folder)
-    return torch.stack([oracle.logits(text, window=window).double().log_softmax(0)[index] for text in texts]).float()
+    return torch.stack(
+        [oracle.logits(text, window=window).double().log_softmax(0)[index] for text in texts]
+    ).float()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -97,22 +104,35 @@ def test_labels_outputs_and_sign(folders: Folders) -> None:
     logits = torch.stack([oracle.logits(text) for text in TEXTS])
     for index, name in enumerate(("bad", "good", "odd")):
         for label in (index, str(index), name):
-            torch.testing.assert_close(make(folder, label, output="logit")(TEXTS), logits[:, index], rtol=0, atol=1e-5)
-    torch.testing.assert_close(make(folder, output="prob")(TEXTS), logits.softmax(1)[:, 1], rtol=0, atol=1e-5)
-    torch.testing.assert_close(make(folder, output="prob", sign=-1)(TEXTS), -logits.softmax(1)[:, 1], rtol=0, atol=1e-5)
+            torch.testing.assert_close(
+                make(folder, label, output="logit")(TEXTS), logits[:, index], rtol=0, atol=1e-5
+            )
+    torch.testing.assert_close(
+        make(folder, output="prob")(TEXTS), logits.softmax(1)[:, 1], rtol=0, atol=1e-5
+    )
+    torch.testing.assert_close(
+        make(folder, output="prob", sign=-1)(TEXTS), -logits.softmax(1)[:, 1], rtol=0, atol=1e-5
+    )
 
 
 def test_several_labels_at_once_are_sigmoids(folders: Folders) -> None:
     folder = folders("bert", problem_type="multi_label_classification")
     oracle = oracle_of(folder)
     logits = torch.stack([oracle.logits(text) for text in TEXTS])
-    torch.testing.assert_close(make(folder, output="prob")(TEXTS), logits.sigmoid()[:, 1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        make(folder, output="prob")(TEXTS), logits.sigmoid()[:, 1], rtol=0, atol=1e-5
+    )
     torch.testing.assert_close(make(folder)(TEXTS), logits.sigmoid().log()[:, 1], rtol=0, atol=1e-5)
 
 
 def test_a_model_with_one_score_has_a_logit_only(folders: Folders) -> None:
     folder = folders("gpt2", labels=["score"])
-    torch.testing.assert_close(make(folder, 0, output="logit")(["a"])[0], oracle_of(folder).logits("a")[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        make(folder, 0, output="logit")(["a"])[0],
+        oracle_of(folder).logits("a")[0],
+        rtol=0,
+        atol=1e-5,
+    )
     with pytest.raises(UserError, match=r"init_args.output: 'log_prob' given, allowed: logit"):
         make(folder, 0)
 
@@ -122,7 +142,9 @@ def test_longer_texts_are_cut(folders: Folders, max_length: int) -> None:
     for family in ("bert", "gpt2"):
         folder = folders(family)
         values = make(folder, max_length=max_length)(TEXTS)
-        torch.testing.assert_close(values, log_p(folder, TEXTS, window=max_length), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            values, log_p(folder, TEXTS, window=max_length), rtol=0, atol=1e-5
+        )
 
 
 def test_texts_of_like_length_share_a_batch(folders: Folders) -> None:
@@ -152,9 +174,15 @@ def test_it_is_described_and_pickled(folders: Folders) -> None:
 # The soft form.
 
 
-def rows_of(tokenizer: Any, texts: list[str], length: int, columns: int) -> tuple[Tensor, list[str]]:
-    """One-hot rows (B, length, columns), end tokens after each text and noise after the first of those, and the texts."""
-    ids = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=length)["input_ids"]
+def rows_of(
+    tokenizer: Any, texts: list[str], length: int, columns: int
+) -> tuple[Tensor, list[str]]:
+    """One-hot rows (B, length, columns), end tokens after each text and noise after the first of
+    those, and the texts.
+    """
+    ids = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=length)[
+        "input_ids"
+    ]
     noise = torch.randint(4, 260, (len(texts), length), generator=torch.Generator().manual_seed(0))
     for row, tokens in zip(noise, ids, strict=True):
         row[: len(tokens)] = torch.tensor(tokens, dtype=torch.int64)
@@ -167,14 +195,24 @@ def rows_of(tokenizer: Any, texts: list[str], length: int, columns: int) -> tupl
 def test_on_one_hot_rows_soft_is_the_reward(folders: Folders, family: str, length: int) -> None:
     """With padding columns, rows shorter and longer than the window, and tokens after the end."""
     reward = make(folders(family))
-    texts = [text for text in TEXTS if len(reward._tokenizer(text)["input_ids"]) < 20 or length == 50]
+    texts = [
+        text for text in TEXTS if len(reward._tokenizer(text)["input_ids"]) < 20 or length == 50
+    ]
     probabilities, texts = rows_of(reward._tokenizer, texts, length, len(reward._tokenizer) + 5)
     torch.testing.assert_close(reward.soft(probabilities), reward(texts), rtol=0, atol=1e-5)
 
 
 def mixture(reward: SequenceClassifier, seed: int = 0, n: int = 5) -> Tensor:
-    """(3, n, V) float64, likeliest tokens far from a tie; the second row ends after two tokens, the third at once."""
-    logits = torch.randn(3, n, len(reward._tokenizer), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    """(3, n, V) float64, likeliest tokens far from a tie; the second row ends after two tokens,
+    the third at once.
+    """
+    logits = torch.randn(
+        3,
+        n,
+        len(reward._tokenizer),
+        generator=torch.Generator().manual_seed(seed),
+        dtype=torch.float64,
+    )
     logits[..., 0] = -1.0
     logits[..., 7] += 6.0
     logits[1, 2, 0] = logits[2, 0, 0] = 12.0
@@ -182,10 +220,15 @@ def mixture(reward: SequenceClassifier, seed: int = 0, n: int = 5) -> Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_mixture_is_what_transformers_makes_of_the_mean_embedding(folders: Folders, family: str) -> None:
+def test_a_mixture_is_what_transformers_makes_of_the_mean_embedding(
+    folders: Folders, family: str
+) -> None:
     folder = folders(family)
     reward, oracle = make(folder), oracle_of(folder)
-    table, ids = oracle.model.get_input_embeddings().weight, oracle.tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]"])
+    table, ids = (
+        oracle.model.get_input_embeddings().weight,
+        oracle.tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]"]),
+    )
     probabilities, right = mixture(reward), []
     for row, n in zip(probabilities.float(), (5, 2, 0), strict=True):
         embeds = row[: n if n or family not in ("gpt2", "llama") else 1] @ table
@@ -199,7 +242,9 @@ def test_a_mixture_is_what_transformers_makes_of_the_mean_embedding(folders: Fol
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "gpt2"])
 def test_its_gradient_is_that_of_finite_differences(folders: Folders, family: str) -> None:
-    """In float64, along 6 random directions: central differences at h = 1e-5 err by O(h²) ≈ 1e-9."""
+    """In float64, along 6 random directions: central differences at h = 1e-5 err by O(h²) ≈
+    1e-9.
+    """
     reward = SequenceClassifier(str(folders(family)), "good")
     reward._network.double()
     p = mixture(reward).requires_grad_()
@@ -228,14 +273,19 @@ def test_the_base_models_tokenizer_is_compared(folders: Folders, lm: BaseLM) -> 
     reward = make(folders("gpt2"))
     reward.check_tokenizer(make_tokenizer(False))
     for other in (lm.tokenizer, make_tokenizer(False, 310)):
-        with pytest.raises(UserError, match=r"^guidance: RewardGradient given, .* does not share the base model's tokenizer"):
+        with pytest.raises(
+            UserError,
+            match=r"^guidance: RewardGradient given, .* does not share the base model's tokenizer",
+        ):
             reward.check_tokenizer(other)
     with pytest.raises(RewardError, match=r"soft needs a tokenizer shared"):
         reward.soft(torch.zeros(1, 2, 0))
 
 
 def test_guidance_climbs_it(folders: Folders) -> None:
-    """`true_gradient` through the classifier: a step of guidance raises the reward of what the denoiser expects."""
+    """`true_gradient` through the classifier: a step of guidance raises the reward of what the
+    denoiser expects.
+    """
     reward = make(folders("gpt2"))
     embedding, schedule = TokenEmbedding(reward._table()), make_schedule("cosine")
     generator = torch.Generator().manual_seed(0)
@@ -251,8 +301,13 @@ def test_guidance_climbs_it(folders: Folders) -> None:
     assert bool((reward.soft(steered.softmax(-1)) > reward.soft(plain.softmax(-1)) + 1e-3).all())
 
 
-def test_a_sampler_takes_its_gradient_only_with_the_tokenizer_of_its_model(folders: Folders, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^guidance: RewardGradient given, .* does not share the base model's tokenizer"):
+def test_a_sampler_takes_its_gradient_only_with_the_tokenizer_of_its_model(
+    folders: Folders, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"^guidance: RewardGradient given, .* does not share the base model's tokenizer",
+    ):
         GuidedSamplerModule(make(folders("gpt2")), Diffusion(DDIM(0.1), RewardGradient()))
     tokenizer = BaseLM.load("checkpoints/tiny/lm").tokenizer
     folder = make_classifier(tmp_path / "own", "gpt2", tokenizer=tokenizer)
@@ -265,10 +320,15 @@ def test_a_sampler_takes_its_gradient_only_with_the_tokenizer_of_its_model(folde
 # What cannot be loaded.
 
 
-def test_what_is_not_there_or_not_fit_is_named(folders: Folders, lm_folder: Path, tmp_path: Path) -> None:
+def test_what_is_not_there_or_not_fit_is_named(
+    folders: Folders, lm_folder: Path, tmp_path: Path
+) -> None:
     folder, option = folders("bert"), "--model.init_args.reward.init_args"
     for label in ("Good", "good ", "", 3, -1, "3"):
-        with pytest.raises(UserError, match=rf"^{option}.label: .* given, allowed: bad, good, odd, or an index up to 2$"):
+        with pytest.raises(
+            UserError,
+            match=rf"^{option}.label: .* given, allowed: bad, good, odd, or an index up to 2$",
+        ):
             make(folder, label)
     for options, message in (
         ({"output": "logp"}, "output: 'logp' given, allowed: log_prob, prob or logit"),
@@ -285,17 +345,28 @@ def test_what_is_not_there_or_not_fit_is_named(folders: Folders, lm_folder: Path
         SequenceClassifier(str(tmp_path), 0)
     # A language model's head for classes would be drawn at random.
     with pytest.raises(
-        UserError, match=rf"^{option}.model: .*it has no weights 'score.weight'.*: a trained sequence classifier"
+        UserError,
+        match=(
+            rf"^{option}.model: .*it has no weights 'score.weight'.*: a trained sequence classifier"
+        ),
     ):
         SequenceClassifier(str(lm_folder), 0)
 
 
 def test_a_hub_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def fetch(repo_id: str) -> str:
-        raise UserError(f"--model.init_args.base_lm: cannot fetch {repo_id!r}; give a local folder, or use the shipped kit: x")
+        raise UserError(
+            f"--model.init_args.base_lm: cannot fetch {repo_id!r}; give a local folder, or use the"
+            " shipped kit: x"
+        )
 
     monkeypatch.setattr("dia_lightning.lm.files._fetch", fetch)
-    with pytest.raises(UserError, match=r"^--model.init_args.reward.init_args.model: cannot fetch 'a/b'; give a local folder$"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"^--model.init_args.reward.init_args.model: cannot fetch 'a/b'; give a local folder$"
+        ),
+    ):
         SequenceClassifier("a/b", 0)
 
 
@@ -310,7 +381,10 @@ def test_pickled_weights_and_remote_code_are_not_run(folders: Folders, tmp_path:
         make(folder)
     remote = make_classifier(tmp_path / "remote", "bert")
     config = json.loads((remote / "config.json").read_text())
-    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.C", "AutoModelForSequenceClassification": "mine.M"}}
+    config |= {
+        "model_type": "mine",
+        "auto_map": {"AutoConfig": "mine.C", "AutoModelForSequenceClassification": "mine.M"},
+    }
     (remote / "config.json").write_text(json.dumps(config))
     (remote / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     with pytest.raises(UserError, match=r"init_args.model: cannot load"):

@@ -1,4 +1,6 @@
-"""`WeightedSum`, `ProductOfExperts` and `Hinge` by hand; their refusals; rewards from a `class_path`."""
+"""`WeightedSum`, `ProductOfExperts` and `Hinge` by hand; their refusals; rewards from a
+`class_path`.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,11 @@ from dia_lightning.rewards import (
 from dia_lightning.types import Reward
 
 TEXTS = ["The food was lovely.", "A pub.", "Food in a pub, and 12 chairs", ""]
-FOOD, PUB, DIGIT = Keyword(["food"], name="food"), Keyword(["pub", "inn"], name="pub"), Regex(r"\d", name="digit")
+FOOD, PUB, DIGIT = (
+    Keyword(["food"], name="food"),
+    Keyword(["pub", "inn"], name="pub"),
+    Regex(r"\d", name="digit"),
+)
 
 
 class Noise(Reward):
@@ -62,10 +68,16 @@ def test_the_parts_are_unweighted_and_by_name() -> None:
     }
 
 
-@given(st.lists(st.floats(-4, 4, width=32), min_size=3, max_size=3), st.lists(st.sampled_from(TEXTS), max_size=5))
+@given(
+    st.lists(st.floats(-4, 4, width=32), min_size=3, max_size=3),
+    st.lists(st.sampled_from(TEXTS), max_size=5),
+)
 def test_the_sum_is_the_weighted_sum_of_its_parts(weights: list[float], texts: list[str]) -> None:
     reward = WeightedSum([FOOD, PUB, DIGIT], weights)
-    expected = [sum(w * part([text]).item() for w, part in zip(weights, (FOOD, PUB, DIGIT), strict=True)) for text in texts]
+    expected = [
+        sum(w * part([text]).item() for w, part in zip(weights, (FOOD, PUB, DIGIT), strict=True))
+        for text in texts
+    ]
     torch.testing.assert_close(reward(texts), torch.tensor(expected), rtol=0, atol=1e-6)
 
 
@@ -81,24 +93,38 @@ def test_it_is_deterministic_only_if_its_parts_are() -> None:
 
 
 def test_a_broken_part_is_named() -> None:
-    with pytest.raises(RewardError, match=r"reward 'nan' breaks the law 'finite' on the text 'The food was lovely\.'"):
+    with pytest.raises(
+        RewardError,
+        match=r"reward 'nan' breaks the law 'finite' on the text 'The food was lovely\.'",
+    ):
         WeightedSum([FOOD, Nan()], [1.0, 0.0])(TEXTS)
 
 
 @pytest.mark.parametrize("rewards", [[], [FOOD, FOOD], [FOOD, PUB, Regex("x", name="food")]])
 def test_parts_need_different_names(rewards: list[Reward]) -> None:
-    with pytest.raises(UserError, match=r"reward\.init_args\.rewards: names .* given, allowed: .* different names"):
+    with pytest.raises(
+        UserError, match=r"reward\.init_args\.rewards: names .* given, allowed: .* different names"
+    ):
         WeightedSum(rewards)
 
 
-@pytest.mark.parametrize("weights", [[], [1.0], [1.0, 2.0, 3.0], [1.0, float("nan")], [float("inf"), 1.0]])
+@pytest.mark.parametrize(
+    "weights", [[], [1.0], [1.0, 2.0, 3.0], [1.0, float("nan")], [float("inf"), 1.0]]
+)
 def test_weights_are_one_finite_number_a_part(weights: list[float]) -> None:
-    with pytest.raises(UserError, match=r"reward\.init_args\.weights: .* given, allowed: 2 finite numbers"):
+    with pytest.raises(
+        UserError, match=r"reward\.init_args\.weights: .* given, allowed: 2 finite numbers"
+    ):
         WeightedSum([FOOD, PUB], weights)
 
 
 COVERED = Coverage(n=1)
-RECORDS = [{"source": "a lovely pub"}, {"source": "a pub"}, {"source": "food and chairs"}, {"source": "food"}]
+RECORDS = [
+    {"source": "a lovely pub"},
+    {"source": "a pub"},
+    {"source": "food and chairs"},
+    {"source": "food"},
+]
 
 
 def test_a_sum_with_a_conditional_part_hands_it_the_records() -> None:
@@ -116,7 +142,12 @@ def test_a_sum_with_a_conditional_part_hands_it_the_records() -> None:
 def test_the_product_by_hand() -> None:
     reward = ProductOfExperts([PUB, COVERED], [2.0, 1.0], floor=1e-3)
     low = math.log(1e-3)
-    expected = [2 * low + math.log(1 / 4), 2 * math.log(0.5), 2 * math.log(0.5) + math.log(3 / 7), 3 * low]
+    expected = [
+        2 * low + math.log(1 / 4),
+        2 * math.log(0.5),
+        2 * math.log(0.5) + math.log(3 / 7),
+        3 * low,
+    ]
     assert call_reward(reward, TEXTS, RECORDS).tolist() == pytest.approx(expected)
     assert reward.parts(TEXTS, RECORDS)["pub"].tolist() == [0, 0.5, 0.5, 0]
 
@@ -129,10 +160,16 @@ def test_exp_of_the_product_is_the_product() -> None:
     assert values[0] == pytest.approx(1e-6 / 4)
 
 
-@pytest.mark.parametrize(("reward", "value"), [(VaderSentiment(), "-0.5"), (WeightedSum([FOOD], [2.0], name="twice"), "2")])
+@pytest.mark.parametrize(
+    ("reward", "value"),
+    [(VaderSentiment(), "-0.5"), (WeightedSum([FOOD], [2.0], name="twice"), "2")],
+)
 def test_an_expert_outside_0_and_1_is_named_with_its_text(reward: Reward, value: str) -> None:
     with pytest.raises(
-        RewardError, match=rf"'product': its part '{reward.name}' gave {value}.* for the text 'The food was terr"
+        RewardError,
+        match=(
+            rf"'product': its part '{reward.name}' gave {value}.* for the text 'The food was terr"
+        ),
     ):
         ProductOfExperts([PUB, reward])(["A pub.", "The food was terrible!"])
 
@@ -144,7 +181,10 @@ def test_rounding_above_1_is_no_error() -> None:
 
 @pytest.mark.parametrize("floor", [0.0, 1.0, -1.0, float("nan")])
 def test_the_floor_is_between_0_and_1(floor: float) -> None:
-    with pytest.raises(UserError, match=r"reward\.init_args\.floor: .* given, allowed: a number above 0 and below 1"):
+    with pytest.raises(
+        UserError,
+        match=r"reward\.init_args\.floor: .* given, allowed: a number above 0 and below 1",
+    ):
         ProductOfExperts([PUB], floor=floor)
 
 
@@ -165,7 +205,9 @@ def test_the_hinge_by_hand() -> None:
 
 @pytest.mark.parametrize("threshold", [float("nan"), float("inf")])
 def test_the_threshold_is_finite(threshold: float) -> None:
-    with pytest.raises(UserError, match=r"reward\.init_args\.threshold: .* given, allowed: a finite number"):
+    with pytest.raises(
+        UserError, match=r"reward\.init_args\.threshold: .* given, allowed: a finite number"
+    ):
         Hinge(FOOD, threshold)
 
 
@@ -173,7 +215,13 @@ def test_parts_of_parts_are_named_by_their_path() -> None:
     inner = ProductOfExperts([PUB, COVERED], name="experts")
     reward = WeightedSum([Hinge(inner, -1.0), FOOD], [3.0, 1.0])
     parts = reward.parts(TEXTS, RECORDS)
-    assert list(parts) == ["hinge", "hinge/experts", "hinge/experts/pub", "hinge/experts/coverage", "food"]
+    assert list(parts) == [
+        "hinge",
+        "hinge/experts",
+        "hinge/experts/pub",
+        "hinge/experts/coverage",
+        "food",
+    ]
     torch.testing.assert_close(parts["hinge/experts/coverage"], COVERED(TEXTS, RECORDS))
     torch.testing.assert_close(parts["hinge"], (parts["hinge/experts"] + 1).clamp_max(0))
     torch.testing.assert_close(reward(TEXTS, RECORDS), 3 * parts["hinge"] + parts["food"])
@@ -181,7 +229,10 @@ def test_parts_of_parts_are_named_by_their_path() -> None:
     check_reward(reward, TEXTS[:3], RECORDS[:3])
 
 
-@pytest.mark.parametrize("compose", [lambda r: Hinge(r, 0.0), lambda r: ProductOfExperts([r]), lambda r: WeightedSum([r])])
+@pytest.mark.parametrize(
+    "compose",
+    [lambda r: Hinge(r, 0.0), lambda r: ProductOfExperts([r]), lambda r: WeightedSum([r])],
+)
 def test_determinism_and_conditions_are_passed_on(compose: Any) -> None:
     assert not compose(Noise()).deterministic
     assert compose(FOOD).deterministic
@@ -189,27 +240,48 @@ def test_determinism_and_conditions_are_passed_on(compose: Any) -> None:
     assert not compose(FOOD).conditional
 
 
-FOOD_CONFIG = {"class_path": "dia_lightning.rewards.Keyword", "init_args": {"words": ["food"], "name": "food"}}
+FOOD_CONFIG = {
+    "class_path": "dia_lightning.rewards.Keyword",
+    "init_args": {"words": ["food"], "name": "food"},
+}
 CONFIGS: dict[str, tuple[dict[str, Any], float]] = {
-    "vader": ({"class_path": "dia_lightning.rewards.VaderSentiment"}, VaderSentiment()(TEXTS[:1]).item()),
+    "vader": (
+        {"class_path": "dia_lightning.rewards.VaderSentiment"},
+        VaderSentiment()(TEXTS[:1]).item(),
+    ),
     "keyword": (FOOD_CONFIG, 1.0),
-    "regex": ({"class_path": "dia_lightning.rewards.Regex", "init_args": {"pattern": "F..d", "ignore_case": False}}, 0.0),
+    "regex": (
+        {
+            "class_path": "dia_lightning.rewards.Regex",
+            "init_args": {"pattern": "F..d", "ignore_case": False},
+        },
+        0.0,
+    ),
     "sum": (
         {
             "class_path": "dia_lightning.rewards.WeightedSum",
             "init_args": {
-                "rewards": [FOOD_CONFIG, {"class_path": "dia_lightning.rewards.Regex", "init_args": {"pattern": "was"}}],
+                "rewards": [
+                    FOOD_CONFIG,
+                    {"class_path": "dia_lightning.rewards.Regex", "init_args": {"pattern": "was"}},
+                ],
                 "weights": [1.0, 0.5],
             },
         },
         1.5,
     ),
     "hinge": (
-        {"class_path": "dia_lightning.rewards.Hinge", "init_args": {"reward": FOOD_CONFIG, "threshold": 1.5}},
+        {
+            "class_path": "dia_lightning.rewards.Hinge",
+            "init_args": {"reward": FOOD_CONFIG, "threshold": 1.5},
+        },
         -0.5,
     ),
     "product": (
-        {"class_path": "dia_lightning.rewards.ProductOfExperts", "init_args": {"rewards": [FOOD_CONFIG], "floor": 0.1}},
+        {
+            "class_path": "dia_lightning.rewards.ProductOfExperts",
+            "init_args": {"rewards": [FOOD_CONFIG], "floor": 0.1},
+        },
         0.0,
     ),
     "length": ({"class_path": "dia_lightning.rewards.Length", "init_args": {"target": 8}}, -0.5),

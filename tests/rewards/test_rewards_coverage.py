@@ -35,9 +35,13 @@ def test_by_hand(text: str, expected: float) -> None:
 
 
 @given(WORDS, WORDS, st.integers(1, 4))
-def test_it_is_the_share_of_windows_found_in_the_source(text: list[str], source: list[str], n: int) -> None:
+def test_it_is_the_share_of_windows_found_in_the_source(
+    text: list[str], source: list[str], n: int
+) -> None:
     size = min(n, len(text))
-    windows = [f" {' '.join(text[i : i + size])} " for i in range(len(text) - size + 1)] if text else []
+    windows = (
+        [f" {' '.join(text[i : i + size])} " for i in range(len(text) - size + 1)] if text else []
+    )
     found = sum(window in f" {' '.join(source)} " for window in windows)
     assert value(" ".join(text), n, " ".join(source)) == pytest.approx(found / max(1, len(windows)))
 
@@ -49,7 +53,9 @@ def test_a_repeated_ngram_counts_each_time() -> None:
 def test_it_obeys_the_laws_and_reads_the_named_field() -> None:
     records = [{"article": "A pub by the river."}, {"article": "Good food."}]
     check_reward(Coverage("article", n=2), ["A pub by the sea.", "Good food, good pub."], records)
-    with pytest.raises(RewardError, match="'coverage' needs the field 'source', a text, for every prompt"):
+    with pytest.raises(
+        RewardError, match="'coverage' needs the field 'source', a text, for every prompt"
+    ):
         call_reward(Coverage(), ["A pub."], records[:1])
 
 

@@ -1,4 +1,6 @@
-"""`Entailment` against transformers pair by pair, its max and mean by hand, and the rules that cut texts."""
+"""`Entailment` against transformers pair by pair, its max and mean by hand, and the rules that
+cut texts.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ ODD = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_classifier(tmp_path_factory.mktemp("nli") / "bert", "bert", labels=LABELS, initializer_range=0.4)
+    return make_classifier(
+        tmp_path_factory.mktemp("nli") / "bert", "bert", labels=LABELS, initializer_range=0.4
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,28 +58,45 @@ def p(oracle: Oracle, premise: str, hypothesis: str, index: int = 1) -> float:
 
 
 def overlap(pairs: list[tuple[str, str]]) -> Tensor:
-    """A stand-in for P(entailment) whose values a person can see: the share of the hypothesis' words in the premise."""
+    """A stand-in for P(entailment) whose values a person can see: the share of the hypothesis'
+    words in the premise.
+    """
     return torch.tensor([sum(w in i.split() for w in j.split()) / len(j.split()) for i, j in pairs])
 
 
-def test_one_premise_and_one_sentence_is_p_of_entailment(reward: Entailment, oracle: Oracle) -> None:
+def test_one_premise_and_one_sentence_is_p_of_entailment(
+    reward: Entailment, oracle: Oracle
+) -> None:
     sources, texts = DOCUMENT * 5, [text for text in DOCUMENT for _ in range(5)]
     values = call_reward(reward, texts, [{"source": source} for source in sources])
-    right = torch.tensor([p(oracle, source, text) for source, text in zip(sources, texts, strict=True)])
+    right = torch.tensor(
+        [p(oracle, source, text) for source, text in zip(sources, texts, strict=True)]
+    )
     torch.testing.assert_close(values, right, rtol=0, atol=1e-5)
     assert float(right.std()) > 0.05
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 32])
-def test_it_is_the_mean_over_sentences_of_the_best_premise(folder: Path, oracle: Oracle, batch_size: int) -> None:
+def test_it_is_the_mean_over_sentences_of_the_best_premise(
+    folder: Path, oracle: Oracle, batch_size: int
+) -> None:
     """The chunks are written out: a premise of 8 tokens holds one of these sentences, never two."""
     reward = Entailment(str(folder), max_premise=8, batch_size=batch_size)
     size = {s: len(oracle.tokenizer(s, add_special_tokens=False)["input_ids"]) for s in DOCUMENT}
     assert all(4 < size[s] <= 8 for s in (FOOD, PUB, BAD))
-    document, texts = f"{FOOD} {PUB}\n{BAD}", [f"{PUB} {FOOD}", "We like it!", f"{BAD}  We like it! {PUB}"]
+    document, texts = (
+        f"{FOOD} {PUB}\n{BAD}",
+        [
+            f"{PUB} {FOOD}",
+            "We like it!",
+            f"{BAD}  We like it! {PUB}",
+        ],
+    )
     right = []
     for own in ([PUB, FOOD], ["We like it!"], [BAD, "We like it!", PUB]):
-        best = [max(p(oracle, premise, sentence) for premise in (FOOD, PUB, BAD)) for sentence in own]
+        best = [
+            max(p(oracle, premise, sentence) for premise in (FOOD, PUB, BAD)) for sentence in own
+        ]
         right.append(sum(best) / len(best))
     values = call_reward(reward, texts, [{"source": document}] * 3)
     torch.testing.assert_close(values, torch.tensor(right), rtol=0, atol=1e-5)
@@ -87,14 +108,18 @@ def test_max_and_mean_by_hand(folder: Path) -> None:
     document = f"{FOOD} {PUB}"
     texts = [FOOD, f"{FOOD} {PUB}", "The food is near.", f"{FOOD} Nothing here.", "Nothing here."]
     right = [1, 1, 3 / 4, 1 / 2, 0]
-    torch.testing.assert_close(reward(texts, [{"source": document}] * 5), torch.tensor(right, dtype=torch.float32))
+    torch.testing.assert_close(
+        reward(texts, [{"source": document}] * 5), torch.tensor(right, dtype=torch.float32)
+    )
 
 
 def test_what_is_borne_out_beats_what_is_made_up(folder: Path) -> None:
     reward = Entailment(str(folder))
     reward._probabilities = overlap  # type: ignore[method-assign]
     records = [{"source": " ".join(DOCUMENT)}] * 2
-    good, bad = reward(["The pub is near the river. We like it!", "The king is old. We like it!"], records)
+    good, bad = reward(
+        ["The pub is near the river. We like it!", "The king is old. We like it!"], records
+    )
     assert float(good) == 1 > float(bad)
 
 
@@ -110,8 +135,12 @@ def test_batch_order_and_cache_change_nothing(folder: Path) -> None:
     texts = [*DOCUMENT, " ".join(DOCUMENT), ""]
     records = [{"story": 1, "source": " ".join(DOCUMENT * n)} for n in (1, 2, 1, 3, 1, 2, 1)]
     values = call_reward(reward, texts, records)
-    torch.testing.assert_close(call_reward(reward, texts[::-1], records[::-1]).flip(0), values, rtol=0, atol=1e-5)
-    alone = [call_reward(reward, [text], [record]) for text, record in zip(texts, records, strict=True)]
+    torch.testing.assert_close(
+        call_reward(reward, texts[::-1], records[::-1]).flip(0), values, rtol=0, atol=1e-5
+    )
+    alone = [
+        call_reward(reward, [text], [record]) for text, record in zip(texts, records, strict=True)
+    ]
     torch.testing.assert_close(torch.cat(alone), values, rtol=0, atol=1e-5)
     cached = CachedReward(reward)
     torch.testing.assert_close(call_reward(cached, texts, records), values, rtol=0, atol=1e-5)
@@ -141,7 +170,9 @@ def test_a_record_without_a_source_is_an_error(reward: Entailment, folder: Path)
     for record in ({}, {"document": FOOD}, {"source": None}, {"source": [FOOD]}):
         with pytest.raises(RewardError, match=r"reward 'entailment' needs the field 'source'"):
             reward([FOOD], [record])
-    with pytest.raises(RewardError, match=r"reward 'entailment': the field 'source' of a record is empty"):
+    with pytest.raises(
+        RewardError, match=r"reward 'entailment': the field 'source' of a record is empty"
+    ):
         reward([FOOD], [{"source": " \n"}])
     other = Entailment(str(folder), source_field="article", name="faithful")
     assert torch.isfinite(other([FOOD], [{"article": PUB}])).all()
@@ -161,10 +192,15 @@ def test_the_label_is_read_from_the_model(tmp_path: Path, labels: list[str], ind
     assert value == pytest.approx(p(Oracle(folder), PUB, FOOD, index), abs=1e-5)
 
 
-@pytest.mark.parametrize("labels", [["LABEL_0", "LABEL_1", "LABEL_2"], ["entailment", "entailed", "non-entailment"]])
+@pytest.mark.parametrize(
+    "labels", [["LABEL_0", "LABEL_1", "LABEL_2"], ["entailment", "entailed", "non-entailment"]]
+)
 def test_a_model_without_one_label_for_it_is_refused(tmp_path: Path, labels: list[str]) -> None:
     folder = make_classifier(tmp_path / "model", "bert", labels=labels)
-    with pytest.raises(UserError, match=rf"init_args.model: .* the labels {', '.join(labels)}, allowed: .* one label for"):
+    with pytest.raises(
+        UserError,
+        match=rf"init_args.model: .* the labels {', '.join(labels)}, allowed: .* one label for",
+    ):
         Entailment(str(folder))
 
 
@@ -189,8 +225,10 @@ def test_arguments(folder: Path, reward: Entailment) -> None:
     ("text", "right"),
     [
         ("One. Two! Three? Four… Five", ["One.", "Two!", "Three?", "Four…", "Five"]),
-        ("Dr. Smith met J. R. Ewing in the U.S. Army vs. us.", ["Dr. Smith met J. R. Ewing in the U.S. Army vs. us."]),
-        ('He said "Stop." She left (early.) They did not.', ['He said "Stop."', "She left (early.)", "They did not."]),
+        ("Dr. Smith met J. R. Ewing in the U.S. Army vs. us.",
+         ["Dr. Smith met J. R. Ewing in the U.S. Army vs. us."]),
+        ('He said "Stop." She left (early.) They did not.',
+         ['He said "Stop."', "She left (early.)", "They did not."]),
         ("It costs 3.50 at example.com. then more", ["It costs 3.50 at example.com. then more"]),
         ("Really?! Yes... No.", ["Really?!", "Yes...", "No."]),
         ("a line\nanother\r\n\n  a third  ", ["a line", "another", "a third"]),
@@ -205,7 +243,15 @@ def test_sentences(text: str, right: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [". " * 50_000, "." * 100_000, " " * 100_000 + "a", '."' * 50_000, "\n" * 100_000, ".)" + ")" * 99_999]
+    "text",
+    [
+        ". " * 50_000,
+        "." * 100_000,
+        " " * 100_000 + "a",
+        '."' * 50_000,
+        "\n" * 100_000,
+        ".)" + ")" * 99_999,
+    ],
 )
 def test_long_odd_texts_are_cut_in_linear_time(text: str) -> None:
     """A quadratic rule would take minutes."""
@@ -217,7 +263,24 @@ def letters(texts: list[str], add_special_tokens: bool) -> dict[str, list[list[s
     return {"input_ids": [list(text) for text in texts]}
 
 
-WORDS = st.sampled_from(["the", "food", "Good.", "near", "River!", "a", "?", "x" * 30, "We", "like", "it.", "\n", "é", "😀"])
+WORDS = st.sampled_from(
+    [
+        "the",
+        "food",
+        "Good.",
+        "near",
+        "River!",
+        "a",
+        "?",
+        "x" * 30,
+        "We",
+        "like",
+        "it.",
+        "\n",
+        "é",
+        "😀",
+    ]
+)
 
 
 @settings(deadline=None, max_examples=50)
@@ -238,5 +301,8 @@ def test_a_chunk_of_a_real_tokenizer_is_within_the_limit() -> None:
     tokenizer = make_tokenizer(True)
     for most in (2, 7, 16, 31):
         chunks = pack(tokenizer, " ".join(DOCUMENT * 3), most)
-        assert max(len(tokenizer(chunk, add_special_tokens=False)["input_ids"]) for chunk in chunks) <= most
+        assert (
+            max(len(tokenizer(chunk, add_special_tokens=False)["input_ids"]) for chunk in chunks)
+            <= most
+        )
         assert "".join("".join(chunks).split()) == "".join("".join(DOCUMENT * 3).split())

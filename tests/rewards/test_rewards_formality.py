@@ -14,19 +14,39 @@ from dia_lightning.rewards.formality import FEATURES, features
 # Not among the pairs that the model was trained on.
 PAIRS = [
     ("The delivery has been delayed until Monday.", "ur delivery's late, it'll come monday"),
-    ("I was unable to locate the document that you requested.", "i couldn't find that doc u wanted"),
-    ("The restaurant provides traditional Italian cuisine at reasonable prices.", "omg the pizza here is so good and cheap!!"),
-    ("Visitors are requested to remain silent during the ceremony.", "Hey, please shut up while it's going on."),
-    ("This vessel was constructed in the eighteenth century.", "They built that boat ages ago I guess"),
-    ("We have received numerous complaints concerning the noise.", "Loads of people keep whining about the noise"),
-    ("The establishment is located near the river and welcomes families.", "it's right by the river and kids are ok"),
+    (
+        "I was unable to locate the document that you requested.",
+        "i couldn't find that doc u wanted",
+    ),
+    (
+        "The restaurant provides traditional Italian cuisine at reasonable prices.",
+        "omg the pizza here is so good and cheap!!",
+    ),
+    (
+        "Visitors are requested to remain silent during the ceremony.",
+        "Hey, please shut up while it's going on.",
+    ),
+    (
+        "This vessel was constructed in the eighteenth century.",
+        "They built that boat ages ago I guess",
+    ),
+    (
+        "We have received numerous complaints concerning the noise.",
+        "Loads of people keep whining about the noise",
+    ),
+    (
+        "The establishment is located near the river and welcomes families.",
+        "it's right by the river and kids are ok",
+    ),
     ("Further information may be obtained from the department.", "Wanna know more? Just ask them!"),
 ]
 
 
 @pytest.mark.parametrize("lower", [False, True])
 def test_the_formal_text_of_a_pair_is_the_more_formal(lower: bool) -> None:
-    formal, informal = ([text.lower() if lower else text for text in texts] for texts in zip(*PAIRS, strict=True))
+    formal, informal = (
+        [text.lower() if lower else text for text in texts] for texts in zip(*PAIRS, strict=True)
+    )
     reward = Formality(output="logit")
     assert (reward(formal) > reward(informal) + 1).all()
 
@@ -41,11 +61,19 @@ def test_the_outputs_are_one_model_and_formal_false_is_the_complement() -> None:
     texts = [text for pair in PAIRS for text in pair]
     logit = Formality(output="logit")(texts).double()
     expected = [1 / (1 + math.exp(-x)) for x in logit.tolist()]
-    torch.testing.assert_close(Formality(output="prob")(texts).double(), torch.tensor(expected).double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        Formality(output="prob")(texts).double(), torch.tensor(expected).double(), rtol=0, atol=1e-6
+    )
     log_prob = [math.log(p) for p in expected]
-    torch.testing.assert_close(Formality()(texts).double(), torch.tensor(log_prob).double(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(Formality(output="prob", formal=False)(texts), 1 - Formality(output="prob")(texts))
-    torch.testing.assert_close(Formality(output="logit", formal=False)(texts), -Formality(output="logit")(texts))
+    torch.testing.assert_close(
+        Formality()(texts).double(), torch.tensor(log_prob).double(), rtol=1e-5, atol=1e-5
+    )
+    torch.testing.assert_close(
+        Formality(output="prob", formal=False)(texts), 1 - Formality(output="prob")(texts)
+    )
+    torch.testing.assert_close(
+        Formality(output="logit", formal=False)(texts), -Formality(output="logit")(texts)
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,5 +111,7 @@ def test_more_of_the_same_does_not_make_a_text_more_formal() -> None:
 
 
 def test_an_unknown_output_is_named() -> None:
-    with pytest.raises(UserError, match=r"init_args\.output: 'score' given, allowed: log_prob, logit, prob"):
+    with pytest.raises(
+        UserError, match=r"init_args\.output: 'score' given, allowed: log_prob, logit, prob"
+    ):
         Formality(output="score")  # type: ignore[arg-type]

@@ -1,4 +1,6 @@
-"""`Keyword` against a plain split of the text into words; `Regex` against `re`; what both refuse."""
+"""`Keyword` against a plain split of the text into words; `Regex` against `re`; what both
+refuse.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from dia_lightning.rewards import Keyword, Regex, check_reward
 VOCABULARY = ["food", "Food", "foods", "pub", "PUB", "river", "riverside", "cheap"]
 
 
-@pytest.mark.parametrize("reward", [Keyword(["food", "river"]), Regex(r"food|\d"), Regex("FOOD", ignore_case=False)])
+@pytest.mark.parametrize(
+    "reward", [Keyword(["food", "river"]), Regex(r"food|\d"), Regex("FOOD", ignore_case=False)]
+)
 def test_they_obey_the_laws(reward: Keyword | Regex) -> None:
     check_reward(reward)
 
@@ -39,7 +43,10 @@ def test_keyword_by_hand(words: list[str], text: str, share: float) -> None:
     assert Keyword(words)([text]).tolist() == [share]
 
 
-@given(st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=4), st.lists(st.sampled_from(VOCABULARY), max_size=6))
+@given(
+    st.lists(st.sampled_from(VOCABULARY), min_size=1, max_size=4),
+    st.lists(st.sampled_from(VOCABULARY), max_size=6),
+)
 def test_keyword_is_the_share_of_words_in_the_split_text(words: list[str], text: list[str]) -> None:
     present = {word.lower() for word in text}
     share = sum(word.lower() in present for word in words) / len(words)
@@ -48,7 +55,10 @@ def test_keyword_is_the_share_of_words_in_the_split_text(words: list[str], text:
 
 @pytest.mark.parametrize("words", [[], [""], ["food", "  "]])
 def test_keyword_refuses_an_empty_list_and_an_empty_word(words: list[str]) -> None:
-    with pytest.raises(UserError, match=r"--model\.init_args\.reward\.init_args\.words: .* given, allowed: one word") as caught:
+    with pytest.raises(
+        UserError,
+        match=r"--model\.init_args\.reward\.init_args\.words: .* given, allowed: one word",
+    ) as caught:
         Keyword(words)
     assert str(words) in str(caught.value)
 
@@ -68,14 +78,21 @@ def test_regex_by_hand(pattern: str, ignore_case: bool, text: str, value: float)
     assert Regex(pattern, ignore_case=ignore_case)([text]).tolist() == [value]
 
 
-@given(st.lists(st.text(alphabet="aAb1 \n", max_size=6), max_size=5), st.sampled_from(["a+b", "^A", r"\d\s", "b$", "[^a]"]))
+@given(
+    st.lists(st.text(alphabet="aAb1 \n", max_size=6), max_size=5),
+    st.sampled_from(["a+b", "^A", r"\d\s", "b$", "[^a]"]),
+)
 def test_regex_is_one_where_python_finds_a_match(texts: list[str], pattern: str) -> None:
-    assert Regex(pattern)(texts).tolist() == [float(bool(re.findall(f"(?i){pattern}", text))) for text in texts]
+    assert Regex(pattern)(texts).tolist() == [
+        float(bool(re.findall(f"(?i){pattern}", text))) for text in texts
+    ]
 
 
 @pytest.mark.parametrize("pattern", ["(", "[a", "*", r"(a)\2", "a{99999999999999999999}"])
 def test_regex_refuses_a_bad_pattern(pattern: str) -> None:
-    with pytest.raises(UserError, match=r"--model\.init_args\.reward\.init_args\.pattern: .* given, allowed:") as caught:
+    with pytest.raises(
+        UserError, match=r"--model\.init_args\.reward\.init_args\.pattern: .* given, allowed:"
+    ) as caught:
         Regex(pattern)
     assert repr(pattern) in str(caught.value)
 

@@ -1,4 +1,6 @@
-"""Texts that a sampler may draw and nobody would write: every reward has a value for them, in its range."""
+"""Texts that a sampler may draw and nobody would write: every reward has a value for them, in
+its range.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,9 @@ from dia_lightning.rewards import (
 from dia_lightning.types import Reward
 
 ODD = [
-    "", " ", "\n\t", "\0", "a\0b", "😀" * 50, "مرحبا بالعالم", "東京は日本の首都です。", "e\u0301 \u200b \ufeff", "[[[", "\\",
-    "%s {}", "x" * 100_000, "the pub " * 12_500, " " * 100_000 + "a", "a" + " " * 100_000 + "b", "!" * 100_000, "n't " * 25_000,
+    "", " ", "\n\t", "\0", "a\0b", "😀" * 50, "مرحبا بالعالم", "東京は日本の首都です。",
+    "e\u0301 \u200b \ufeff", "[[[", "\\", "%s {}", "x" * 100_000, "the pub " * 12_500,
+    " " * 100_000 + "a", "a" + " " * 100_000 + "b", "!" * 100_000, "n't " * 25_000,
 ]  # fmt: skip
 RECORD = {"source": "A pub by the river, née Café.", "mr": "name[Aromi], food[French], near[]"}
 RANGES: dict[str, tuple[Reward, float, float]] = {

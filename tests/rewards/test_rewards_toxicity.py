@@ -1,4 +1,6 @@
-"""`LocalToxicity` against the package's own classifier in NumPy, and against what people call toxic."""
+"""`LocalToxicity` against the package's own classifier in NumPy, and against what people call
+toxic.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,27 @@ pytest.importorskip("profanity_check")
 
 REWARD = LocalToxicity()
 CLEAN = [
-    "Thank you so much, you are a wonderful person.", "The food was lovely and the waiter was kind.",
-    "The Eagle is a cheap pub near the river.", "I respectfully disagree with the second paragraph.",
+    "Thank you so much, you are a wonderful person.",
+    "The food was lovely and the waiter was kind.", "The Eagle is a cheap pub near the river.",
+    "I respectfully disagree with the second paragraph.",
     "We walked along the beach until the sun went down.",
 ]  # fmt: skip
 TOXIC = [
-    "You are a fool.", "Shut up, you moron.", "What an asshole you are.", "You stupid idiot, go to hell.",
-    "Fuck you, you worthless piece of shit.",
+    "You are a fool.", "Shut up, you moron.", "What an asshole you are.",
+    "You stupid idiot, go to hell.", "Fuck you, you worthless piece of shit.",
 ]  # fmt: skip
-ODD = ["", " \n\t", "\0\0", "😀👍🏽", "Привет, как дела?", "你好，世界", "מה שלומך", "\ud800", "a" * 100_000, "idiot " * 16_667]
+ODD = [
+    "",
+    " \n\t",
+    "\0\0",
+    "😀👍🏽",
+    "Привет, как дела?",
+    "你好，世界",
+    "מה שלומך",
+    "\ud800",
+    "a" * 100_000,
+    "idiot " * 16_667,
+]
 
 
 def test_it_obeys_the_laws() -> None:
@@ -40,7 +54,9 @@ def test_every_clean_text_beats_every_toxic_one() -> None:
 
 
 def test_it_is_the_calibrated_margin_of_the_package() -> None:
-    """P = mean over the folds of 1 / (1 + exp(a f + b)), f the margin of each fold's linear machine (Platt)."""
+    """P = mean over the folds of 1 / (1 + exp(a f + b)), f the margin of each fold's linear
+    machine (Platt).
+    """
     import numpy as np
     from profanity_check.profanity_check import model, vectorizer
 
@@ -50,7 +66,9 @@ def test_it_is_the_calibrated_margin_of_the_package() -> None:
         f = x @ fold.estimator.coef_[0] + fold.estimator.intercept_[0]
         (platt,) = fold.calibrators
         p += 1 / (1 + np.exp(platt.a_ * f + platt.b_)) / len(model.calibrated_classifiers_)
-    torch.testing.assert_close(REWARD(CLEAN + TOXIC), -torch.tensor(p, dtype=torch.float32), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        REWARD(CLEAN + TOXIC), -torch.tensor(p, dtype=torch.float32), rtol=0, atol=1e-6
+    )
 
 
 def test_a_text_without_a_known_word_gets_one_value() -> None:
@@ -74,11 +92,16 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("wrong", [lambda texts: [0.5] * len(texts), lambda texts: 1 / 0])
-def test_weights_that_are_misread_are_an_error(monkeypatch: pytest.MonkeyPatch, wrong: object) -> None:
+def test_weights_that_are_misread_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, wrong: object
+) -> None:
     import profanity_check
 
     monkeypatch.setattr(profanity_check, "predict_prob", wrong)
-    with pytest.raises(UserError, match=r"^LocalToxicity: the installed scikit-learn misreads the weights \([^\n]*$"):
+    with pytest.raises(
+        UserError,
+        match=r"^LocalToxicity: the installed scikit-learn misreads the weights \([^\n]*$",
+    ):
         LocalToxicity()
 
 

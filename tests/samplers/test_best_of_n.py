@@ -33,14 +33,20 @@ def best_law(n: int) -> np.ndarray:
 
 @pytest.mark.parametrize("n", [1, 3])
 def test_law_of_the_best_of_n(on_table: None, n: int) -> None:
-    """χ² of 4000 texts at false-alarm rate 10⁻³, seed fixed; the laws of neighbouring n do not pass."""
-    drawn = GuidedSamplerModule(TableReward(), BestOfN(n)).draw(free(4000), torch.Generator().manual_seed(1))
+    """χ² of 4000 texts at false-alarm rate 10⁻³, seed fixed; the laws of neighbouring n do not
+    pass.
+    """
+    drawn = GuidedSamplerModule(TableReward(), BestOfN(n)).draw(
+        free(4000), torch.Generator().manual_seed(1)
+    )
     assert chi_square_ok(drawn.tokens, best_law(n))
     assert not chi_square_ok(drawn.tokens, best_law(n + 1))
 
 
 def test_law_by_weight(on_table: None) -> None:
-    """One of two by weight: P(x) = 2 p(x) Σ_y p(y) w(x) / (w(x) + w(y)); χ² of 4000 texts at false-alarm rate 10⁻³."""
+    """One of two by weight: P(x) = 2 p(x) Σ_y p(y) w(x) / (w(x) + w(y)); χ² of 4000 texts at
+    false-alarm rate 10⁻³.
+    """
     lam = 2.5
     module = GuidedSamplerModule(TableReward(), BestOfN(2, weighted=True), lam=lam)
     drawn = module.draw(free(4000), torch.Generator().manual_seed(2))
@@ -97,5 +103,9 @@ def test_options_are_checked(lm_folder: Path) -> None:
 def test_blanks_are_refused(lm_folder: Path, lm: BaseLM) -> None:
     prompts = ["the[blank:2] pub"]
     given = Prompts(0, [0], prompts, *prompt_rows(lm, prompts, 8))
-    with pytest.raises(UserError, match="blanks or a length given, but BestOfN writes from left to right"):
-        GuidedSamplerModule(ShareOfVowels(), BestOfN(), str(lm_folder)).draw(given, torch.Generator())
+    with pytest.raises(
+        UserError, match="blanks or a length given, but BestOfN writes from left to right"
+    ):
+        GuidedSamplerModule(ShareOfVowels(), BestOfN(), str(lm_folder)).draw(
+            given, torch.Generator()
+        )

@@ -1,4 +1,6 @@
-"""Guided decoding: exact limits on an enumerable table, and the module with a critic on a small random model."""
+"""Guided decoding: exact limits on an enumerable table, and the module with a critic on a small
+random model.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,16 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def test_exact_value_gives_the_target() -> None:
-    """All candidates and log E[exp(λ r) | prefix]: χ² of 4000 texts at false-alarm rate 10⁻³; half the weight fails it."""
+    """All candidates and log E[exp(λ r) | prefix]: χ² of 4000 texts at false-alarm rate 10⁻³;
+    half the weight fails it.
+    """
     given, value = free(N), TableValue(soft_values())
     tokens = decode_guided(table_lm(), given.tokens, given.prompt_mask, value, LAM, 0, seeded(1))
     assert chi_square_ok(tokens, pi())
     assert value.asked == N * 3 * T
-    tokens = decode_guided(table_lm(), given.tokens, given.prompt_mask, value, LAM / 2, 0, seeded(1))
+    tokens = decode_guided(
+        table_lm(), given.tokens, given.prompt_mask, value, LAM / 2, 0, seeded(1)
+    )
     assert not chi_square_ok(tokens, pi())
 
 
@@ -75,10 +81,17 @@ def test_argmax_takes_the_best_of_candidates() -> None:
     values = soft_values()
     row: tuple[int, ...] = ()
     while len(row) < T and END not in row:
-        best = max(range(3), key=lambda v: float(torch.log(torch.tensor(NEXT[row][v]))) + 3.0 * values[_whole((*row, v))])
+        best = max(
+            range(3),
+            key=lambda v: (
+                float(torch.log(torch.tensor(NEXT[row][v]))) + 3.0 * values[_whole((*row, v))]
+            ),
+        )
         row = (*row, best)
     given = free(2)
-    tokens = decode_guided(table_lm(), given.tokens, given.prompt_mask, TableValue(values), 3.0, 0, seeded(0), "argmax")
+    tokens = decode_guided(
+        table_lm(), given.tokens, given.prompt_mask, TableValue(values), 3.0, 0, seeded(0), "argmax"
+    )
     assert [tuple(x) for x in tokens.tolist()] == [_whole(row)] * 2
 
 
@@ -93,7 +106,9 @@ def test_settled() -> None:
     assert known.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 0]]
 
 
-def test_the_critic_sees_a_clean_prefix_and_noise(critic_folder: Path, embedding: TokenEmbedding) -> None:
+def test_the_critic_sees_a_clean_prefix_and_noise(
+    critic_folder: Path, embedding: TokenEmbedding
+) -> None:
     """Against the critic asked by hand; tokens that are not settled make no difference."""
     value = load_value(str(critic_folder / "mse"), embedding, "vowels", 1.0)
     of = critic_of_prefixes(value, embedding, 6, seeded(5))
@@ -118,7 +133,9 @@ def test_module(lm_folder: Path, critic_folder: Path, lm: BaseLM) -> None:
     guided = module(lm_folder, critic_folder)
     assert guided.value is not None
     calls = []
-    guided.value.critic.trunk.register_forward_pre_hook(lambda network, inputs: calls.append(len(inputs[0])))
+    guided.value.critic.trunk.register_forward_pre_hook(
+        lambda network, inputs: calls.append(len(inputs[0]))
+    )
     given = batch(lm, ["the good", "the"])
     (generations,) = guided.predict_step(given)
     tokens = generations.tokens
@@ -131,8 +148,12 @@ def test_module(lm_folder: Path, critic_folder: Path, lm: BaseLM) -> None:
     assert torch.equal(again.tokens, tokens)
 
 
-def test_without_weight_no_critic_is_needed(lm_folder: Path, critic_folder: Path, lm: BaseLM) -> None:
-    (generations,) = module(lm_folder, critic_folder, lam=0.0, critic=None).predict_step(batch(lm, ["the"]))
+def test_without_weight_no_critic_is_needed(
+    lm_folder: Path, critic_folder: Path, lm: BaseLM
+) -> None:
+    (generations,) = module(lm_folder, critic_folder, lam=0.0, critic=None).predict_step(
+        batch(lm, ["the"])
+    )
     assert generations.costs.keys() == {"base_lm"}
 
 
@@ -143,7 +164,9 @@ def test_without_weight_no_critic_is_needed(lm_folder: Path, critic_folder: Path
         ({"critic": None}, "^critic: none given"),
     ],
 )
-def test_options_are_checked(lm_folder: Path, critic_folder: Path, options: dict[str, Any], message: str) -> None:
+def test_options_are_checked(
+    lm_folder: Path, critic_folder: Path, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         module(lm_folder, critic_folder, **options)
 
@@ -160,11 +183,17 @@ def test_settings_are_checked(options: dict[str, Any], message: str) -> None:
         GuidedDecoding(**options)
 
 
-def test_a_soft_critic_is_for_one_lambda_and_blanks_are_refused(lm_folder: Path, critic_folder: Path, lm: BaseLM) -> None:
+def test_a_soft_critic_is_for_one_lambda_and_blanks_are_refused(
+    lm_folder: Path, critic_folder: Path, lm: BaseLM
+) -> None:
     soft = str(critic_folder / "soft")
-    with pytest.raises(UserError, match=r"lam: 1.5 given, but the soft critic .* was trained for 0.7"):
+    with pytest.raises(
+        UserError, match=r"lam: 1.5 given, but the soft critic .* was trained for 0.7"
+    ):
         module(lm_folder, critic_folder, critic=soft, lam=1.5)
     prompts = ["the[blank:2] pub"]
     given = Prompts(0, [0], prompts, *prompt_rows(lm, prompts, 8))
-    with pytest.raises(UserError, match="blanks or a length given, but GuidedDecoding writes from left to right"):
+    with pytest.raises(
+        UserError, match="blanks or a length given, but GuidedDecoding writes from left to right"
+    ):
         module(lm_folder, critic_folder, critic=soft).draw(given, torch.Generator())

@@ -42,12 +42,23 @@ class Coin:
 
 def chains(n: int) -> State:
     zeros = torch.zeros(n, dtype=torch.float64)
-    return State(torch.zeros(n, 1, dtype=torch.int64), torch.zeros(n, 1, dtype=torch.bool), zeros, zeros, zeros)
+    return State(
+        torch.zeros(n, 1, dtype=torch.int64),
+        torch.zeros(n, 1, dtype=torch.bool),
+        zeros,
+        zeros,
+        zeros,
+    )
 
 
 @pytest.mark.parametrize(
     ("rates", "want"),
-    [((0.9, 0.7, 0.5, 0.34, 0.1, 0.01), {3}), ((0.3, 0.2, 0.1), {0}), ((0.9, 0.8, 0.7), {2}), ((0.5, 0.2), {0, 1})],
+    [
+        ((0.9, 0.7, 0.5, 0.34, 0.1, 0.01), {3}),
+        ((0.3, 0.2, 0.1), {0}),
+        ((0.9, 0.8, 0.7), {2}),
+        ((0.5, 0.2), {0, 1}),
+    ],
 )
 def test_adaptation_ends_where_the_rate_is_wanted(rates: tuple[float, ...], want: set[int]) -> None:
     ladder, generator = [Coin(rate) for rate in rates], torch.Generator().manual_seed(0)
@@ -87,19 +98,28 @@ class Nearest(nn.Module):
 
 
 def test_an_adapted_kernel_is_one_of_its_ladder(lm: BaseLM, embedding: TokenEmbedding) -> None:
-    """After burn-in it makes the very steps of that kernel; two runs with one seed are one; calls of all rungs are counted."""
-    target, schedule = TargetDensity(lm, Keyword(["good", "food", "e"]), 1.0), make_schedule("cosine")
+    """After burn-in it makes the very steps of that kernel; two runs with one seed are one;
+    calls of all rungs are counted.
+    """
+    target, schedule = (
+        TargetDensity(lm, Keyword(["good", "food", "e"]), 1.0),
+        make_schedule("cosine"),
+    )
     move = DenoiseAccept(Spans(6), rounds=2, levels=[0.3, 0.8], adapt=8, expert=0.3)
     models = Models(lm, embedding, Nearest(embedding, schedule), None, target.reward, 1.0)  # type: ignore[arg-type]
     empty = torch.full((64, 8), lm.end_id)
-    tokens = lm.generate(empty, torch.zeros_like(empty, dtype=torch.bool), torch.Generator().manual_seed(0))
+    tokens = lm.generate(
+        empty, torch.zeros_like(empty, dtype=torch.bool), torch.Generator().manual_seed(0)
+    )
     ends = []
     for _ in range(2):
         kernel = move.kernel(models, target)
         assert isinstance(kernel, Adapted)
         shapes = [(k.positions.length, *k.levels) for k in kernel.ladder]  # type: ignore[attr-defined]
         want = [(size, float(torch.tensor(t))) for size in (1, 2, 4, 6) for t in (0.3, 0.8)]
-        assert [x for shape in shapes for x in shape] == pytest.approx([x for shape in want for x in shape])
+        assert [x for shape in shapes for x in shape] == pytest.approx(
+            [x for shape in want for x in shape]
+        )
         state, generator = start(target, tokens), torch.Generator().manual_seed(1)
         for _ in range(8):
             state, _ = kernel.step(state, generator)
@@ -122,7 +142,10 @@ def test_an_adapted_kernel_is_one_of_its_ladder(lm: BaseLM, embedding: TokenEmbe
         ({"expert": -0.5}, r"expert: -0\.5 given, allowed: 0 or more"),
         ({"adapt": -2}, r"adapt: -2 given, allowed: 0 or more"),
         ({"tilt_level": 1.5}, r"tilt_level: 1\.5 given, allowed: null, or from 0 to 1"),
-        ({"positions": RandomTokens(4), "adapt": 5}, r"adapt: 5 given, allowed: 0 unless positions are Spans"),
+        (
+            {"positions": RandomTokens(4), "adapt": 5},
+            r"adapt: 5 given, allowed: 0 unless positions are Spans",
+        ),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
@@ -140,7 +163,10 @@ def test_a_tilt_needs_a_critic_of_the_same_reward(lm_alone: str) -> None:
     tilted, reward = DenoiseAccept(tilt=1.0), Keyword(["good"])
     denoiser, critic = "checkpoints/tiny/denoiser", "checkpoints/tiny/critic"
     for sampler in (Annealed([Suffix(), tilted]), Chains(moves=[tilted])):
-        missing = rf"^critic: none given, needed for the sampler {type(sampler).__name__} with these parts at λ = 6"
+        missing = (
+            rf"^critic: none given, needed for the sampler {type(sampler).__name__} with these"
+            r" parts at λ = 6"
+        )
         with pytest.raises(UserError, match=missing):
             GuidedSamplerModule(reward, sampler, lm_alone, denoiser)
         with pytest.raises(UserError, match="was trained on the reward 'sentiment'"):
@@ -152,7 +178,9 @@ def test_a_tilt_needs_a_critic_of_the_same_reward(lm_alone: str) -> None:
 
 @pytest.mark.parametrize("kind", ["annealed", "base_lm"])
 def test_tilt_expert_and_adaptation_in_the_modules(kind: str) -> None:
-    """All at once with the shipped kit, under the trainer's bf16: calls of every network are counted, chains move."""
+    """All at once with the shipped kit, under the trainer's bf16: calls of every network are
+    counted, chains move.
+    """
     move = DenoiseAccept(Spans(3), rounds=3, tilt=2.0, expert=0.3, adapt=1, levels=[0.5, 1.0])
     annealed, chains = Annealed([move], particles=2, rounds=2), Chains(moves=[move], rounds=2)
     module = GuidedSamplerModule(VaderSentiment(), annealed if kind == "annealed" else chains)
@@ -161,7 +189,9 @@ def test_tilt_expert_and_adaptation_in_the_modules(kind: str) -> None:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         drawn = module.draw(batch, torch.Generator().manual_seed(0))
         (generations,) = [*module.predict_step(batch)][:1]
-    assert torch.equal(drawn.tokens, fill_after_end(drawn.tokens, batch.prompt_mask, module.lm.end_id))
+    assert torch.equal(
+        drawn.tokens, fill_after_end(drawn.tokens, batch.prompt_mask, module.lm.end_id)
+    )
     per_text = 2 if kind == "annealed" else 1
     calls = {name: cost.calls / 8 / per_text for name, cost in generations.costs.items()}
     steps = calls["critic"]

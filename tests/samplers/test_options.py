@@ -25,7 +25,9 @@ STEERING = "configs/dia_tiny.yaml --model.sampler=ParticleSteering"
         (STEERING, "potential", "best", "'difference', 'max'"),
     ],
 )
-def test_a_setting_is_named_by_its_option(chosen: str, option: str, value: str, allowed: str) -> None:
+def test_a_setting_is_named_by_its_option(
+    chosen: str, option: str, value: str, allowed: str
+) -> None:
     arguments = ["predict", "--config", *chosen.split(), f"--model.sampler.{option}={value}"]
     with pytest.raises(UserError) as caught:
         parser.build_model(cli.prepare_arguments(arguments))

@@ -91,8 +91,9 @@ def parse(*arguments: str) -> None:
 @pytest.mark.parametrize(
     ("solver", "option"),
     [
-        ("PredictorCorrector", "corrector=hmc"), ("DDIM", "eta_decay=0.75"), ("DDIM", "accept=true"),
-        ("Ancestral", "eta=0.1"), ("DPMpp2M", "steps=2"), ("DDIM", "reading=per_step"),
+        ("PredictorCorrector", "corrector=hmc"), ("DDIM", "eta_decay=0.75"),
+        ("DDIM", "accept=true"), ("Ancestral", "eta=0.1"), ("DPMpp2M", "steps=2"),
+        ("DDIM", "reading=per_step"),
     ],
 )  # fmt: skip
 def test_an_option_of_another_solver_is_refused(solver: str, option: str) -> None:
@@ -105,7 +106,8 @@ def test_an_option_of_another_solver_is_refused(solver: str, option: str) -> Non
 
 @pytest.mark.parametrize(
     ("part", "given"),
-    [("sampler", "DenoiseAccept"), ("sampler.solver", "Suffix"), ("sampler.guidance", "null"), ("sampler.solver", "DDIN")],
+    [("sampler", "DenoiseAccept"), ("sampler.solver", "Suffix"), ("sampler.guidance", "null"),
+     ("sampler.solver", "DDIN")],
 )  # fmt: skip
 def test_a_part_of_another_kind_is_named(part: str, given: str) -> None:
     with pytest.raises(UserError, match=rf"^--model\.{part}: {given} given, allowed"):

@@ -1,4 +1,6 @@
-"""Runs of samplers, each process a program of its own: `python -m tests.sampling.sharded_runs FOLDER LLAMA`."""
+"""Runs of samplers, each process a program of its own: `python -m tests.sampling.sharded_runs
+FOLDER LLAMA`.
+"""
 
 import json
 import os
@@ -40,14 +42,23 @@ def annealed(**options: Any) -> GuidedSamplerModule:
 
 def suffixes(base_lm: str, reward: Reward | None = None, **options: Any) -> GuidedSamplerModule:
     sampler = Chains(rounds=1)
-    return GuidedSamplerModule(reward or Regex("the"), sampler, base_lm, lam=1.0, compare_base=False, **options)
+    return GuidedSamplerModule(
+        reward or Regex("the"), sampler, base_lm, lam=1.0, compare_base=False, **options
+    )
 
 
-def predict(folder: Path, module: GuidedSamplerModule, n_texts: int, devices: int, prompts: list[str] | None = None) -> None:
+def predict(
+    folder: Path,
+    module: GuidedSamplerModule,
+    n_texts: int,
+    devices: int,
+    prompts: list[str] | None = None,
+) -> None:
     """Every text a batch of its own."""
     trainer = L.Trainer(
-        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False, inference_mode=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[PredictionWriter(str(folder), n_shown=0)],
+        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
+        inference_mode=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[PredictionWriter(str(folder), n_shown=0)],
     )  # fmt: skip
     data = PromptData(module.base_lm, prompts, n_texts=n_texts, batch_size=1, max_length=8)
     trainer.predict(module, datamodule=data, return_predictions=False)
@@ -62,7 +73,10 @@ def share(module: GuidedSamplerModule) -> float:
 def main(folder: Path, llama: str) -> None:
     """What each process saw goes to `FOLDER/RANK.json`."""
     seen: dict[str, Any] = {}
-    for name, module, n_texts in (("tiny", annealed(shard_base_lm=True), 3), ("llama", suffixes(llama, shard_base_lm=True), 1)):
+    for name, module, n_texts in (
+        ("tiny", annealed(shard_base_lm=True), 3),
+        ("llama", suffixes(llama, shard_base_lm=True), 1),
+    ):
         predict(folder / name, module, n_texts, 2, None if name == "tiny" else PROMPTS)
         seen[name] = share(module)
     # The same module again, with one batch, which leaves the second process without any.

@@ -1,4 +1,6 @@
-"""Blanks and given lengths: what is fixed stays, and denoise-and-accept reaches π given both sides, on the listed table."""
+"""Blanks and given lengths: what is fixed stays, and denoise-and-accept reaches π given both
+sides, on the listed table.
+"""
 
 from collections import Counter
 
@@ -52,7 +54,8 @@ def proposal(z: Tensor, t: Tensor) -> Tensor:
     return torch.tensor([[0.3, -0.2, 0.1]]) + 0.1 * (z @ EMBEDDING.weight.T)
 
 
-# Texts (T = 4) as they begin, and what of them is fixed: blanks at 0 and 2; a length of two tokens; a prefix and a blank.
+# Texts (T = 4) as they begin, and what of them is fixed: blanks at 0 and 2; a length of two tokens;
+# a prefix and a blank.
 CASES = {
     "two blanks": ((0, 1, 0, END), (False, True, False, True)),
     "length 2": ((0, 0, END, END), (False, False, True, True)),
@@ -63,7 +66,9 @@ CASES = {
 @pytest.mark.parametrize("positions", [Spans(2), RandomTokens(1)], ids=["spans", "single tokens"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_law_of_filled_blanks(case: str, positions: Positions) -> None:
-    """Exact draws of π given the fixed tokens stay such: χ² of 20,000 chains, false-alarm rate 10⁻³ a case."""
+    """Exact draws of π given the fixed tokens stay such: χ² of 20,000 chains, false-alarm rate
+    10⁻³ a case.
+    """
     text, fixed = CASES[case]
     # The text may end only where nothing fixed follows.
     last = max(i for i in range(T) if fixed[i])
@@ -73,7 +78,9 @@ def test_the_law_of_filled_blanks(case: str, positions: Positions) -> None:
         and all(row[k] != END for k in range(last) if not fixed[k])
     ]  # fmt: skip
     expected = pi()[fitting] / pi()[fitting].sum()
-    kernel = DenoiseAcceptKernel(Target(), proposal, EMBEDDING, SCHEDULE, positions, (0.6, 1.0), 2, END)
+    kernel = DenoiseAcceptKernel(
+        Target(), proposal, EMBEDDING, SCHEDULE, positions, (0.6, 1.0), 2, END
+    )
     exact = np.random.default_rng(5).choice(fitting, N, p=expected)
     state = kernel.init(torch.tensor(ROWS)[exact], torch.tensor([fixed] * N))
     generator, accepted = torch.Generator().manual_seed(0), 0
@@ -95,10 +102,22 @@ def test_a_solver_keeps_what_is_fixed_and_does_not_end_before_it() -> None:
     batch = Prompts(0, list(range(500)), [""] * 500, tokens, mask)
 
     def predict(z: Tensor, t: Tensor, z0_prev: Tensor | None) -> Prediction:
-        logits = torch.tensor([0.0, 0.0, 3.0]).expand(*z.shape[:2], 3)  # would end almost everywhere
+        logits = torch.tensor([0.0, 0.0, 3.0]).expand(
+            *z.shape[:2], 3
+        )  # would end almost everywhere
         return Prediction(EMBEDDING.expected(logits), EMBEDDING.expected(logits), logits)
 
-    drawn = draw_texts(predict, batch, EMBEDDING, SCHEDULE, END, torch.Generator().manual_seed(0), "ancestral", 8, 2.0)
+    drawn = draw_texts(
+        predict,
+        batch,
+        EMBEDDING,
+        SCHEDULE,
+        END,
+        torch.Generator().manual_seed(0),
+        "ancestral",
+        8,
+        2.0,
+    )
     assert torch.equal(drawn[mask], tokens[mask])
     assert not bool((drawn[~mask] == END).any())
     assert len({tuple(row) for row in drawn.tolist()}) == 4
@@ -106,8 +125,12 @@ def test_a_solver_keeps_what_is_fixed_and_does_not_end_before_it() -> None:
 
 def test_a_start_at_the_source_is_noised_so_far_and_no_further() -> None:
     tokens = torch.tensor([[0, 1, 0, END]] * 4000)
-    batch = Prompts(0, list(range(4000)), [""] * 4000, tokens, torch.zeros_like(tokens, dtype=torch.bool))
-    z, times = starting_point(batch, EMBEDDING, SCHEDULE, 10, 0.0, torch.Generator().manual_seed(0), tokens, 0.5)
+    batch = Prompts(
+        0, list(range(4000)), [""] * 4000, tokens, torch.zeros_like(tokens, dtype=torch.bool)
+    )
+    z, times = starting_point(
+        batch, EMBEDDING, SCHEDULE, 10, 0.0, torch.Generator().manual_seed(0), tokens, 0.5
+    )
     level = SCHEDULE.warp(torch.tensor(0.5))
     assert times.max() == level
     assert len(times) == 6
@@ -131,7 +154,9 @@ def test_masks_by_hand() -> None:
 
 @pytest.mark.parametrize("n_prompt", range(T))
 def test_spans_of_a_prefix_prompt_are_all_that_touch_the_text(n_prompt: int) -> None:
-    """Every span is as likely as every other, by listing them: 8,000 draws, each count within 5 standard errors."""
+    """Every span is as likely as every other, by listing them: 8,000 draws, each count within 5
+    standard errors.
+    """
     tokens = torch.tensor([[0, 1, 0, END]] * 8000)
     mask = (torch.arange(T) < n_prompt).expand(8000, -1)
     choice = Spans(2).draw(tokens, mask, END, torch.Generator().manual_seed(1))
@@ -158,7 +183,9 @@ class _Words:
 def test_source_rows_by_hand() -> None:
     tokens = torch.tensor([[7, 0, 0, 0], [0, 0, 0, 0]])
     mask = torch.tensor([[True, False, False, False], [False] * 4])
-    batch = Prompts(0, [0, 1], ["seven", ""], tokens, mask, [{"source": "a bb"}, {"source": "a bb ccc dddd"}])
+    batch = Prompts(
+        0, [0, 1], ["seven", ""], tokens, mask, [{"source": "a bb"}, {"source": "a bb ccc dddd"}]
+    )
     rows = source_rows(_Words(), batch)  # type: ignore[arg-type]
     assert rows.tolist() == [[7, 1, 2, 0], [1, 2, 3, 4]]
     for records, message in (

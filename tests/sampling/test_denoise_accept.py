@@ -1,4 +1,6 @@
-"""Denoise-and-accept: its transition matrix entry by entry, detailed balance with noise, and exactness from poor beginnings."""
+"""Denoise-and-accept: its transition matrix entry by entry, detailed balance with noise, and
+exactness from poor beginnings.
+"""
 
 import itertools
 import math
@@ -37,7 +39,9 @@ class Blank(Schedule):
 
 
 def proposal(z: Tensor, t: Tensor) -> Tensor:
-    """Poor on purpose: a bias for each position and a linear function of the sum over clean positions."""
+    """Poor on purpose: a bias for each position and a linear function of the sum over clean
+    positions.
+    """
     clean = (z * (t == 0)[..., None]).sum(1, keepdim=True)
     return torch.from_numpy(BIAS) + clean @ torch.from_numpy(MIX)
 
@@ -71,27 +75,38 @@ def codes(tokens: Tensor) -> Tensor:
     return found
 
 
-# A language model of its own, unlike π: log p(v | x_{<i}) by the number of the prefix, longer prefixes after shorter ones.
+# A language model of its own, unlike π: log p(v | x_{<i}) by the number of the prefix, longer
+# prefixes after shorter ones.
 NEXT = np.log(RNG.dirichlet(np.ones(V), size=1 + V + V**2))
 KAPPA, LAM, WEIGHT = 1.5, 0.8, 0.7
 C = RNG.normal(size=(T, 4)) * 0.4
 
 
 class WithLM(Table):
-    """The same log π with next-token probabilities; its hidden states are the numbers of the prefixes."""
+    """The same log π with next-token probabilities; its hidden states are the numbers of the
+    prefixes.
+    """
 
     def terms_and_hidden(self, tokens: Tensor) -> tuple[Terms, Tensor]:
         log_pi = self.log_prob(tokens)
-        hidden = torch.tensor([[prefix_number(row[:i]) for i in range(T)] for row in ROWS])[codes(tokens)]
+        hidden = torch.tensor([[prefix_number(row[:i]) for i in range(T)] for row in ROWS])[
+            codes(tokens)
+        ]
         return Terms(log_pi, torch.zeros_like(log_pi)), hidden[..., None]
 
     def next_log_probs(self, tokens: Tensor, hidden: Tensor, index: Tensor) -> Tensor:
         after = ((tokens == END).cumsum(1) - (tokens == END).long() > 0).gather(1, index)
-        return torch.from_numpy(NEXT)[hidden[..., 0].gather(1, index)].masked_fill(after[..., None], 0.0).float()
+        return (
+            torch.from_numpy(NEXT)[hidden[..., 0].gather(1, index)]
+            .masked_fill(after[..., None], 0.0)
+            .float()
+        )
 
 
 def prefix_number(prefix: tuple[int, ...]) -> int:
-    return sum(V**k for k in range(len(prefix))) + sum(x * V ** (len(prefix) - 1 - k) for k, x in enumerate(prefix))
+    return sum(V**k for k in range(len(prefix))) + sum(
+        x * V ** (len(prefix) - 1 - k) for k, x in enumerate(prefix)
+    )
 
 
 def critic(z: Tensor, t: Tensor) -> Tensor:
@@ -100,10 +115,14 @@ def critic(z: Tensor, t: Tensor) -> Tensor:
 
 
 def helps(x: tuple[int, ...], hidden: list[int], kind: str) -> np.ndarray:
-    """(T, V) what is added to the logits in a move that starts from x and hides the positions `hidden`."""
+    """(T, V) what is added to the logits in a move that starts from x and hides the positions
+    `hidden`.
+    """
     if kind == "expert":
         after = [END in x[:i] for i in range(T)]
-        return WEIGHT * np.array([np.zeros(V) if after[i] else NEXT[prefix_number(x[:i])] for i in range(T)])
+        return WEIGHT * np.array(
+            [np.zeros(V) if after[i] else NEXT[prefix_number(x[:i])] for i in range(T)]
+        )
     if kind == "tilt":
         seen = [q_numpy(x, hidden, i) @ E if i in hidden else E[x[i]] for i in range(T)]
         gradient = sum(float(C[i] @ seen[i]) for i in range(T)) * C
@@ -111,10 +130,16 @@ def helps(x: tuple[int, ...], hidden: list[int], kind: str) -> np.ndarray:
     return np.zeros((T, V))
 
 
-def q_numpy(context: tuple[int, ...], hidden: list[int], i: int, added: np.ndarray | float = 0.0) -> np.ndarray:
-    """(V,) proposal at position i when the positions `hidden` are unknown and the others hold `context`."""
+def q_numpy(
+    context: tuple[int, ...], hidden: list[int], i: int, added: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """(V,) proposal at position i when the positions `hidden` are unknown and the others hold
+    `context`.
+    """
     known = [j for j in range(T) if j not in hidden]
-    logits = BIAS[i].astype(np.float64) + sum((E[context[j]] for j in known), np.zeros(4)) @ MIX + added
+    logits = (
+        BIAS[i].astype(np.float64) + sum((E[context[j]] for j in known), np.zeros(4)) @ MIX + added
+    )
     p = np.exp(logits - logits.max())
     if any(j > i and context[j] != END for j in known):
         p[END] = 0
@@ -147,7 +172,9 @@ def matrix(spans: int, rounds: int, kind: str = "") -> np.ndarray:
     return out
 
 
-def _by_round(x: tuple[int, ...], y: tuple[int, ...], padded: list[int], rounds: int, kind: str) -> float:
+def _by_round(
+    x: tuple[int, ...], y: tuple[int, ...], padded: list[int], rounds: int, kind: str
+) -> float:
     per, context, total = -(-len(padded) // rounds), list(x), 1.0
     added = helps(x, [i for i in padded if i >= 0], kind)
     for first in range(0, len(padded), per):
@@ -164,12 +191,15 @@ def kernel(**options: object) -> DenoiseAcceptKernel:
     given = {"positions": Spans(2), "levels": (1.0,), "rounds": 1, "end_id": END} | options
     looks = "schedule" in given
     target = WithLM() if "expert" in given else Table()
-    return DenoiseAcceptKernel(target, looking if looks else proposal, embedding, given.pop("schedule", Blank()), **given)  # type: ignore[arg-type]
+    return DenoiseAcceptKernel(
+        target, looking if looks else proposal, embedding, given.pop("schedule", Blank()), **given
+    )  # type: ignore[arg-type]
 
 
 HELP = {
     "": {},
-    # At level 0 the critic sees the denoiser's mean without noise, so that the tilt can be computed by hand.
+    # At level 0 the critic sees the denoiser's mean without noise, so that the tilt can be computed
+    # by hand.
     "tilt": {"tilt": KAPPA, "critic": critic, "tilt_level": 0.0},
     "expert": {"expert": WEIGHT},
 }
@@ -190,7 +220,9 @@ HELP = {
     ],
 )
 def test_transition_matrix_entry_by_entry(spans: int, rounds: int, kind: str) -> None:
-    """8,192 steps from each of 15 states; 7 standard errors an entry, false-alarm rate of all 225 entries below 1e-9."""
+    """8,192 steps from each of 15 states; 7 standard errors an entry, false-alarm rate of all
+    225 entries below 1e-9.
+    """
     want, n = matrix(spans, rounds, kind), 8192
     assert not kind or np.abs(want - matrix(spans, rounds)).max() > 0.05
     pi = np.exp(LOG_PI) / np.exp(LOG_PI).sum()
@@ -201,7 +233,11 @@ def test_transition_matrix_entry_by_entry(spans: int, rounds: int, kind: str) ->
     state, info = step.step(start, torch.Generator().manual_seed(spans * 10 + rounds))
     code = codes(state.tokens)
     got = torch.zeros(len(ROWS), len(ROWS), dtype=torch.float64)
-    got.index_put_((torch.arange(len(ROWS)).repeat_interleave(n), code), torch.ones(len(code), dtype=torch.float64), True)
+    got.index_put_(
+        (torch.arange(len(ROWS)).repeat_interleave(n), code),
+        torch.ones(len(code), dtype=torch.float64),
+        True,
+    )
     error = np.sqrt(want * (1 - want) / n) + 1e-4
     assert (np.abs(got.numpy() / n - want) < 7 * error).all()
     torch.testing.assert_close(state.log_prob, Table().log_prob(state.tokens))
@@ -210,11 +246,15 @@ def test_transition_matrix_entry_by_entry(spans: int, rounds: int, kind: str) ->
 
 def exact_rows(n: int, seed: int) -> Tensor:
     pi = np.exp(LOG_PI) / np.exp(LOG_PI).sum()
-    return torch.tensor(ROWS)[torch.from_numpy(np.random.default_rng(seed).choice(len(ROWS), n, p=pi))]
+    return torch.tensor(ROWS)[
+        torch.from_numpy(np.random.default_rng(seed).choice(len(ROWS), n, p=pi))
+    ]
 
 
 def asymmetry(before: Tensor, after: Tensor) -> tuple[float, int]:
-    """χ² of the hypothesis that (x, x') and (x', x) are equally frequent, and its degrees of freedom (Bowker's test)."""
+    """χ² of the hypothesis that (x, x') and (x', x) are equally frequent, and its degrees of
+    freedom (Bowker's test).
+    """
     code = torch.stack([codes(before), codes(after)])
     pairs = torch.zeros(len(ROWS), len(ROWS), dtype=torch.float64)
     pairs.index_put_((code[0], code[1]), torch.ones(code.shape[1], dtype=torch.float64), True)
@@ -236,14 +276,23 @@ def chi2_limit(df: int, z: float = 3.09) -> float:
         (RandomTokens(2), 2, (0.6,), {}),
         (RandomTokens(), 1, (0.5,), {}),
         (Spans(2), 2, (0.6,), {"tilt": 3.0, "critic": critic}),
-        (Spans(3, shuffle=True), 2, (0.7,), {"tilt": 3.0, "critic": critic, "tilt_level": 0.4, "expert": 0.8}),
+        (
+            Spans(3, shuffle=True),
+            2,
+            (0.7,),
+            {"tilt": 3.0, "critic": critic, "tilt_level": 0.4, "expert": 0.8},
+        ),
     ],
 )
 def test_detailed_balance_with_noise(
     positions: Spans | RandomTokens, rounds: int, levels: tuple[float, ...], help: dict[str, object]
 ) -> None:
-    """60,000 exact draws and one step: (x, x') as frequent as (x', x), false-alarm rate 1e-3 for each case."""
-    step = kernel(positions=positions, rounds=rounds, levels=levels, schedule=make_schedule("cosine"), **help)
+    """60,000 exact draws and one step: (x, x') as frequent as (x', x), false-alarm rate 1e-3 for
+    each case.
+    """
+    step = kernel(
+        positions=positions, rounds=rounds, levels=levels, schedule=make_schedule("cosine"), **help
+    )
     before = exact_rows(60_000, 1)
     lam = torch.full((len(before),), LAM, dtype=torch.float64)
     after, info = step.step(step.init(before, lam=lam), torch.Generator().manual_seed(2))
@@ -271,13 +320,17 @@ def test_a_wrong_ratio_shows() -> None:
     assert chi2 > 2 * chi2_limit(df)
 
 
-@pytest.mark.parametrize("kind", ["tilt at the clean text", "expert at the old text in both directions"])
+@pytest.mark.parametrize(
+    "kind", ["tilt at the clean text", "expert at the old text in both directions"]
+)
 def test_a_wrong_reverse_move_shows(kind: str) -> None:
     """The same for helps that both directions share though they depend on where the move began."""
 
     class Wrong(DenoiseAcceptKernel):
         def _push(self, state: State, choice, z: Tensor, t: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
-            return super()._push(state, choice, self.embedding(state.tokens.gather(1, choice.place)), t)
+            return super()._push(
+                state, choice, self.embedding(state.tokens.gather(1, choice.place)), t
+            )
 
         def _helped(self, logits: Tensor, state: State, move, here: slice) -> Tensor:  # type: ignore[no-untyped-def]
             if not self.expert:
@@ -286,7 +339,14 @@ def test_a_wrong_reverse_move_shows(kind: str) -> None:
                 self.hidden = state.hidden
             return super()._helped(logits, state._replace(hidden=self.hidden), move, here)
 
-    step = kernel(rounds=2, **({"tilt": 1.5, "critic": critic, "tilt_level": 0.0} if "tilt" in kind else {"expert": 2.0}))
+    step = kernel(
+        rounds=2,
+        **(
+            {"tilt": 1.5, "critic": critic, "tilt_level": 0.0}
+            if "tilt" in kind
+            else {"expert": 2.0}
+        ),
+    )
     step.__class__ = Wrong
     before = exact_rows(60_000, 1)
     lam = torch.full((len(before),), LAM, dtype=torch.float64)
@@ -296,7 +356,9 @@ def test_a_wrong_reverse_move_shows(kind: str) -> None:
 
 
 def test_the_tilt_follows_each_chains_lambda() -> None:
-    """A critic that likes token 1: the chain at λ = 20 proposes little else, the chain at λ = 0 what it did without."""
+    """A critic that likes token 1: the chain at λ = 20 proposes little else, the chain at λ = 0
+    what it did without.
+    """
 
     def likes(z: Tensor, t: Tensor) -> Tensor:
         return (z * torch.from_numpy(E[1])).sum((1, 2))
@@ -310,9 +372,13 @@ def test_the_tilt_follows_each_chains_lambda() -> None:
     step.proposal = plain.proposal = lambda z, t: torch.zeros(*t.shape, V)
     state, _ = step.step(step.init(tokens, lam=lam), torch.Generator().manual_seed(0))
     same, _ = plain.step(plain.init(tokens), torch.Generator().manual_seed(0))
-    share = [float((x.tokens[half] == 1).any(1).double().mean()) for x in (state, same) for half in (slice(n), slice(n, None))]
-    # π is flat and the way back all but impossible: what the tilt proposes is rejected, where each token had one third.
-    # 7 standard errors: false-alarm rate 1e-11.
+    share = [
+        float((x.tokens[half] == 1).any(1).double().mean())
+        for x in (state, same)
+        for half in (slice(n), slice(n, None))
+    ]
+    # π is flat and the way back all but impossible: what the tilt proposes is rejected, where each
+    # token had one third. 7 standard errors: false-alarm rate 1e-11.
     assert np.abs(np.array(share) - [1 / 3, 0, 1 / 3, 1 / 3]).max() < 7 * (2 / 9 / n) ** 0.5
     assert share[1] < 0.01
 
@@ -374,12 +440,20 @@ def test_options_are_checked() -> None:
             kernel(**wrong)
     with pytest.raises(ValueError, match=r"tilt: 0\.5 given, it needs a critic"):
         kernel(tilt=0.5)
-    with pytest.raises(ValueError, match=r"expert: 1\.0 given, Table has no next-token probabilities"):
-        DenoiseAcceptKernel(Table(), proposal, TokenEmbedding(torch.from_numpy(TABLE)), Blank(), expert=1.0)
+    with pytest.raises(
+        ValueError, match=r"expert: 1\.0 given, Table has no next-token probabilities"
+    ):
+        DenoiseAcceptKernel(
+            Table(), proposal, TokenEmbedding(torch.from_numpy(TABLE)), Blank(), expert=1.0
+        )
 
 
-def test_one_pass_of_p_a_step_with_the_expert(lm: BaseLM, embedding: TokenEmbedding, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a cycle with suffix regeneration too, which keeps p_θ's states up to date; a state without them costs one more."""
+def test_one_pass_of_p_a_step_with_the_expert(
+    lm: BaseLM, embedding: TokenEmbedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a cycle with suffix regeneration too, which keeps p_θ's states up to date; a state
+    without them costs one more.
+    """
     generator = torch.Generator().manual_seed(0)
     empty = torch.full((60, 8), lm.end_id)
     tokens = lm.generate(empty, torch.zeros_like(empty, dtype=torch.bool), generator)
@@ -389,7 +463,9 @@ def test_one_pass_of_p_a_step_with_the_expert(lm: BaseLM, embedding: TokenEmbedd
     def nearest(z: Tensor, t: Tensor) -> Tensor:
         return z @ embedding.weight.T
 
-    step = DenoiseAcceptKernel(target, nearest, embedding, schedule, Spans(2), (0.4,), 2, lm.end_id, expert=0.5)
+    step = DenoiseAcceptKernel(
+        target, nearest, embedding, schedule, Spans(2), (0.4,), 2, lm.end_id, expert=0.5
+    )
     suffix, passes, scored = SuffixRegeneration(target), [], lm._scored
     monkeypatch.setattr(lm, "_scored", lambda *given: passes.append(1) or scored(*given))
     state, moved = step.init(tokens), 0

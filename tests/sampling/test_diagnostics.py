@@ -10,7 +10,12 @@ from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import Keyword
 from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, Info, State
-from dia_lightning.sampling.diagnostics import KernelError, by_prompt, chain_diagnostics, check_kernel
+from dia_lightning.sampling.diagnostics import (
+    KernelError,
+    by_prompt,
+    chain_diagnostics,
+    check_kernel,
+)
 from dia_lightning.sampling.positions import Spans
 from dia_lightning.sampling.suffix import SuffixRegeneration
 from dia_lightning.target import TargetDensity
@@ -47,7 +52,9 @@ def test_each_prompt_is_looked_at_alone() -> None:
 
 
 def test_too_short_to_tell() -> None:
-    assert chain_diagnostics(torch.zeros(3, 5))["rhat"] != chain_diagnostics(torch.zeros(3, 5))["rhat"]
+    assert (
+        chain_diagnostics(torch.zeros(3, 5))["rhat"] != chain_diagnostics(torch.zeros(3, 5))["rhat"]
+    )
 
 
 @pytest.fixture
@@ -57,10 +64,14 @@ def suffix(lm: BaseLM) -> SuffixRegeneration:
 
 def draws(lm: BaseLM, n: int) -> torch.Tensor:
     empty = torch.full((n, 8), lm.end_id)
-    return lm.generate(empty, torch.zeros_like(empty, dtype=torch.bool), torch.Generator().manual_seed(0))
+    return lm.generate(
+        empty, torch.zeros_like(empty, dtype=torch.bool), torch.Generator().manual_seed(0)
+    )
 
 
-def test_right_kernels_pass(lm: BaseLM, embedding: TokenEmbedding, suffix: SuffixRegeneration) -> None:
+def test_right_kernels_pass(
+    lm: BaseLM, embedding: TokenEmbedding, suffix: SuffixRegeneration
+) -> None:
     """2,000 exact draws; a right kernel fails with probability 6e-6."""
     tokens, generator = draws(lm, 2000), torch.Generator().manual_seed(1)
     check_kernel(suffix, suffix.init(tokens), generator)
@@ -70,7 +81,9 @@ def test_right_kernels_pass(lm: BaseLM, embedding: TokenEmbedding, suffix: Suffi
         return z @ table * 0.3
 
     schedule = make_schedule("cosine")
-    kernel = DenoiseAcceptKernel(suffix.target, proposal, embedding, schedule, Spans(2), (0.5, 0.8), 2, lm.end_id)
+    kernel = DenoiseAcceptKernel(
+        suffix.target, proposal, embedding, schedule, Spans(2), (0.5, 0.8), 2, lm.end_id
+    )
     state = kernel.init(tokens)
     check_kernel(kernel, state, generator, steps=3)
     new, info = kernel.step(state, generator)
@@ -93,11 +106,18 @@ def test_wrong_kernels_are_named(lm: BaseLM, suffix: SuffixRegeneration) -> None
         def step(self, state: State, generator: torch.Generator) -> tuple[State, Info]:
             new, info = super().step(state, generator)
             worse = new.log_base < state.log_base
-            rows = [torch.where(worse.reshape(-1, *[1] * (a.ndim - 1)), b, a) for a, b in zip(new[:5], state[:5], strict=True)]
+            rows = [
+                torch.where(worse.reshape(-1, *[1] * (a.ndim - 1)), b, a)
+                for a, b in zip(new[:5], state[:5], strict=True)
+            ]
             return State(*rows), info._replace(accepted=info.accepted & ~worse)
 
     tokens, generator = draws(lm, 2000), torch.Generator().manual_seed(1)
-    for wrong, law in ((Forgets, "cache"), (Lies, "rejected means unchanged"), (Drifts, "invariance")):
+    for wrong, law in (
+        (Forgets, "cache"),
+        (Lies, "rejected means unchanged"),
+        (Drifts, "invariance"),
+    ):
         kernel = wrong(suffix.target)
         with pytest.raises(KernelError, match=law):
             check_kernel(kernel, kernel.init(tokens), generator)

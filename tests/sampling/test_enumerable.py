@@ -1,7 +1,9 @@
-"""Denoise-and-accept on problems small enough to list every text: it gets to π from far away, and stays there.
+"""Denoise-and-accept on problems small enough to list every text: it gets to π from far away, and
+stays there.
 
-The proposal is poor on purpose: a fixed distribution for each position, all but blind to the context and to the noised
-tokens themselves. The noise levels are two, one of which leaves a trace of the signal, so that every part of the ratio counts.
+The proposal is poor on purpose: a fixed distribution for each position, all but blind to the
+context and to the noised tokens themselves. The noise levels are two, one of which leaves a trace
+of the signal, so that every part of the ratio counts.
 """
 
 from __future__ import annotations
@@ -24,8 +26,13 @@ from tests.oracles.listed import ListedTarget
 N = 20_000
 DIM = 8
 # V, T, seed, with an end token.
-PROBLEMS = {"7776 texts": (6, 5, 0, False), "16384 texts": (4, 7, 1, False), "end token": (5, 6, 2, True)}
-# A factorised draw seldom is a text where the end token is in play: spans of three need six times the steps in one round.
+PROBLEMS = {
+    "7776 texts": (6, 5, 0, False),
+    "16384 texts": (4, 7, 1, False),
+    "end token": (5, 6, 2, True),
+}
+# A factorised draw seldom is a text where the end token is in play: spans of three need six times
+# the steps in one round.
 MOVES: dict[str, tuple[Positions, int]] = {
     "7776 texts": (RandomTokens(3), 1),
     "16384 texts": (RandomTokens(3), 1),
@@ -47,7 +54,9 @@ def kernel(name: str, lam: float) -> DenoiseAcceptKernel:
 
     target, schedule = ListedTarget(problem, lam), make_schedule("cosine")
     positions, rounds = MOVES[name]
-    return DenoiseAcceptKernel(target, proposal, embedding, schedule, positions, (0.7, 1.0), rounds, problem.end_id)
+    return DenoiseAcceptKernel(
+        target, proposal, embedding, schedule, positions, (0.7, 1.0), rounds, problem.end_id
+    )
 
 
 def run(step: DenoiseAcceptKernel, tokens: np.ndarray, steps: int, seed: int) -> State:
@@ -58,11 +67,15 @@ def run(step: DenoiseAcceptKernel, tokens: np.ndarray, steps: int, seed: int) ->
 
 
 def chi2_of_pools(problem: Enumerable, tokens: Tensor, lam: float) -> tuple[float, int]:
-    """χ² of the counts against π and its degrees of freedom; likely texts alone, rare ones pooled until they expect ≥ 5."""
+    """χ² of the counts against π and its degrees of freedom; likely texts alone, rare ones
+    pooled until they expect ≥ 5.
+    """
     expected = len(tokens) * np.exp(problem.log_pi(lam))
     counts = len(tokens) * problem.frequencies(tokens)
     order = np.argsort(expected)
-    pool = np.floor(np.cumsum(expected[order]) / 10).astype(int)  # of 10 to 20 each, for what expects fewer than 10
+    pool = np.floor(np.cumsum(expected[order]) / 10).astype(
+        int
+    )  # of 10 to 20 each, for what expects fewer than 10
     pool = np.where(expected[order] < 10, pool, pool.max() + 1 + np.arange(len(order)))
     _, pool = np.unique(pool, return_inverse=True)
     e, n = np.bincount(pool, expected[order]), np.bincount(pool, counts[order])
@@ -93,14 +106,18 @@ def gets_there(name: str, lam: float, steps: int) -> None:
 
 
 def stays_there(name: str, lam: float, steps: int) -> None:
-    """From exact draws: counts as π has them, false-alarm rate 1e-3, though most chains have moved."""
+    """From exact draws: counts as π has them, false-alarm rate 1e-3, though most chains have
+    moved.
+    """
     step = kernel(name, lam)
     problem: Enumerable = step.target.problem  # type: ignore[union-attr]
     start = problem.draw(N, lam, np.random.default_rng(3))
     state = run(step, start, steps, seed=2)
     assert float((state.tokens != torch.from_numpy(start)).any(1).double().mean()) > 0.4
     chi2, df = chi2_of_pools(problem, state.tokens, lam)
-    print(f"{name}, λ = {lam}: χ² {chi2:.0f} with {df} degrees of freedom, limit {chi2_limit(df):.0f}")
+    print(
+        f"{name}, λ = {lam}: χ² {chi2:.0f} with {df} degrees of freedom, limit {chi2_limit(df):.0f}"
+    )
     assert df > 30
     assert chi2 < chi2_limit(df)
 
@@ -136,7 +153,10 @@ def test_a_wrong_ratio_shows(left_out: str, monkeypatch: pytest.MonkeyPatch) -> 
 
     step = kernel("end token", 1.0)
     if left_out == "noise":
-        monkeypatch.setattr("dia_lightning.sampling.denoise_accept._log_normal", lambda z, mean, sigma: z[..., 0].double() * 0)
+        monkeypatch.setattr(
+            "dia_lightning.sampling.denoise_accept._log_normal",
+            lambda z, mean, sigma: z[..., 0].double() * 0,
+        )
     else:
         step.positions = Uncounted(4)
     problem: Enumerable = step.target.problem  # type: ignore[union-attr]
@@ -147,9 +167,15 @@ def test_a_wrong_ratio_shows(left_out: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("end", [False, True])
 def test_the_oracle_by_hand(end: bool) -> None:
-    """Every probability as a product of conditionals, in a loop of its own; p and π sum to 1; r is standardised and no sum."""
+    """Every probability as a product of conditionals, in a loop of its own; p and π sum to 1; r
+    is standardised and no sum.
+    """
     problem, lam = Enumerable(3, 4, seed=0, end=end), 0.7
-    rows = [r for r in itertools.product(range(3), repeat=4) if not end or 2 not in r or set(r[r.index(2) :]) == {2}]
+    rows = [
+        r
+        for r in itertools.product(range(3), repeat=4)
+        if not end or 2 not in r or set(r[r.index(2) :]) == {2}
+    ]
     assert problem.sequences.tolist() == [list(row) for row in rows]
     for row, log_p in zip(rows, problem.log_p, strict=True):
         p = problem.first[row[0]] * problem.second[row[0]][row[1]]
@@ -166,7 +192,9 @@ def test_the_oracle_by_hand(end: bool) -> None:
 
 
 def test_the_reward_is_not_additive() -> None:
-    """What is left of r after the best sum over positions (least squares) is a good part of its variance."""
+    """What is left of r after the best sum over positions (least squares) is a good part of its
+    variance.
+    """
     problem = Enumerable(4, 4, seed=0)
     one_hot = np.eye(4)[problem.sequences].reshape(len(problem.sequences), -1)
     rest = problem.reward - one_hot @ np.linalg.lstsq(one_hot, problem.reward, rcond=None)[0]
@@ -176,7 +204,9 @@ def test_the_reward_is_not_additive() -> None:
 def test_the_oracle_counts() -> None:
     problem = Enumerable(3, 3, seed=1, end=True)
     rng = np.random.default_rng(0)
-    np.testing.assert_array_equal(problem.index(problem.sequences), np.arange(len(problem.sequences)))
+    np.testing.assert_array_equal(
+        problem.index(problem.sequences), np.arange(len(problem.sequences))
+    )
     two = problem.sequences[[4, 4, 9, 4]]
     assert problem.frequencies(two)[[4, 9]].tolist() == [0.75, 0.25]
     assert problem.frequencies(two, np.array([1.0, 1.0, 6.0, 0.0]))[[4, 9]].tolist() == [0.25, 0.75]
@@ -184,14 +214,19 @@ def test_the_oracle_counts() -> None:
     assert problem.total_variation(problem.sequences, 1.0, pi) == pytest.approx(0, abs=1e-12)
     assert problem.total_variation(problem.sequences[:1], 1.0) == pytest.approx(1 - pi[0])
     draws = [problem.total_variation(problem.draw(500, 1.0, rng), 1.0) for _ in range(40)]
-    # The mean of 20 and of 40 values of standard deviation about 0.012: seven standard errors are 0.023.
+    # The mean of 20 and of 40 values of standard deviation about 0.012: seven standard errors are
+    # 0.023.
     assert problem.floor(500, 1.0, rng) == pytest.approx(np.mean(draws), abs=0.023)
     assert problem.draw(5, 1.0, rng).shape == (5, 3)
 
 
 def test_the_oracle_refuses_what_is_no_text() -> None:
     problem = Enumerable(3, 3, seed=1, end=True)
-    for wrong, said in (([[0, 1]], "needed"), ([[0, 1, 3]], "needed"), ([[0, 2, 1]], "goes on after its end token 2")):
+    for wrong, said in (
+        ([[0, 1]], "needed"),
+        ([[0, 1, 3]], "needed"),
+        ([[0, 2, 1]], "goes on after its end token 2"),
+    ):
         with pytest.raises(ValueError, match=said):
             problem.index(wrong)
     with pytest.raises(ValueError, match=r"V\^T: 11\^5"):

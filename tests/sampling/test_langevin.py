@@ -1,4 +1,6 @@
-"""Langevin kernels against laws known in closed form. Statistical bounds are 7 standard errors: false-alarm rate 3e-12 each."""
+"""Langevin kernels against laws known in closed form. Statistical bounds are 7 standard errors:
+false-alarm rate 3e-12 each.
+"""
 
 import math
 from collections.abc import Callable
@@ -22,7 +24,9 @@ from tests.oracles.gaussian_mixture import GaussianMixture, midpoints
 
 F64 = torch.float64
 LAW = GaussianMixture(
-    torch.tensor([0.3, 0.7], dtype=F64), torch.tensor([[-1.5], [1.0]], dtype=F64), torch.tensor([0.4, 0.6], dtype=F64)
+    torch.tensor([0.3, 0.7], dtype=F64),
+    torch.tensor([[-1.5], [1.0]], dtype=F64),
+    torch.tensor([0.4, 0.6], dtype=F64),
 )
 PLANE = GaussianMixture(
     torch.tensor([0.35, 0.65], dtype=F64),
@@ -52,13 +56,20 @@ STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def errors(x: Tensor) -> dict[str, float]:
-    """How many standard errors the mean of each statistic over x (N, 1) lies from its value under LAW."""
+    """How many standard errors the mean of each statistic over x (N, 1) lies from its value
+    under LAW.
+    """
     grid = LAW.quantile(midpoints(100_000))[:, None]
-    return {name: float((f(x).mean() - f(grid).mean()) / f(x).std() * len(x) ** 0.5) for name, f in STATISTICS.items()}
+    return {
+        name: float((f(x).mean() - f(grid).mean()) / f(x).std() * len(x) ** 0.5)
+        for name, f in STATISTICS.items()
+    }
 
 
 def test_the_oracle_agrees_with_itself() -> None:
-    """Score = gradient of the log density; posterior mean by Tweedie's formula and by brute integration; moments; levels."""
+    """Score = gradient of the log density; posterior mean by Tweedie's formula and by brute
+    integration; moments; levels.
+    """
     z = torch.randn(7, 2, generator=seeded(), dtype=F64, requires_grad=True)
     (gradient,) = torch.autograd.grad(PLANE.log_density(z).sum(), z)
     torch.testing.assert_close(PLANE.score(z), gradient)
@@ -67,7 +78,9 @@ def test_the_oracle_agrees_with_itself() -> None:
     torch.testing.assert_close(PLANE.posterior_mean(at, alpha, sigma), tweedie)
     x = torch.linspace(-8, 8, 20_001, dtype=F64)[:, None]
     weight = (LAW.log_density(x) - (0.3 - alpha * x[:, 0]) ** 2 / (2 * sigma**2)).softmax(0)
-    torch.testing.assert_close(weight @ x, LAW.posterior_mean(torch.tensor([0.3], dtype=F64), alpha, sigma))
+    torch.testing.assert_close(
+        weight @ x, LAW.posterior_mean(torch.tensor([0.3], dtype=F64), alpha, sigma)
+    )
     assert float(LAW.log_density(x).exp().sum() * (x[1] - x[0])) == pytest.approx(1, abs=1e-9)
     grid = LAW.quantile(midpoints(100_000))
     assert float(grid.mean()) == pytest.approx(float(LAW.moments()[0]), abs=1e-6)
@@ -81,7 +94,9 @@ def test_exact_draws_raise_no_alarm() -> None:
 @pytest.mark.parametrize("eta", [0.1, 0.4])
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_ula_has_its_known_bias_on_a_gaussian(eta: float, scale: float) -> None:
-    """For N(0, Σ²), x ← (1 − η) x + Σ √(2η) ζ has the stationary variance Σ² 2η / (1 − (1 − η)²) = Σ² / (1 − η/2)."""
+    """For N(0, Σ²), x ← (1 − η) x + Σ √(2η) ζ has the stationary variance Σ² 2η / (1 − (1 − η)²)
+    = Σ² / (1 − η/2).
+    """
     kernel = ula(lambda x: -x / scale**2, eta, scale=scale)
     x = last(kernel, scale * torch.randn(N, 1, generator=seeded(), dtype=F64), 100, seeded(1))
     want, error = scale**2 / (1 - eta / 2), (2 / N) ** 0.5
@@ -90,7 +105,9 @@ def test_ula_has_its_known_bias_on_a_gaussian(eta: float, scale: float) -> None:
 
 
 def test_mala_removes_the_bias_that_ula_shows() -> None:
-    """From exact draws of a mixture, 40 steps. Measured for ULA: log density 64, mean 31, left mode 45 standard errors off."""
+    """From exact draws of a mixture, 40 steps. Measured for ULA: log density 64, mean 31, left
+    mode 45 standard errors off.
+    """
     start = LAW.draw(N, seeded())
     biased = errors(last(ula(LAW.score, 0.12), start, 40, seeded(1)))
     assert min(abs(biased[name]) for name in ("log density", "mean", "left mode")) > 14
@@ -99,9 +116,13 @@ def test_mala_removes_the_bias_that_ula_shows() -> None:
 
 
 def test_trapezoid_rule_needs_points_where_the_score_bends() -> None:
-    """The same with the estimated ratio: the two ends alone are as far off as ULA (mean 47), nine points are not seen to be."""
+    """The same with the estimated ratio: the two ends alone are as far off as ULA (mean 47),
+    nine points are not seen to be.
+    """
     start = LAW.draw(N, seeded())
-    coarse, fine = (errors(last(mala(LAW.score, 0.12, points=n), start, 40, seeded(1))) for n in (2, 9))
+    coarse, fine = (
+        errors(last(mala(LAW.score, 0.12, points=n), start, 40, seeded(1))) for n in (2, 9)
+    )
     assert abs(coarse["mean"]) > 14
     assert max(map(abs, fine.values())) < 7
 
@@ -116,9 +137,13 @@ def test_mala_reaches_the_mixture_from_one_point() -> None:
     assert bool(((square.mean(0) - variance).abs() < 7 * square.std(0) / len(x) ** 0.5).all())
 
 
-@pytest.mark.parametrize("scale", [torch.tensor(1.0, dtype=F64), torch.tensor([0.5, 2.0], dtype=F64)])
+@pytest.mark.parametrize(
+    "scale", [torch.tensor(1.0, dtype=F64), torch.tensor([0.5, 2.0], dtype=F64)]
+)
 def test_mala_ratio_by_hand(scale: Tensor) -> None:
-    """log π(y) q(x | y) / π(x) q(y | x), with q = N(x + η Σ² s(x), 2 η Σ²) written out as a density."""
+    """log π(y) q(x | y) / π(x) q(y | x), with q = N(x + η Σ² s(x), 2 η Σ²) written out as a
+    density.
+    """
     eta = 0.3
     x = PLANE.draw(50, seeded())
     kernel = mala(PLANE.score, eta, PLANE.log_density, scale=scale)
@@ -126,7 +151,9 @@ def test_mala_ratio_by_hand(scale: Tensor) -> None:
     y = info.proposal
 
     def log_q(to: Tensor, start: Tensor) -> Tensor:
-        law = torch.distributions.Normal(start + eta * scale**2 * PLANE.score(start), scale * (2 * eta) ** 0.5)
+        law = torch.distributions.Normal(
+            start + eta * scale**2 * PLANE.score(start), scale * (2 * eta) ** 0.5
+        )
         return law.log_prob(to).sum(-1)
 
     want = PLANE.log_density(y) - PLANE.log_density(x) + log_q(x, y) - log_q(y, x)
@@ -139,11 +166,15 @@ def test_mala_ratio_by_hand(scale: Tensor) -> None:
 
 
 def imbalance(kernel: Kernel) -> float:  # type: ignore[type-arg]
-    """Largest (n_ab − n_ba) / √(n_ab + n_ba) over three intervals, one step from exact draws: standard errors from balance."""
+    """Largest (n_ab − n_ba) / √(n_ab + n_ba) over three intervals, one step from exact draws:
+    standard errors from balance.
+    """
     x = LAW.draw(5 * N, seeded())
     edges = torch.tensor([-1.2, 0.5], dtype=F64)
     counts = torch.zeros(3, 3, dtype=F64)
-    before, after = (torch.bucketize(y[:, 0].contiguous(), edges) for y in (x, last(kernel, x, 1, seeded(1))))
+    before, after = (
+        torch.bucketize(y[:, 0].contiguous(), edges) for y in (x, last(kernel, x, 1, seeded(1)))
+    )
     counts.view(-1).scatter_add_(0, 3 * before + after, torch.ones(len(x), dtype=F64))
     total = (counts + counts.T).clamp_min(1)
     return float(((counts - counts.T) / total.sqrt()).abs().max())
@@ -181,14 +212,19 @@ def test_trapezoid_rule_is_of_second_order() -> None:
     x, y = LAW.draw(500, seeded()), LAW.draw(500, seeded(1))
     want = LAW.log_density(y) - LAW.log_density(x)
     error = [
-        float((trapezoid_change(LAW.score, x, y, LAW.score(x), LAW.score(y), n) - want).abs().mean()) for n in (17, 33, 65)
+        float(
+            (trapezoid_change(LAW.score, x, y, LAW.score(x), LAW.score(y), n) - want).abs().mean()
+        )
+        for n in (17, 33, 65)
     ]
     assert error[0] / error[1] == pytest.approx(4, rel=0.1)
     assert error[1] / error[2] == pytest.approx(4, rel=0.05)
 
 
 def test_what_is_no_number_or_impossible_is_rejected() -> None:
-    """Exp(1) on x > 0, NaN below −1 and −inf between: chains stay where the density is, and reach its mean 1."""
+    """Exp(1) on x > 0, NaN below −1 and −inf between: chains stay where the density is, and
+    reach its mean 1.
+    """
 
     def log_density(x: Tensor) -> Tensor:
         x = x[:, 0]
@@ -196,7 +232,11 @@ def test_what_is_no_number_or_impossible_is_rejected() -> None:
 
     kernel = mala(lambda x: -torch.ones_like(x), 0.8, log_density)
     state, lowest = sample_chain(
-        kernel, kernel.init(torch.full((N, 1), 2.0, dtype=F64)), 60, seeded(), keep=lambda s, _: s.position.min()
+        kernel,
+        kernel.init(torch.full((N, 1), 2.0, dtype=F64)),
+        60,
+        seeded(),
+        keep=lambda s, _: s.position.min(),
     )
     assert float(lowest.min()) > 0
     assert abs(float(state.position.mean()) - 1) < 7 / N**0.5
@@ -215,13 +255,17 @@ def test_held_coordinates_and_single_precision() -> None:
         assert x.dtype == torch.float32
         assert torch.equal(x[..., 1], torch.ones(5, 3))
         assert not bool((x[..., 0] == 1).all())
-    _, info = mala(lambda x: -x, 0.2).step(mala(lambda x: -x, 0.2).init(torch.ones(5, 3, 2)), seeded())
+    _, info = mala(lambda x: -x, 0.2).step(
+        mala(lambda x: -x, 0.2).init(torch.ones(5, 3, 2)), seeded()
+    )
     assert info.log_ratio.shape == (5,)
     assert info.log_ratio.dtype == torch.float64
 
 
 def test_dual_averaging_by_hand() -> None:
-    """Hoffman and Gelman 2014, eq. 6, two updates: H̄ = (δ − a)/11, then 11/12 H̄ + (δ − a)/12; μ = log 10 η_0."""
+    """Hoffman and Gelman 2014, eq. 6, two updates: H̄ = (δ − a)/11, then 11/12 H̄ + (δ − a)/12;
+    μ = log 10 η_0.
+    """
     adaptation = DualAveraging(0.1, burn_in=3, target=0.6)
     state = adaptation.update(adaptation.init(torch.device("cpu")), torch.tensor([0.2, 0.4]), 0)
     assert float(state.log_eta) == pytest.approx(0 - 1 / 0.05 * 0.3 / 11)
@@ -238,17 +282,28 @@ def test_dual_averaging_by_hand() -> None:
 @pytest.mark.parametrize("target", [0.574, 0.8])
 @pytest.mark.parametrize("eta_0", [1e-3, 5.0])
 def test_dual_averaging_reaches_its_target_and_stops(target: float, eta_0: float) -> None:
-    """10-dimensional normal, 500 chains: acceptance over the 300 steps after burn-in, η the same in all of them.
+    """10-dimensional normal, 500 chains: acceptance over the 300 steps after burn-in, η the same in
+    all of them.
 
     Measured distance to the target at most 0.006; the standard error of the mean itself is 0.001.
     """
-    kernel = mala(lambda x: -x, DualAveraging(eta_0, burn_in=400, target=target), lambda x: -0.5 * x.square().sum(-1))
+    kernel = mala(
+        lambda x: -x,
+        DualAveraging(eta_0, burn_in=400, target=target),
+        lambda x: -0.5 * x.square().sum(-1),
+    )
     start = kernel.init(torch.randn(500, 10, generator=seeded(), dtype=F64))
     generator = seeded(1)
-    state, etas = sample_chain(kernel, start, 400, generator, keep=lambda _, info: torch.as_tensor(info.eta))
+    state, etas = sample_chain(
+        kernel, start, 400, generator, keep=lambda _, info: torch.as_tensor(info.eta)
+    )
     assert len(etas.unique()) == 400
     state, after = sample_chain(
-        kernel, state, 300, generator, keep=lambda _, info: torch.stack([torch.as_tensor(info.eta), info.acceptance.mean()])
+        kernel,
+        state,
+        300,
+        generator,
+        keep=lambda _, info: torch.stack([torch.as_tensor(info.eta), info.acceptance.mean()]),
     )
     assert len(after[:, 0].unique()) == 1
     assert abs(float(after[:, 1].mean()) - target) < 0.02
@@ -258,8 +313,14 @@ def test_step_size_schedules() -> None:
     assert as_step_size(0.3)(7) == 0.3
     polynomial = Polynomial(0.5, k_0=2, gamma=0.6)
     assert as_step_size(polynomial)(3) == pytest.approx(0.5 / 5**0.6)
-    # A decaying η takes ULA's bias away: variance 1/(1 − η/2) at the η reached, 7 standard errors above that.
-    x = last(ula(lambda x: -x, Polynomial(0.5, 1, 0.9)), torch.randn(N, 1, generator=seeded(), dtype=F64), 200, seeded(1))
+    # A decaying η takes ULA's bias away: variance 1/(1 − η/2) at the η reached, 7 standard errors
+    # above that.
+    x = last(
+        ula(lambda x: -x, Polynomial(0.5, 1, 0.9)),
+        torch.randn(N, 1, generator=seeded(), dtype=F64),
+        200,
+        seeded(1),
+    )
     assert abs(float(x.var()) - 1) < 1 / (1 - 0.5 / 200**0.9 / 2) - 1 + 7 * (2 / N) ** 0.5
     assert Polynomial(1.0, gamma=1.0)(9) == pytest.approx(0.1)
 

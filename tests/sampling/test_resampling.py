@@ -1,4 +1,6 @@
-"""Resampling schemes: unbiased, without particles of weight 0, each with the variance that it promises."""
+"""Resampling schemes: unbiased, without particles of weight 0, each with the variance that it
+promises.
+"""
 
 import math
 
@@ -24,7 +26,9 @@ def counts(scheme: str, weights: torch.Tensor, n: int, seed: int = 0) -> np.ndar
 
 @each_scheme
 def test_expected_counts(scheme: str) -> None:
-    """M w each, within 4 standard errors of a multinomial count, the widest of the three (40,000 populations, 3e-4)."""
+    """M w each, within 4 standard errors of a multinomial count, the widest of the three (40,000
+    populations, 3e-4).
+    """
     n, m = 40_000, len(WEIGHTS)
     mean = counts(scheme, WEIGHTS, n).mean(0)
     error = np.sqrt(m * WEIGHTS.numpy() * (1 - WEIGHTS.numpy()) / n)
@@ -32,13 +36,16 @@ def test_expected_counts(scheme: str) -> None:
 
 
 def test_the_variance_of_each() -> None:
-    """Multinomial: M w (1 − w). Systematic: a count is one of the two whole numbers around M w. Stratified lies between."""
+    """Multinomial: M w (1 − w). Systematic: a count is one of the two whole numbers around M w.
+    Stratified lies between.
+    """
     n, m, w = 40_000, len(WEIGHTS), WEIGHTS.numpy()
     variance = {scheme: counts(scheme, WEIGHTS, n).var(0) for scheme in RESAMPLING}
     np.testing.assert_allclose(variance["multinomial"], m * w * (1 - w), rtol=0.06)
     fraction = m * w - np.floor(m * w)
     np.testing.assert_allclose(variance["systematic"], fraction * (1 - fraction), rtol=0.06)
-    # Particle 2 lies on [0.37, 0.58): a stratum of width 0.2 is crossed from 0.37 to 0.4 and one from 0.4 to 0.58.
+    # Particle 2 lies on [0.37, 0.58): a stratum of width 0.2 is crossed from 0.37 to 0.4 and one
+    # from 0.4 to 0.58.
     assert variance["stratified"][2] == pytest.approx(0.15 * 0.85 + 0.9 * 0.1, rel=0.06)
     picked = counts("systematic", WEIGHTS, n)
     assert (np.abs(picked - m * w) < 1).all()
@@ -54,10 +61,16 @@ def test_weight_zero_is_never_picked(scheme: str, monkeypatch: pytest.MonkeyPatc
     assert narrow[-1] < 1 - 1e-4  # five of the points of `systematic` lie beyond it
     for u in (None, 0.0, 1 - 2.0**-53):
         if u is not None:
-            monkeypatch.setattr(torch, "rand", lambda *shape, u=u, **_: torch.full(shape, u, dtype=F64))
+            monkeypatch.setattr(
+                torch, "rand", lambda *shape, u=u, **_: torch.full(shape, u, dtype=F64)
+            )
         log_w = weights.double().log()
-        assert bool((weights[RESAMPLING[scheme](log_w, torch.Generator().manual_seed(1))] > 0).all())
-        assert bool((weights[RESAMPLING[scheme](log_w.float(), torch.Generator().manual_seed(1))] > 0).all())
+        assert bool(
+            (weights[RESAMPLING[scheme](log_w, torch.Generator().manual_seed(1))] > 0).all()
+        )
+        assert bool(
+            (weights[RESAMPLING[scheme](log_w.float(), torch.Generator().manual_seed(1))] > 0).all()
+        )
 
 
 @each_scheme
@@ -73,7 +86,9 @@ def test_populations_do_not_mix_and_scale_does_not_matter(scheme: str) -> None:
 
 @each_scheme
 def test_equal_weights(scheme: str) -> None:
-    """Systematic and stratified keep everyone; multinomial loses e^−1 of them (1000 particles, 0.367 ± 0.01 is 3 s.e.)."""
+    """Systematic and stratified keep everyone; multinomial loses e^−1 of them (1000 particles,
+    0.367 ± 0.01 is 3 s.e.).
+    """
     ancestors = RESAMPLING[scheme](torch.zeros(1000, dtype=F64), torch.Generator().manual_seed(0))
     if scheme == "multinomial":
         assert 1 - len(set(ancestors.tolist())) / 1000 == pytest.approx(math.exp(-1), abs=0.03)

@@ -1,4 +1,6 @@
-"""p_θ shared out over two processes: the texts of one process with the whole of it, from half of its blocks on each."""
+"""p_θ shared out over two processes: the texts of one process with the whole of it, from half of
+its blocks on each.
+"""
 
 import json
 import os
@@ -19,12 +21,24 @@ from dia_lightning.training import DenoiserModule
 from tests.sampling.sharded_runs import PROMPTS, annealed, predict, suffixes
 
 
-def test_two_processes_with_half_of_it_each_draw_the_texts_of_one(tmp_path: Path, llama_folder: Path) -> None:
-    """Of GPT-2's and Llama's architecture: three batches for two processes; one, for the first alone; and an error in one."""
+def test_two_processes_with_half_of_it_each_draw_the_texts_of_one(
+    tmp_path: Path, llama_folder: Path
+) -> None:
+    """Of GPT-2's and Llama's architecture: three batches for two processes; one, for the first
+    alone; and an error in one.
+    """
     root = str(Path(cli.__file__).parents[1])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    command = [sys.executable, "-m", "tests.sampling.sharded_runs", str(tmp_path), str(llama_folder)]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=500)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.sampling.sharded_runs",
+        str(tmp_path),
+        str(llama_folder),
+    ]
+    done = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, timeout=500
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     one, llama = tmp_path / "one", str(llama_folder)
     predict(one / "tiny", annealed(), 3, 1)
@@ -33,7 +47,9 @@ def test_two_processes_with_half_of_it_each_draw_the_texts_of_one(tmp_path: Path
     for name in ("tiny", "llama", "single"):
         for file in sorted(path.name for path in (one / name).glob("*predictions.jsonl")):
             assert (tmp_path / name / file).read_text() == (one / name / file).read_text()
-        found, want = (json.loads((folder / name / "metrics.json").read_text()) for folder in (tmp_path, one))
+        found, want = (
+            json.loads((folder / name / "metrics.json").read_text()) for folder in (tmp_path, one)
+        )
         assert found["complete"] is True
         assert found["config_hash"] == want["config_hash"]
         for counted in ("nfe", "tokens", "flops"):  # what is run for the other process is not
@@ -48,22 +64,39 @@ def test_two_processes_with_half_of_it_each_draw_the_texts_of_one(tmp_path: Path
 
 
 def test_what_cannot_be_shared_out_is_refused(tmp_path: Path, llama_folder: Path) -> None:
-    with pytest.raises(UserError, match=r"^--model.init_args.shard_base_lm: true given, but there is one process; needed"):
+    with pytest.raises(
+        UserError,
+        match=r"^--model.init_args.shard_base_lm: true given, but there is one process; needed",
+    ):
         predict(tmp_path, suffixes(str(llama_folder), shard_base_lm=True), 2, 1)
-    adapted = DenoiserModule(str(llama_folder), width=16, layers=2, heads=4, max_length=12, adapter_rank=2)
+    adapted = DenoiserModule(
+        str(llama_folder), width=16, layers=2, heads=4, max_length=12, adapter_rank=2
+    )
     save_network(adapted.network, adapted.settings(), tmp_path / "denoiser")
     diffusion, denoiser = Diffusion(DDIM(0.1)), str(tmp_path / "denoiser")
-    module = GuidedSamplerModule(Regex("the"), diffusion, str(llama_folder), denoiser, lam=0.0, shard_base_lm=True)
-    with pytest.raises(UserError, match=r"^shard_base_lm: true given, but denoiser or critic adapt"):
+    module = GuidedSamplerModule(
+        Regex("the"), diffusion, str(llama_folder), denoiser, lam=0.0, shard_base_lm=True
+    )
+    with pytest.raises(
+        UserError, match=r"^shard_base_lm: true given, but denoiser or critic adapt"
+    ):
         module.setup("predict")
     policy = BaseModel(policy=str(llama_folder), label="ppo")
-    with pytest.raises(UserError, match=r"^shard_base_lm: true given, but a policy is a second model"):
+    with pytest.raises(
+        UserError, match=r"^shard_base_lm: true given, but a policy is a second model"
+    ):
         GuidedSamplerModule(Regex("the"), policy, str(llama_folder), shard_base_lm=True)
-    with pytest.raises(UserError, match=r"^--model.init_args.shard_base_lm: true given, but Linear keeps its blocks in no"):
+    with pytest.raises(
+        UserError,
+        match=r"^--model.init_args.shard_base_lm: true given, but Linear keeps its blocks in no",
+    ):
         blocks_of(nn.Linear(1, 1))
 
 
 def test_blocks_are_found_among_experts() -> None:
     """Whatever is longer: each block of two has four experts."""
-    blocks = nn.ModuleList(nn.ModuleDict({"experts": nn.ModuleList(nn.Linear(3, 3) for _ in range(4))}) for _ in range(2))
+    blocks = nn.ModuleList(
+        nn.ModuleDict({"experts": nn.ModuleList(nn.Linear(3, 3) for _ in range(4))})
+        for _ in range(2)
+    )
     assert blocks_of(nn.ModuleDict({"embedding": nn.Embedding(99, 3), "layers": blocks})) is blocks

@@ -1,4 +1,6 @@
-"""Solvers against Gaussian mixtures: posterior mean, quantiles and the map of the probability-flow ODE are known exactly."""
+"""Solvers against Gaussian mixtures: posterior mean, quantiles and the map of the
+probability-flow ODE are known exactly.
+"""
 
 import math
 from collections.abc import Callable
@@ -17,7 +19,9 @@ from tests.oracles.gaussian_mixture import GaussianMixture, midpoints, wasserste
 SCHEDULE = make_schedule("cosine")
 F64 = torch.float64
 LAW = GaussianMixture(
-    torch.tensor([0.3, 0.7], dtype=F64), torch.tensor([[-2.0], [1.0]], dtype=F64), torch.full((2,), 0.5, dtype=F64)
+    torch.tensor([0.3, 0.7], dtype=F64),
+    torch.tensor([[-2.0], [1.0]], dtype=F64),
+    torch.full((2,), 0.5, dtype=F64),
 )
 PLANE = GaussianMixture(
     torch.tensor([0.2, 0.5, 0.3], dtype=F64),
@@ -25,8 +29,9 @@ PLANE = GaussianMixture(
     torch.tensor([0.3, 0.6, 0.4], dtype=F64),
 )
 N = 100_000
-# W2 of N exact draws to LAW: mean 0.013, standard deviation 0.008 (20 seeds). By the triangle inequality the W2 of N draws
-# from another law is off by no more, so that bounds 0.07 apart are 7 standard deviations apart.
+# W2 of N exact draws to LAW: mean 0.013, standard deviation 0.008 (20 seeds). By the triangle
+# inequality the W2 of N draws from another law is off by no more, so that bounds 0.07 apart are 7
+# standard deviations apart.
 FLOOR = 0.07
 DETERMINISTIC = ("ddim", "dpmpp_2m")
 SOUND = tuple(name for name in SOLVERS if name != "dia_literal")
@@ -60,17 +65,21 @@ def evenly(steps: int, start: float = 1.0, end: float = 0.0) -> Tensor:
     return torch.linspace(start, end, steps + 1, dtype=F64)[:, None]
 
 
-def run(sampler: str, steps: int, law: GaussianMixture = LAW, n: int = N, **options: object) -> Tensor:
+def run(
+    sampler: str, steps: int, law: GaussianMixture = LAW, n: int = N, **options: object
+) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(n, 1, law.means.shape[1], generator=generator, dtype=F64)
     return SOLVERS[sampler](exact(law), SCHEDULE, z, evenly(steps), generator, **options)[:, 0]
 
 
 def ode_error(sampler: str, times: Tensor) -> float:
-    """Root mean square distance to the ODE's end point, over starts at the quantiles of the first level's law.
+    """Root mean square distance to the ODE's end point, over starts at the quantiles of the first
+    level's law.
 
-    In one dimension the ODE carries quantiles to quantiles, so its map needs no reference solver; and this is also the W2
-    of the sampler as long as its own map is monotone. Nothing here is random.
+    In one dimension the ODE carries quantiles to quantiles, so its map needs no reference solver;
+    and this is also the W2 of the sampler as long as its own map is monotone. Nothing here is
+    random.
     """
     start, end = (LAW.level(*level(times[i, 0])).quantile(midpoints(400)) for i in (0, -1))
     x = SOLVERS[sampler](exact(LAW), SCHEDULE, start[:, None, None], times, torch.Generator())
@@ -98,12 +107,16 @@ def even_in_log_snr(steps: int) -> Tensor:
 @pytest.mark.parametrize(("sampler", "low", "high"), [("ddim", 0.9, 1.05), ("dpmpp_2m", 1.9, 2.1)])
 def test_order_between_two_levels(sampler: str, low: float, high: float) -> None:
     """Measured: 0.96 and 1.97 (0.99 and 2.00 between 128 and 256 steps)."""
-    assert low < slope(lambda n: ode_error(sampler, even_in_log_snr(n)), (16, 32, 64, 128, 256)) < high
+    assert (
+        low < slope(lambda n: ode_error(sampler, even_in_log_snr(n)), (16, 32, 64, 128, 256)) < high
+    )
 
 
 @pytest.mark.parametrize(("sampler", "low", "high"), [("ddim", 0.9, 1.05), ("dpmpp_2m", 1.6, 2.05)])
 def test_order_of_a_whole_run(sampler: str, low: float, high: float) -> None:
-    """Measured: 0.97 and 1.70; at both ends the steps in log-SNR grow with their number, which costs logarithms."""
+    """Measured: 0.97 and 1.70; at both ends the steps in log-SNR grow with their number, which
+    costs logarithms.
+    """
     assert low < slope(lambda n: ode_error(sampler, evenly(n)), (16, 32, 64, 128, 256)) < high
 
 
@@ -120,7 +133,9 @@ def test_solvers_reach_the_mixture(sampler: str) -> None:
 
 @pytest.mark.parametrize("sampler", ["ancestral", "dia"])
 def test_more_steps_bring_stochastic_solvers_closer(sampler: str) -> None:
-    """W2 at 4, 8, 16, 32 steps, measured 0.46, 0.29, 0.17, 0.10 and 0.42, 0.25, 0.14, 0.07: slopes 0.74 and 0.86."""
+    """W2 at 4, 8, 16, 32 steps, measured 0.46, 0.29, 0.17, 0.10 and 0.42, 0.25, 0.14, 0.07:
+    slopes 0.74 and 0.86.
+    """
     few, many = (wasserstein_2(run(sampler, steps)[:, 0], LAW) for steps in (4, 32))
     assert many + FLOOR < 0.5 * few
     assert 0.5 < slope(lambda n: wasserstein_2(run(sampler, n)[:, 0], LAW), (4, 8, 16, 32)) < 1.2
@@ -128,7 +143,9 @@ def test_more_steps_bring_stochastic_solvers_closer(sampler: str) -> None:
 
 @pytest.mark.parametrize("sampler", SOUND)
 def test_solvers_reach_a_mixture_in_the_plane(sampler: str) -> None:
-    """W2 along three directions; of as many exact draws: mean at most 0.023, standard deviation at most 0.013 (20 seeds)."""
+    """W2 along three directions; of as many exact draws: mean at most 0.023, standard deviation
+    at most 0.013 (20 seeds).
+    """
     x = run(sampler, 128, PLANE, n=20_000)
     for angle in (0.0, 1.0, 2.0):
         direction = torch.tensor([math.cos(angle), math.sin(angle)], dtype=F64)
@@ -138,7 +155,9 @@ def test_solvers_reach_a_mixture_in_the_plane(sampler: str) -> None:
 @pytest.mark.parametrize("sampler", DETERMINISTIC)
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_a_known_text_is_reached_exactly(sampler: str, steps: int) -> None:
-    """With ẑ_0 = m whatever z is, the ODE is z_t = α_t m + σ_t ε, which both follow without error."""
+    """With ẑ_0 = m whatever z is, the ODE is z_t = α_t m + σ_t ε, which both follow without
+    error.
+    """
 
     def known(z: Tensor, t: Tensor, _: Tensor | None) -> Prediction:
         return Prediction(torch.full_like(z, 3.0), torch.full_like(z, 3.0), z)
@@ -153,11 +172,15 @@ def test_a_known_text_is_reached_exactly(sampler: str, steps: int) -> None:
 
 
 def test_ddim_with_eta_one_is_ancestral() -> None:
-    torch.testing.assert_close(run("ddim", 7, n=50, eta=1.0), run("ancestral", 7, n=50), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        run("ddim", 7, n=50, eta=1.0), run("ancestral", 7, n=50), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_ddim_between_keeps_the_variance_of_each_level() -> None:
-    """For z_0 = 0 the law at every level is N(0, σ_s²), whatever η. 7 standard errors, false-alarm rate 3e-12."""
+    """For z_0 = 0 the law at every level is N(0, σ_s²), whatever η. 7 standard errors,
+    false-alarm rate 3e-12.
+    """
     generator = torch.Generator().manual_seed(0)
     _, sigma = level(torch.tensor(0.8, dtype=F64))
     z = sigma * torch.randn(N, 1, 1, generator=generator, dtype=F64)
@@ -187,7 +210,9 @@ def test_dpmpp_2m_by_hand() -> None:
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC)
 def test_each_position_has_its_own_steps(sampler: str) -> None:
-    """Staggered positions end where each would alone, its idle steps left out: waiting at noise and clean ones keep still."""
+    """Staggered positions end where each would alone, its idle steps left out: waiting at noise
+    and clean ones keep still.
+    """
     z = torch.randn(4, 3, 1, generator=torch.Generator().manual_seed(0), dtype=F64)
     times = time_grid(SCHEDULE, 9, 3, 1.5).double()
     together = SOLVERS[sampler](each, SCHEDULE, z, times, torch.Generator())
@@ -199,7 +224,9 @@ def test_each_position_has_its_own_steps(sampler: str) -> None:
 
 
 def test_langevin_step_keeps_the_marginal() -> None:
-    """For z ~ N(0, 1) at a level where the target is standard normal, a step of size η leaves variance (1 − η)² + 2 η."""
+    """For z ~ N(0, 1) at a level where the target is standard normal, a step of size η leaves
+    variance (1 − η)² + 2 η.
+    """
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(400_000, generator=generator)
     eta, sigma, alpha = 0.1, torch.tensor(1.0), torch.tensor(0.0)
@@ -222,21 +249,30 @@ def test_corrector_step_sizes_follow_the_schedule() -> None:
     assert not torch.equal(ours, run("dia", 4, n=10, corrector_steps=2, eta=0.2))
 
 
-BELL = GaussianMixture(torch.ones(1, dtype=F64), torch.tensor([[1.5]], dtype=F64), torch.tensor([0.5], dtype=F64))
+BELL = GaussianMixture(
+    torch.ones(1, dtype=F64), torch.tensor([[1.5]], dtype=F64), torch.tensor([0.5], dtype=F64)
+)
 
 
 def test_mala_takes_the_correctors_bias_away() -> None:
-    """N(1.5, ½²) at the level t = 0.5 after 15 corrector steps of η = 0.8, from exact draws at t = 0.55.
+    """N(1.5, ½²) at the level t = 0.5 after 15 corrector steps of η = 0.8, from exact draws at t =
+    0.55.
 
-    The precision there is p, in units of 1/σ². ULA's variance is (1/p) / (1 − η p/2) in those units, AR(1) by hand; MALA's
-    is 1/p: the score is linear and the trapezoid rule exact. 7 standard errors, false-alarm rate 3e-12; the bias is over 40.
+    The precision there is p, in units of 1/σ². ULA's variance is (1/p) / (1 − η p/2) in those
+    units, AR(1) by hand; MALA's is 1/p: the score is linear and the trapezoid rule exact. 7
+    standard errors, false-alarm rate 3e-12; the bias is over 40.
     """
     n, generator = 20_000, torch.Generator().manual_seed(0)
-    (alpha, sigma), above = level(torch.tensor(0.5, dtype=F64)), level(torch.tensor(0.55, dtype=F64))
+    (alpha, sigma), above = (
+        level(torch.tensor(0.5, dtype=F64)),
+        level(torch.tensor(0.55, dtype=F64)),
+    )
     start = BELL.level(*above).draw(n, generator)[:, None]
     times, options = evenly(1, 0.55, 0.5), {"corrector_steps": 15, "eta": 0.8}
     ula, mala = (
-        SOLVERS["dia"](exact(BELL), SCHEDULE, start, times, generator, corrector=name, **options)[:, 0, 0]
+        SOLVERS["dia"](exact(BELL), SCHEDULE, start, times, generator, corrector=name, **options)[
+            :, 0, 0
+        ]
         for name in ("ula", "mala")
     )
     variance, error = alpha**2 * 0.25 + sigma**2, (2 / n) ** 0.5
@@ -248,14 +284,17 @@ def test_mala_takes_the_correctors_bias_away() -> None:
 
 
 def test_mala_accepts_by_the_density_of_all_positions_at_their_own_levels() -> None:
-    """One step, rows of three positions: at t = 0.6, at t = 0.3 and held at 0. The mean acceptance, the step and who takes
-    it follow from densities written out, log π of each position's own level and q = N(z + η σ² s, 2 η σ²).
+    """One step, rows of three positions: at t = 0.6, at t = 0.3 and held at 0. The mean acceptance,
+    the step and who takes it follow from densities written out, log π of each position's own level
+    and q = N(z + η σ² s, 2 η σ²).
     """
     eta, n = 0.9, 500
     t = torch.tensor([0.6, 0.3, 0.0], dtype=F64)
     generator = torch.Generator().manual_seed(0)
     laws, sigmas = [LAW.level(*level(u)) for u in t[:2]], [level(u)[1] for u in t[:2]]
-    z = torch.stack([*(law.draw(n, generator) for law in laws), torch.full((n, 1), 0.7, dtype=F64)], 1)
+    z = torch.stack(
+        [*(law.draw(n, generator) for law in laws), torch.full((n, 1), 0.7, dtype=F64)], 1
+    )
     # Held at their levels, so that the predictor step does nothing and the corrector sees z itself.
     times, told = t.expand(2, 1, 3), []
     predicted, noise = generator.clone_state(), generator.clone_state()
@@ -263,10 +302,22 @@ def test_mala_accepts_by_the_density_of_all_positions_at_their_own_levels() -> N
 
     def predict(z: Tensor, t: Tensor, z0_prev: Tensor | None) -> Prediction:
         asked.append((z, z0_prev))
-        z0 = torch.stack([*(LAW.posterior_mean(z[:, i], *level(t[0, i])) for i in range(2)), z[:, 2]], 1)
+        z0 = torch.stack(
+            [*(LAW.posterior_mean(z[:, i], *level(t[0, i])) for i in range(2)), z[:, 2]], 1
+        )
         return Prediction(z0, z0 + len(asked), z0)
 
-    out = SOLVERS["dia"](predict, SCHEDULE, z, times, predicted, corrector_steps=1, eta=eta, corrector="mala", note=told.append)
+    out = SOLVERS["dia"](
+        predict,
+        SCHEDULE,
+        z,
+        times,
+        predicted,
+        corrector_steps=1,
+        eta=eta,
+        corrector="mala",
+        note=told.append,
+    )
     torch.randn(z.shape, generator=noise, dtype=F64)  # the predictor's
     zeta = torch.randn(z.shape, generator=noise, dtype=F64)
     log_u = torch.rand(n, generator=noise, dtype=F64).log()
@@ -277,23 +328,29 @@ def test_mala_accepts_by_the_density_of_all_positions_at_their_own_levels() -> N
         move = x + eta * sigma**2 * score + sigma * (2 * eta) ** 0.5 * zeta[:, i, 0]
         back = law.score(move[:, None])[:, 0]
         y[:, i, 0] = move
-        q = torch.distributions.Normal(x + eta * sigma**2 * score, sigma * (2 * eta) ** 0.5).log_prob(move)
-        q_back = torch.distributions.Normal(move + eta * sigma**2 * back, sigma * (2 * eta) ** 0.5).log_prob(x)
+        q = torch.distributions.Normal(
+            x + eta * sigma**2 * score, sigma * (2 * eta) ** 0.5
+        ).log_prob(move)
+        q_back = torch.distributions.Normal(
+            move + eta * sigma**2 * back, sigma * (2 * eta) ** 0.5
+        ).log_prob(x)
         log_ratio = log_ratio + (score + back) / 2 * (move - x) + q_back - q
     torch.testing.assert_close(told[0], log_ratio.exp().clamp_max(1), rtol=1e-5, atol=1e-7)
     taken = log_u < log_ratio
     assert 50 < int(taken.sum()) < 450
     torch.testing.assert_close(out, torch.where(taken[:, None, None], y, z), rtol=1e-6, atol=1e-6)
     assert torch.equal(out[:, 2], z[:, 2])
-    # Asked by the predictor, at its point and at the proposal, the last two conditioned on the first's estimate.
+    # Asked by the predictor, at its point and at the proposal, the last two conditioned on the
+    # first's estimate.
     assert len(asked) == 3
     assert asked[1][1] is asked[2][1]
 
 
 def test_mala_conditions_the_next_step_on_the_point_it_accepted() -> None:
-    """(2 + 2) calls at each of 3 levels of 2 steps: predictor, start and proposals; the corrector's all on the predictor's
-    estimate, the next predictor's on the one where the chain is. Estimates are the points asked at, so that both are known:
-    the chain's own point is where a run over fewer levels ends.
+    """(2 + 2) calls at each of 3 levels of 2 steps: predictor, start and proposals; the corrector's
+    all on the predictor's estimate, the next predictor's on the one where the chain is. Estimates
+    are the points asked at, so that both are known: the chain's own point is where a run over fewer
+    levels ends.
     """
     asked: list[tuple[Tensor, Tensor | None]] = []
     told: list[Tensor] = []
@@ -305,7 +362,10 @@ def test_mala_conditions_the_next_step_on_the_point_it_accepted() -> None:
     def dia(levels: int) -> Tensor:
         asked.clear(), told.clear()
         generator = torch.Generator().manual_seed(0)
-        z, times = torch.randn(200, 1, 1, generator=generator, dtype=F64), evenly(4, 0.9, 0.1)[: levels + 1]
+        z, times = (
+            torch.randn(200, 1, 1, generator=generator, dtype=F64),
+            evenly(4, 0.9, 0.1)[: levels + 1],
+        )
         options = {"corrector": "mala", "corrector_steps": 2, "eta": 1.0, "note": told.append}
         return SOLVERS["dia"](predict, SCHEDULE, z, times, generator, **options)
 
@@ -320,12 +380,16 @@ def test_mala_conditions_the_next_step_on_the_point_it_accepted() -> None:
 
 
 def test_acceptance_is_not_counted_where_nothing_moves() -> None:
-    """Two levels, the second at 0 for all positions, where everything is accepted: the mean is that of the first."""
+    """Two levels, the second at 0 for all positions, where everything is accepted: the mean is
+    that of the first.
+    """
     told: list[Tensor] = []
     for times in (evenly(1, 0.9, 0.6), torch.tensor([[0.9], [0.6], [0.0]], dtype=F64)):
         generator = torch.Generator().manual_seed(0)
         z = torch.randn(200, 1, 1, generator=generator, dtype=F64)
-        SOLVERS["dia"](exact(LAW), SCHEDULE, z, times, generator, corrector="mala", eta=1.0, note=told.append)
+        SOLVERS["dia"](
+            exact(LAW), SCHEDULE, z, times, generator, corrector="mala", eta=1.0, note=told.append
+        )
     assert torch.equal(told[0], told[1])
     assert float(told[0].mean()) < 0.95
 
@@ -334,7 +398,9 @@ def test_acceptance_is_not_counted_where_nothing_moves() -> None:
 def test_clean_positions_never_move(sampler: str) -> None:
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(3, 4, 2, generator=generator)
-    times = torch.where(torch.tensor([True, False, False, False]), 0.0, time_grid(SCHEDULE, 5, 4, 1.0))
+    times = torch.where(
+        torch.tensor([True, False, False, False]), 0.0, time_grid(SCHEDULE, 5, 4, 1.0)
+    )
     out = SOLVERS[sampler](zero, SCHEDULE, z, times, generator)
     assert torch.equal(out[:, 0], z[:, 0])
     assert not torch.isclose(out[:, 1:], z[:, 1:]).any()
@@ -342,11 +408,22 @@ def test_clean_positions_never_move(sampler: str) -> None:
 
 @pytest.mark.parametrize("sampler", SOLVERS)
 def test_commit_is_called_for_positions_that_arrive(sampler: str) -> None:
-    """Position 0 is a prompt; position 1 is clean two steps before position 2, and its token stays."""
+    """Position 0 is a prompt; position 1 is clean two steps before position 2, and its token
+    stays.
+    """
     z, generator = torch.zeros(1, 3, 2), torch.Generator().manual_seed(0)
-    times = torch.tensor([[0.0, 0.9, 0.9], [0.0, 0.4, 0.9], [0.0, 0.0, 0.7], [0.0, 0.0, 0.3], [0.0, 0.0, 0.0]])
+    times = torch.tensor(
+        [[0.0, 0.9, 0.9], [0.0, 0.4, 0.9], [0.0, 0.0, 0.7], [0.0, 0.0, 0.3], [0.0, 0.0, 0.0]]
+    )
     calls = iter(range(1, 5))
-    done = SOLVERS[sampler](zero, SCHEDULE, z, times, generator, commit=lambda p: torch.full_like(p.z0, float(next(calls))))
+    done = SOLVERS[sampler](
+        zero,
+        SCHEDULE,
+        z,
+        times,
+        generator,
+        commit=lambda p: torch.full_like(p.z0, float(next(calls))),
+    )
     assert done[0, :, 0].tolist() == [0.0, 2.0, 4.0]
 
 
@@ -360,9 +437,11 @@ class Slope(Schedule):
 @pytest.mark.parametrize(
     ("reading", "mean", "std"),
     [
-        # ε = (2 − 0.6)/0.8 = 1.75; μ = (2 − 0.8 · 1.75)/0.6 = 1; s_π = (0.6 · 1.5 − 2)/0.64; 1 + 0.1 · 0.64 s_π
+        # ε = (2 − 0.6)/0.8 = 1.75; μ = (2 − 0.8 · 1.75)/0.6 = 1; s_π = (0.6 · 1.5 − 2)/0.64; 1 +
+        # 0.1 · 0.64 s_π
         ("marginal", 0.89, 0.8 * 0.2**0.5),
-        # a = 0.75, b² = 0.64 − 0.75² · 0.36 = 0.4375; μ = (2 − 0.66143783 · 1.75)/0.75 = 1.12331173; + 0.1 · 0.4375 s_π
+        # a = 0.75, b² = 0.64 − 0.75² · 0.36 = 0.4375; μ = (2 − 0.66143783 · 1.75)/0.75 =
+        # 1.12331173; + 0.1 · 0.4375 s_π
         ("per_step", 1.04811642, 0.4375**0.5 * 0.2**0.5),
     ],
 )
@@ -371,7 +450,9 @@ def test_dia_literal_by_hand(reading: str, mean: float, std: float) -> None:
         return Prediction(torch.full_like(z, 1.5), torch.full_like(z, 1.0), z)
 
     times, z = torch.tensor([[1.0], [0.5]], dtype=F64), torch.full((3, 1, 2), 2.0, dtype=F64)
-    out = SOLVERS["dia_literal"](predict, Slope(), z, times, torch.Generator().manual_seed(5), eta=0.1, reading=reading)
+    out = SOLVERS["dia_literal"](
+        predict, Slope(), z, times, torch.Generator().manual_seed(5), eta=0.1, reading=reading
+    )
     noise = torch.randn(3, 1, 2, generator=torch.Generator().manual_seed(5), dtype=F64)
     torch.testing.assert_close(out, mean + std * noise, rtol=0, atol=1e-7)
 
@@ -379,8 +460,12 @@ def test_dia_literal_by_hand(reading: str, mean: float, std: float) -> None:
 @pytest.mark.parametrize("reading", ["marginal", "per_step"])
 @pytest.mark.parametrize("eta", [0.02, 0.1, 0.5])
 def test_dia_literal_misses_the_mixture(reading: str, eta: float) -> None:
-    """`dia` ends below 0.07 (see above); this one between 0.50 and 1.73, and more steps do not help."""
-    assert wasserstein_2(run("dia_literal", 64, n=20_000, eta=eta, reading=reading)[:, 0], LAW) > 0.35
+    """`dia` ends below 0.07 (see above); this one between 0.50 and 1.73, and more steps do not
+    help.
+    """
+    assert (
+        wasserstein_2(run("dia_literal", 64, n=20_000, eta=eta, reading=reading)[:, 0], LAW) > 0.35
+    )
 
 
 def test_dia_literal_names_its_readings() -> None:

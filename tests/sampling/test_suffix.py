@@ -13,7 +13,9 @@ def test_pi_is_left_invariant() -> None:
     n = 8000
     drawn = np.random.default_rng(0).choice(len(ROWS), n, p=pi())
     kernel = SuffixRegeneration(TableTarget())  # type: ignore[arg-type]
-    state, info = kernel.step(kernel.init(torch.tensor(ROWS)[drawn]), torch.Generator().manual_seed(0))
+    state, info = kernel.step(
+        kernel.init(torch.tensor(ROWS)[drawn]), torch.Generator().manual_seed(0)
+    )
     after = codes(state.tokens)
     assert 0.2 < info.accepted.double().mean() < 0.95
     pairs = np.zeros((len(ROWS), len(ROWS)))

@@ -1,4 +1,6 @@
-"""Parallel tempering: the swap by enumeration, every rung's marginal, and a mode that the cold chain alone never finds."""
+"""Parallel tempering: the swap by enumeration, every rung's marginal, and a mode that the cold
+chain alone never finds.
+"""
 
 import numpy as np
 import pytest
@@ -22,11 +24,14 @@ def state_at(rows: Tensor, ladder: list[float]) -> State:
     lam = torch.tensor(ladder, dtype=torch.float64).repeat(len(rows) // len(ladder))
     tokens, mask = torch.tensor(ROWS)[rows], torch.zeros(len(rows), len(ROWS[0]), dtype=torch.bool)
     hidden = rows[:, None, None].double()
-    return State(tokens, mask, torch.from_numpy(LOG_P)[rows], torch.from_numpy(REWARD)[rows], lam, hidden)
+    return State(
+        tokens, mask, torch.from_numpy(LOG_P)[rows], torch.from_numpy(REWARD)[rows], lam, hidden
+    )
 
 
 def test_swap_probability_of_every_pair() -> None:
-    """All 31² pairs of texts, 400 times each: ½ min(1, exp((λ_1 − λ_2)(r_2 − r_1))), half of the time there is no partner.
+    """All 31² pairs of texts, 400 times each: ½ min(1, exp((λ_1 − λ_2)(r_2 − r_1))), half of the
+    time there is no partner.
 
     7 standard errors an entry, false-alarm rate below 1e-8 for all 961.
     """
@@ -49,7 +54,9 @@ def test_swap_probability_of_every_pair() -> None:
 
 
 def test_every_rung_has_its_marginal() -> None:
-    """4,000 groups, all from p_θ: total variation of each to π at its λ against that of exact draws."""
+    """4,000 groups, all from p_θ: total variation of each to π at its λ against that of exact
+    draws.
+    """
     target, n, rng = TableTarget(LADDER[-1]), 4000, np.random.default_rng(0)
     first = torch.from_numpy(rng.choice(len(ROWS), n * len(LADDER), p=pi(0.0)))
     kernel = Tempering(target, [SuffixRegeneration(target)], LADDER)  # type: ignore[arg-type]
@@ -71,7 +78,9 @@ def test_every_rung_has_its_marginal() -> None:
 
 
 class TwoModes:
-    """A flat p over 4 tokens of 3 kinds; r falls with the distance from 0000 and from 1111, whichever is nearer."""
+    """A flat p over 4 tokens of 3 kinds; r falls with the distance from 0000 and from 1111,
+    whichever is nearer.
+    """
 
     lam = 6.0
 
@@ -81,20 +90,29 @@ class TwoModes:
 
 
 def test_a_mode_that_the_cold_chain_misses() -> None:
-    """From 0000 with moves of one token, 300 chains, 150 steps: the way to 1111 leads over e^−12. Half belongs there.
+    """From 0000 with moves of one token, 300 chains, 150 steps: the way to 1111 leads over e^−12.
+    Half belongs there.
 
-    With tempering the share near 1111 is within 6 standard errors of ½ (2e-9), without it no chain gets there.
+    With tempering the share near 1111 is within 6 standard errors of ½ (2e-9), without it no chain
+    gets there.
     """
     target, n, ladder = TwoModes(), 300, [0.0, 1.5, 3.0, 4.5, 6.0]
     embedding = TokenEmbedding(torch.eye(3))
     step = DenoiseAcceptKernel(
-        target, lambda z, t: torch.zeros(*t.shape, 3), embedding, make_schedule("cosine"), RandomTokens(1)
+        target,
+        lambda z, t: torch.zeros(*t.shape, 3),
+        embedding,
+        make_schedule("cosine"),
+        RandomTokens(1),
     )  # type: ignore[arg-type]
 
     def near_the_other(tokens: Tensor) -> float:
         return float(((tokens == 1).sum(1) > (tokens == 0).sum(1)).double().mean())
 
-    alone, generator = step.init(torch.zeros(n, 4, dtype=torch.int64)), torch.Generator().manual_seed(0)
+    alone, generator = (
+        step.init(torch.zeros(n, 4, dtype=torch.int64)),
+        torch.Generator().manual_seed(0),
+    )
     kernel = Tempering(target, [step], ladder)  # type: ignore[arg-type]
     state = kernel.init(torch.zeros(n * len(ladder), 4, dtype=torch.int64))
     for _ in range(150):
@@ -106,7 +124,9 @@ def test_a_mode_that_the_cold_chain_misses() -> None:
 
 def test_impossible_rewards_are_not_swapped_into_nan() -> None:
     state = state_at(torch.tensor([0, 1, 2, 3]), [0.5, 2.0])
-    state = state._replace(reward=torch.tensor([-torch.inf, -torch.inf, torch.nan, 0.0], dtype=torch.float64))
+    state = state._replace(
+        reward=torch.tensor([-torch.inf, -torch.inf, torch.nan, 0.0], dtype=torch.float64)
+    )
     for seed in range(5):
         _, info = swap_neighbours(state, 2, torch.Generator().manual_seed(seed))
         assert not info.log_ratio.isnan().any()

@@ -1,4 +1,6 @@
-"""PPO with low-rank adapters: what is trained, that the merged export is the policy, and that p_θ is untouched."""
+"""PPO with low-rank adapters: what is trained, that the merged export is the policy, and that
+p_θ is untouched.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from tests.oracles import tiny_policy as listed
 from tests.training.test_ppo import Table, fit, module, rollouts
 
 RANK = 4
-# GPT-2 of width 32 and two blocks: inputs + outputs of attention in and out, and of the two layers behind.
+# GPT-2 of width 32 and two blocks: inputs + outputs of attention in and out, and of the two layers
+# behind.
 ADAPTERS = 2 * RANK * ((32 + 96) + (32 + 32) + (32 + 128) + (128 + 32))
 
 
@@ -50,25 +53,37 @@ def test_only_the_adapters_and_the_value_head_train(base: str) -> None:
 
 @pytest.mark.parametrize("estimator", ["ppo", "rloo"])
 def test_it_begins_as_p_theta(base: str, estimator: str) -> None:
-    """Ratio 1 and KL 0 at every token, for whatever is drawn of A; another seed draws another A, the run's own RNG stays."""
+    """Ratio 1 and KL 0 at every token, for whatever is drawn of A; another seed draws another A,
+    the run's own RNG stays.
+    """
     torch.manual_seed(5)
     want = torch.rand(3)
     torch.manual_seed(5)
     model = adapted(base, estimator=estimator)
-    assert torch.equal(torch.rand(3), want) or estimator == "ppo"  # whose value head is made with the global RNG
+    assert (
+        torch.equal(torch.rand(3), want) or estimator == "ppo"
+    )  # whose value head is made with the global RNG
     batch = rollouts(model, 64, n_texts=2).rollout(0)
     rollout = model.roll_out(batch, torch.Generator().manual_seed(0))
     assert float(rollout.log_ratio.abs().max()) < 1e-6
     torch.testing.assert_close(listed.log_p(model.policy), listed.log_p(model.lm.model))
     first = [w for n, w in model.named_parameters() if "lora_A" in n]
     for seed, same in ((0, True), (1, False)):
-        other = [w for n, w in adapted(base, estimator=estimator, seed=seed).named_parameters() if "lora_A" in n]
+        other = [
+            w
+            for n, w in adapted(base, estimator=estimator, seed=seed).named_parameters()
+            if "lora_A" in n
+        ]
         assert all(torch.equal(a, b) == same for a, b in zip(first, other, strict=True))
 
 
 @pytest.mark.parametrize("estimator", ["ppo", "rloo"])
-def test_training_moves_the_policy_to_the_optimum_and_nothing_else(base: str, estimator: str, tmp_path: Path) -> None:
-    """KL(policy ‖ π*) from above 0.4 nats to under 0.1; the export, merged, is the policy on all 781 texts."""
+def test_training_moves_the_policy_to_the_optimum_and_nothing_else(
+    base: str, estimator: str, tmp_path: Path
+) -> None:
+    """KL(policy ‖ π*) from above 0.4 nats to under 0.1; the export, merged, is the policy on all
+    781 texts.
+    """
     model = adapted(base, estimator=estimator)
     log_base = listed.log_p(model.lm.model)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -79,7 +94,9 @@ def test_training_moves_the_policy_to_the_optimum_and_nothing_else(base: str, es
         log_policy = listed.log_p(model.policy)
     assert listed.kl(log_base, target) > 0.4
     assert listed.kl(log_policy, target) < 0.1
-    changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
+    changed = {
+        name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])
+    }
     assert changed == trained
     assert torch.equal(listed.log_p(model.lm.model), log_base)
 
@@ -90,7 +107,10 @@ def test_training_moves_the_policy_to_the_optimum_and_nothing_else(base: str, es
     torch.testing.assert_close(listed.log_p(exported.model), log_policy, atol=1e-5, rtol=0)
     assert torch.equal(listed.log_p(model.policy), log_policy)  # which exporting leaves as it is
     sampler = GuidedSamplerModule(
-        model.reward, BaseModel(policy=str(tmp_path / "policy"), label="ppo"), base, compare_base=False
+        model.reward,
+        BaseModel(policy=str(tmp_path / "policy"), label="ppo"),
+        base,
+        compare_base=False,
     )
     drawn = sampler.predict_step(rollouts(model, 16).rollout(0))[0]
     place = [listed.ROWS.index(row) for row in drawn.tokens.tolist()]
@@ -107,9 +127,14 @@ def test_a_continued_run_does_what_an_uninterrupted_one_does(base: str, tmp_path
         assert torch.equal(rest.state_dict()[name], weight), name
 
 
-def test_a_rank_below_one_and_a_missing_peft_are_named(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_below_one_and_a_missing_peft_are_named(
+    base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match=r"^lora_rank: 0 given, allowed: 1 or more, or null"):
         PPOModule(Table(), base, lora_rank=0)
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(UserError, match=r"lora_rank: 4 given, which needs peft .*; pip install 'dia-lightning\[lora\]'"):
+    with pytest.raises(
+        UserError,
+        match=r"lora_rank: 4 given, which needs peft .*; pip install 'dia-lightning\[lora\]'",
+    ):
         PPOModule(Table(), base, lora_rank=4)

@@ -23,7 +23,9 @@ from dia_lightning.training.ppo_loss import (
 
 
 def ragged(seed: int, prompts: bool = True) -> tuple[Tensor, Tensor]:
-    """Noise (6, 5) and a mask of drawn tokens that begins after a prompt and ends early in some rows."""
+    """Noise (6, 5) and a mask of drawn tokens that begins after a prompt and ends early in some
+    rows.
+    """
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(6, 5, generator=generator)
     first, last = torch.tensor([0, 1, 0, 2, 0, 4]) * prompts, torch.tensor([4, 3, 0, 2, 2, 4])
@@ -49,7 +51,9 @@ def test_gae_is_the_double_loop(gae_lambda: float) -> None:
         for t in drawn:
             for s in drawn[drawn.index(t) :]:
                 after = float(values[b, s + 1]) if s + 1 in drawn else 0.0
-                want[b, t] += gae_lambda ** (s - t) * (float(rewards[b, s]) + after - float(values[b, s]))
+                want[b, t] += gae_lambda ** (s - t) * (
+                    float(rewards[b, s]) + after - float(values[b, s])
+                )
     torch.testing.assert_close(gae(rewards, values, mask, gae_lambda), want)
 
 
@@ -61,7 +65,9 @@ def test_gae_at_one_is_the_sum_of_what_follows_less_the_value() -> None:
 
 
 def test_the_clipped_loss_by_hand_and_its_gradient() -> None:
-    """Ratios 0.5, 1, 1.1 and 2 at advantages 2 and −3, ε = 0.2: held where a step would go further out."""
+    """Ratios 0.5, 1, 1.1 and 2 at advantages 2 and −3, ε = 0.2: held where a step would go
+    further out.
+    """
     ratio = torch.tensor([0.5, 1.0, 1.1, 2.0] * 2)
     advantages = torch.tensor([2.0] * 4 + [-3.0] * 4)
     log_ratio = ratio.log().requires_grad_()
@@ -69,12 +75,19 @@ def test_the_clipped_loss_by_hand_and_its_gradient() -> None:
     torch.testing.assert_close(loss, torch.tensor([-1.0, -2.0, -2.2, -2.4, 2.4, 3.0, 3.3, 6.0]))
     (gradient,) = torch.autograd.grad(loss.sum(), log_ratio)
     torch.testing.assert_close(gradient, torch.tensor([-1.0, -2.0, -2.2, 0.0, 0.0, 3.0, 3.3, 6.0]))
-    assert was_clipped(log_ratio, advantages, 0.2).tolist() == [False] * 3 + [True] * 2 + [False] * 3
+    assert (
+        was_clipped(log_ratio, advantages, 0.2).tolist() == [False] * 3 + [True] * 2 + [False] * 3
+    )
 
 
 def test_the_controller_by_hand() -> None:
-    """Target 5: at 6 nats e = 0.2; at 20 it is held at 0.2; at 5 nothing; at 4.5 e = −0.1; at 0 held at −0.2."""
-    found = [float(adapted_beta(torch.tensor(0.5), torch.tensor(kl), 5.0)) for kl in (6.0, 20.0, 5.0, 4.5, 0.0)]
+    """Target 5: at 6 nats e = 0.2; at 20 it is held at 0.2; at 5 nothing; at 4.5 e = −0.1; at 0
+    held at −0.2.
+    """
+    found = [
+        float(adapted_beta(torch.tensor(0.5), torch.tensor(kl), 5.0))
+        for kl in (6.0, 20.0, 5.0, 4.5, 0.0)
+    ]
     assert found == pytest.approx([0.51, 0.51, 0.5, 0.495, 0.49])
 
 
@@ -106,7 +119,9 @@ def in_two_processes(f: Callable[[int, Callable[[Tensor], Tensor]], Tensor]) -> 
 def test_two_processes_whiten_as_one() -> None:
     x, mask = ragged(0)
     kept = x[mask].double()
-    want = torch.zeros(6, 5).masked_scatter(mask, ((kept - kept.mean()) / kept.std(correction=0)).float())
+    want = torch.zeros(6, 5).masked_scatter(
+        mask, ((kept - kept.mean()) / kept.std(correction=0)).float()
+    )
     torch.testing.assert_close(whiten(x, mask, lambda y: y), want)
     found = in_two_processes(lambda rank, total: whiten(x[rank::2], mask[rank::2], total))
     torch.testing.assert_close(torch.stack(found, 1).flatten(0, 1), want)
@@ -118,6 +133,10 @@ def test_two_processes_explain_as_one() -> None:
     kept, error = target[mask].double(), (target - estimate)[mask].double()
     want = float(1 - error.var() / kept.var())
     assert float(explained_variance(target, estimate, mask, lambda y: y)) == pytest.approx(want)
-    found = in_two_processes(lambda rank, total: explained_variance(target[rank::2], estimate[rank::2], mask[rank::2], total))
+    found = in_two_processes(
+        lambda rank, total: explained_variance(
+            target[rank::2], estimate[rank::2], mask[rank::2], total
+        )
+    )
     assert [float(x) for x in found] == pytest.approx([want, want])
     assert explained_variance(torch.ones(6, 5), estimate, mask, lambda y: y).isnan()

@@ -11,7 +11,9 @@ from tests.wiring.kit import same_table_lm, save_parts
 
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory, embedding: TokenEmbedding) -> Path:
-    """`denoiser`, `critic` and `soft` of the small base model, the critics of the reward `vowels`."""
+    """`denoiser`, `critic` and `soft` of the small base model, the critics of the reward
+    `vowels`.
+    """
     folder = tmp_path_factory.mktemp("parts")
     save_parts(folder, embedding, "vowels")
     return folder
@@ -19,7 +21,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory, embedding: TokenEmbedding) -
 
 @pytest.fixture(scope="session")
 def table_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of the table and its reward; `factorised/denoiser` tells nothing of a position by the others."""
+    """The same of the table and its reward; `factorised/denoiser` tells nothing of a position by
+    the others.
+    """
     folder, lm = tmp_path_factory.mktemp("table"), same_table_lm()
     embedding = TokenEmbedding(lm.embedding_table(), len(lm.tokenizer))
     save_parts(folder, embedding, "table", 0.15, 2.0)

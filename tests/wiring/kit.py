@@ -1,4 +1,6 @@
-"""What the wiring tests share: networks with random weights of which every input counts, and guided sampling in plain loops."""
+"""What the wiring tests share: networks with random weights of which every input counts, and
+guided sampling in plain loops.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,12 +30,16 @@ KNOTS = torch.linspace(0, 1, 65) ** 1.7
 
 
 class Vowels(Reward):
-    """The share of vowels among the characters, times 10; `soft` is another function, which only has to have a gradient."""
+    """The share of vowels among the characters, times 10; `soft` is another function, which only
+    has to have a gradient.
+    """
 
     name = "vowels"
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        return torch.tensor([10 * sum(c in "aeiou" for c in text) / max(1, len(text)) for text in texts])
+        return torch.tensor(
+            [10 * sum(c in "aeiou" for c in text) / max(1, len(text)) for text in texts]
+        )
 
     def soft(self, probabilities: Tensor) -> Tensor:
         value = torch.arange(probabilities.shape[-1]).sin()
@@ -54,11 +60,13 @@ def save_parts(
     scale: float = 3.0,
     factorised: bool = False,
 ) -> None:
-    """`denoiser`, an `mse` critic `critic` and a critic `soft` for λ = 2, all with random weights and a bent time.
+    """`denoiser`, an `mse` critic `critic` and a critic `soft` for λ = 2, all with random weights
+    and a bent time.
 
     Args:
         reward: name of the critics' reward. spread: of the weights. scale: of the critics' values.
-        factorised: the denoiser's trunk has no say, its logits are a bias and the likelihood of z_i.
+        factorised: the denoiser's trunk has no say, its logits are a bias and the likelihood of
+            z_i.
     """
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -88,7 +96,9 @@ def save_parts(
     }
     save_network(denoiser, settings | {"kind": "denoiser"}, folder / "denoiser")
     save_network(critic, settings | {"kind": "critic"}, folder / "critic")
-    save_network(critic, settings | {"kind": "critic", "objective": "soft", "lam": SOFT_LAM}, folder / "soft")
+    save_network(
+        critic, settings | {"kind": "critic", "objective": "soft", "lam": SOFT_LAM}, folder / "soft"
+    )
 
 
 def same_table_lm() -> BaseLM:
@@ -130,13 +140,16 @@ def warped(u: float | Tensor) -> Tensor:
 
 def unwarped(t: Tensor) -> Tensor:
     """u(t) by NumPy."""
-    return torch.from_numpy(np.interp(t.numpy(), KNOTS.numpy(), np.linspace(0, 1, len(KNOTS)))).float()
+    return torch.from_numpy(
+        np.interp(t.numpy(), KNOTS.numpy(), np.linspace(0, 1, len(KNOTS)))
+    ).float()
 
 
 def guided_by_hand(
     network: Any, embedding: TokenEmbedding, log_value: Callable[[Tensor, Tensor], Tensor] | None,
-    scale: float = 1.0, decay: float = 0.0, cap: float = 100.0, window: tuple[float, float] = (0.0, 1.0),
-    temperature: float = 1.0, self_conditioned: bool = True,
+    scale: float = 1.0, decay: float = 0.0, cap: float = 100.0,
+    window: tuple[float, float] = (0.0, 1.0), temperature: float = 1.0,
+    self_conditioned: bool = True,
 ) -> Callable[..., Prediction]:  # fmt: skip
     """science.md's guided estimate, written out; `log_value` is λ times the value."""
 
@@ -171,10 +184,13 @@ def times_by_hand(steps: int, stagger: float) -> Tensor:
 
 
 def ancestral_by_hand(
-    predict: Callable[..., Prediction], network: Any, embedding: TokenEmbedding, batch: Prompts, end_id: int,
-    generator: torch.Generator, steps: int = STEPS, stagger: float = 2.0, final: str = "sample",
+    predict: Callable[..., Prediction], network: Any, embedding: TokenEmbedding, batch: Prompts,
+    end_id: int, generator: torch.Generator, steps: int = STEPS, stagger: float = 2.0,
+    final: str = "sample",
 ) -> Tensor:  # fmt: skip
-    """The tokens (B, T) of ancestral sampling in one loop: one draw of noise a step, then one uniform number a position."""
+    """The tokens (B, T) of ancestral sampling in one loop: one draw of noise a step, then one
+    uniform number a position.
+    """
     mask, schedule = batch.prompt_mask, network.schedule
     clean = embedding(batch.tokens)
     z = torch.where(mask[..., None], clean, torch.randn(clean.shape, generator=generator))
@@ -183,7 +199,9 @@ def ancestral_by_hand(
         t, s = (torch.where(mask, 0.0, grid[k + j]) for j in (0, 1))
         prediction = predict(z, t, before)
         before = prediction.z0_network
-        (a_t, v_t), (a_s, v_s) = ((schedule.alpha(x)[..., None], schedule.sigma(x)[..., None] ** 2) for x in (t, s))
+        (a_t, v_t), (a_s, v_s) = (
+            (schedule.alpha(x)[..., None], schedule.sigma(x)[..., None] ** 2) for x in (t, s)
+        )
         ratio = a_t / a_s
         var = (v_t - ratio**2 * v_s).clamp_min(0)
         mean = (ratio * v_s * z + a_s * var * prediction.z0) / v_t.clamp_min(1e-12)
@@ -193,7 +211,11 @@ def ancestral_by_hand(
         if final == "sample":
             cumulative = prediction.logits.double().softmax(-1).cumsum(-1)
             u = torch.rand(t.shape, generator=generator, dtype=torch.float64)
-            tokens = (cumulative / cumulative[..., -1:] <= u[..., None]).sum(-1).clamp_max(len(embedding.weight) - 1)
+            tokens = (
+                (cumulative / cumulative[..., -1:] <= u[..., None])
+                .sum(-1)
+                .clamp_max(len(embedding.weight) - 1)
+            )
         else:
             tokens = prediction.logits.argmax(-1)
         z = torch.where(((t > 0) & (s == 0))[..., None], embedding(tokens), z)
@@ -210,6 +232,8 @@ def ancestral_by_hand(
 
 
 def agree(tokens: Tensor, other: Tensor, batch: Prompts) -> float:
-    """The share of free positions with the same token. One of 84 may differ by rounding: a draw falls on an edge."""
+    """The share of free positions with the same token. One of 84 may differ by rounding: a draw
+    falls on an edge.
+    """
     free = ~batch.prompt_mask
     return float((tokens == other)[free].double().mean())

@@ -1,7 +1,8 @@
-"""Every sampler through `predict_step` on the enumerable table: its texts against the exact law, its log Z against log Z.
+"""Every sampler through `predict_step` on the enumerable table: its texts against the exact law,
+its log Z against log Z.
 
-χ² tests have a false-alarm rate of 10⁻³ each (`chi_square_ok`), means are held to 4.5 standard errors (7e-6). Seeds are
-fixed, so that an alarm is a change of the program.
+χ² tests have a false-alarm rate of 10⁻³ each (`chi_square_ok`), means are held to 4.5 standard
+errors (7e-6). Seeds are fixed, so that an alarm is a change of the program.
 """
 
 from pathlib import Path
@@ -60,8 +61,12 @@ def guided(table_parts: Path, sampler: Sampler, **options: Any) -> GuidedSampler
 def drawn(module: Any, batch: Prompts) -> Generations:
     (generations,) = module.predict_step(batch)
     given = batch.prompt_mask[:, 0].numpy() * np.log(NEXT[()])[batch.tokens[:, 0]]
-    np.testing.assert_allclose(generations.log_p.numpy(), LOG_P[codes(generations.tokens)] - given, atol=1e-5)
-    np.testing.assert_allclose(generations.reward.numpy(), REWARD[codes(generations.tokens)], atol=1e-6)
+    np.testing.assert_allclose(
+        generations.log_p.numpy(), LOG_P[codes(generations.tokens)] - given, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        generations.reward.numpy(), REWARD[codes(generations.tokens)], atol=1e-6
+    )
     return generations
 
 
@@ -72,7 +77,9 @@ def log_z(lam: float, first: int | None = None) -> float:
 
 
 def by_weight(law: np.ndarray, lam: float = LAM) -> np.ndarray:
-    """Of one of two draws of `law` by its weight exp(λ r): P(x) = 2 p(x) Σ_y p(y) w(x) / (w(x) + w(y))."""
+    """Of one of two draws of `law` by its weight exp(λ r): P(x) = 2 p(x) Σ_y p(y) w(x) / (w(x) +
+    w(y)).
+    """
     w = np.exp(lam * REWARD)
     out: np.ndarray = 2 * law * ((law / (w[:, None] + w)).sum(1) * w)
     return out
@@ -87,7 +94,9 @@ def names(moves: list[Move]) -> str:
 
 @pytest.mark.parametrize("moves", [[SUFFIX], [REDRAW], [SUFFIX, REDRAW]], ids=names)
 def test_annealed(table_parts: Path, moves: list[Move]) -> None:
-    """400 of 6,000 particles, whose own spread adds a sixth to χ²; p_θ, and π at half of λ, do not pass."""
+    """400 of 6,000 particles, whose own spread adds a sixth to χ²; p_θ, and π at half of λ, do
+    not pass.
+    """
     generations = drawn(guided(table_parts, Annealed(moves, particles=15, rounds=2)), free(400))
     assert chi_square_ok(generations.tokens, pi(LAM))
     assert not chi_square_ok(generations.tokens, P)
@@ -131,10 +140,11 @@ def test_tempering_returns_the_chain_at_lambda(table_parts: Path, temperatures: 
     ids=str,
 )
 def test_log_z_of_the_annealed_population(table_parts: Path, options: dict[str, int]) -> None:
-    """30 populations that begin with 500 texts each, given x_1 = 0 or 1: mean within 4.5 s.e. and 0.01 of the exact one.
+    """30 populations that begin with 500 texts each, given x_1 = 0 or 1: mean within 4.5 s.e. and
+    0.01 of the exact one.
 
-    0.01 is for the bias of log Ẑ and for the adaptation of the temperatures, O(1 / 500). Without what the pool knows a
-    mean would be off by more than 1.
+    0.01 is for the bias of log Ẑ and for the adaptation of the temperatures, O(1 / 500). Without
+    what the pool knows a mean would be off by more than 1.
     """
     for first in (0, 1):
         made = guided(table_parts, Annealed([SUFFIX], **options), lam=2.0, seed=first)
@@ -148,7 +158,9 @@ def test_log_z_of_the_annealed_population(table_parts: Path, options: dict[str, 
 
 
 def test_log_z_of_two_prompts_in_one_batch(table_parts: Path) -> None:
-    """Each text is told its own population's: 2,000 particles a prompt, within 0.1 (5 s.e.) of log Z given its first token."""
+    """Each text is told its own population's: 2,000 particles a prompt, within 0.1 (5 s.e.) of
+    log Z given its first token.
+    """
     tokens = torch.full((6, T), END)
     tokens[:, 0] = torch.tensor([0, 1, 1, 0, 1, 0])
     mask = torch.zeros_like(tokens, dtype=torch.bool)
@@ -192,7 +204,9 @@ def test_no_particle_is_picked_twice(sampler: Sampler) -> None:
 
 @pytest.mark.parametrize("resampling", ["systematic", "multinomial"])
 def test_twisted_smc_picks_by_weight(table_parts: Path, resampling: Any) -> None:
-    """Two particles and no resampling on the way: one of two samples of p_θ by its weight, 4,000 populations."""
+    """Two particles and no resampling on the way: one of two samples of p_θ by its weight, 4,000
+    populations.
+    """
     sampler = TwistedSMC(particles=2, ess=0.0, resampling=resampling)
     generations = drawn(guided(table_parts, sampler), apart(4000))
     assert chi_square_ok(generations.tokens, by_weight(P))
@@ -202,7 +216,9 @@ def test_twisted_smc_picks_by_weight(table_parts: Path, resampling: Any) -> None
 
 
 def test_twisted_smc_with_a_critic_and_resampling(table_parts: Path) -> None:
-    """A critic of random weights, resampling at every token: Ẑ of 400 populations of 8 is unbiased."""
+    """A critic of random weights, resampling at every token: Ẑ of 400 populations of 8 is
+    unbiased.
+    """
     sampler = TwistedSMC(particles=8, every=1, ess=1.0, resampling="multinomial")
     generations = drawn(guided(table_parts, sampler), apart(400))
     assert float(generations.diagnostics["resampled"].min()) == T - 1
@@ -215,7 +231,9 @@ def test_twisted_smc_with_a_critic_and_resampling(table_parts: Path) -> None:
 
 
 def one_step_law(table_parts: Path) -> np.ndarray:
-    """p_ψ of the factorised denoiser: Π_i softmax(bias)_{x_i} up to the end token, to the trace (0.3 %) that t = 1 leaves."""
+    """p_ψ of the factorised denoiser: Π_i softmax(bias)_{x_i} up to the end token, to the trace
+    (0.3 %) that t = 1 leaves.
+    """
     lm = same_table_lm()
     embedding = TokenEmbedding(lm.embedding_table(), len(lm.tokenizer))
     network = load_denoiser(str(table_parts / "factorised" / "denoiser"), embedding)
@@ -248,7 +266,9 @@ def steering(guidance: Guidance, **options: Any) -> ParticleSteering:
 
 @pytest.mark.parametrize("resampling", ["systematic", "stratified"])
 def test_smc_picks_by_weight(table_parts: Path, resampling: Any) -> None:
-    """Two particles of p_ψ, unguided: one of two by its weight, 4,000 populations; log Z is that of p_ψ."""
+    """Two particles of p_ψ, unguided: one of two by its weight, 4,000 populations; log Z is that
+    of p_ψ.
+    """
     law = one_step_law(table_parts)
     made = factorised(table_parts, steering(Unguided(), particles=2, resampling=resampling))
     generations = drawn(made, apart(4000))
@@ -259,7 +279,9 @@ def test_smc_picks_by_weight(table_parts: Path, resampling: Any) -> None:
 
 
 def test_guided_smc(table_parts: Path) -> None:
-    """Many particles, proposals guided by a critic of random weights: p_ψ(x) exp(λ r(x)), 400 of 6,000."""
+    """Many particles, proposals guided by a critic of random weights: p_ψ(x) exp(λ r(x)), 400 of
+    6,000.
+    """
     law = one_step_law(table_parts) * np.exp(LAM * REWARD)
     made = factorised(table_parts, steering(CriticGuidance(), particles=15))
     assert chi_square_ok(drawn(made, free(400)).tokens, law / law.sum())
@@ -277,9 +299,13 @@ def cut(rows: dict[tuple[int, ...], np.ndarray]) -> np.ndarray:
     return np.array(out)
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.8}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.8}], ids=str
+)
 def test_zero_shot(options: dict[str, Any]) -> None:
-    """4,000 texts; next tokens sharpened, of the two likeliest, of those that together have 80 %."""
+    """4,000 texts; next tokens sharpened, of the two likeliest, of those that together have 80
+    %.
+    """
     rows = {}
     for prefix, given in NEXT.items():
         share, order = given ** (1 / options.get("temperature", 1)), np.argsort(-given)
@@ -308,7 +334,8 @@ def test_best_of_n(sampler: BestOfN) -> None:
 
 @pytest.mark.parametrize("critic", ["critic", "soft"])
 def test_guided_decoding(table_parts: Path, critic: str) -> None:
-    """Next tokens in proportion to p exp(λ h), h a critic of random weights asked by hand; a soft critic's value is λ h.
+    """Next tokens in proportion to p exp(λ h), h a critic of random weights asked by hand; a soft
+    critic's value is λ h.
 
     4,000 texts; with the other unit they do not pass.
     """
@@ -320,7 +347,11 @@ def test_guided_decoding(table_parts: Path, critic: str) -> None:
     def value(prefix: tuple[int, ...]) -> float:
         text: Tensor = torch.tensor([*prefix, *[END] * (T - len(prefix))])
         clean = torch.arange(T) < (T if END in prefix else len(prefix))
-        return float(network(torch.where(clean[:, None], embedding(text), noise)[None], (~clean).float()[None]))
+        return float(
+            network(
+                torch.where(clean[:, None], embedding(text), noise)[None], (~clean).float()[None]
+            )
+        )
 
     laws = []
     for factor in (1.0, SOFT_LAM):

@@ -1,4 +1,6 @@
-"""What networks are asked: with the earlier estimate, at warped times, as often as `every` says, in the reward's units."""
+"""What networks are asked: with the earlier estimate, at warped times, as often as `every` says,
+in the reward's units.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,9 @@ def files(lm_folder: Path, parts: Path, critic: str = "critic") -> dict[str, Any
     return made | {"compare_base": False}
 
 
-def guided(lm_folder: Path, parts: Path, sampler: Sampler, lam: float = 1.0, critic: str = "critic") -> GuidedSamplerModule:
+def guided(
+    lm_folder: Path, parts: Path, sampler: Sampler, lam: float = 1.0, critic: str = "critic"
+) -> GuidedSamplerModule:
     return GuidedSamplerModule(Vowels(), sampler, **files(lm_folder, parts, critic), lam=lam)
 
 
@@ -79,16 +83,20 @@ class Asked:
 # Self-conditioning.
 
 
-def test_the_denoiser_is_conditioned_on_its_earlier_estimate(lm_folder: Path, parts: Path, lm: BaseLM) -> None:
-    """The module's texts are those of a loop that feeds ẑ_0 back, not those of one that does not."""
+def test_the_denoiser_is_conditioned_on_its_earlier_estimate(
+    lm_folder: Path, parts: Path, lm: BaseLM
+) -> None:
+    """The module's texts are those of a loop that feeds ẑ_0 back, not those of one that does
+    not.
+    """
     given = prompted(lm, PROMPTS)
     made = guided(lm_folder, parts, diffusion(Ancestral()), lam=0.0)
     (generations,) = made.predict_step(given)
     network = made.denoiser_network
     with_it, without = (
         ancestral_by_hand(
-            guided_by_hand(network, made.embedding, None, self_conditioned=told), network, made.embedding, given, lm.end_id,
-            seed_of(0, given.index),
+            guided_by_hand(network, made.embedding, None, self_conditioned=told), network,
+            made.embedding, given, lm.end_id, seed_of(0, given.index),
         )
         for told in (True, False)
     )  # fmt: skip
@@ -116,7 +124,16 @@ MALA = PredictorCorrector(accept=True)
         ParticleSteering(particles=1, steps=STEPS, stagger=2.0),
         diffusion(Ancestral(), guidance=ClassifierFree()),
     ],
-    ids=["ancestral", "ddim", "dpmpp_2m", "dia", "dia mala", "dia_literal", "smc", "classifier_free"],
+    ids=[
+        "ancestral",
+        "ddim",
+        "dpmpp_2m",
+        "dia",
+        "dia mala",
+        "dia_literal",
+        "smc",
+        "classifier_free",
+    ],
 )
 def test_every_sampler_feeds_the_estimate_back(
     lm_folder: Path, parts: Path, lm: BaseLM, sampler: Sampler, tmp_path: Path
@@ -147,8 +164,8 @@ def test_every_sampler_feeds_the_estimate_back(
 
 def labelled(lm_folder: Path, folder: Path) -> str:
     training = DenoiserModule(
-        str(lm_folder), width=16, layers=1, heads=2, max_length=LENGTH, init_from_lm=False, label_reward=Vowels(),
-        label_edges=[2.0, 4.0],
+        str(lm_folder), width=16, layers=1, heads=2, max_length=LENGTH, init_from_lm=False,
+        label_reward=Vowels(), label_edges=[2.0, 4.0],
     )  # fmt: skip
     randomise(training.network, 0.3)
     training.export(folder / "labelled")
@@ -156,19 +173,29 @@ def labelled(lm_folder: Path, folder: Path) -> str:
 
 
 def test_self_conditioning_in_training(lm_folder: Path, lm: BaseLM) -> None:
-    """The loss with an estimate is the cross-entropy of the network given its own ẑ_0, and another one without."""
-    module = DenoiserModule(str(lm_folder), width=16, layers=1, heads=2, max_length=LENGTH, init_from_lm=False)
+    """The loss with an estimate is the cross-entropy of the network given its own ẑ_0, and
+    another one without.
+    """
+    module = DenoiserModule(
+        str(lm_folder), width=16, layers=1, heads=2, max_length=LENGTH, init_from_lm=False
+    )
     torch.manual_seed(2)
     randomise(module.network, 0.3)
     tokens = prompted(lm, PROMPTS).tokens
     t = torch.rand(tokens.shape)
     noised = Noised(torch.randn(*tokens.shape, module.embedding.dim), t, t > 0.3)
     for estimated in (True, False):
-        before = module.network(noised.z, t).softmax(-1) @ module.embedding.weight if estimated else None
-        log_p = module.network(noised.z, t, before).log_softmax(-1).gather(2, tokens[..., None])[..., 0]
+        before = (
+            module.network(noised.z, t).softmax(-1) @ module.embedding.weight if estimated else None
+        )
+        log_p = (
+            module.network(noised.z, t, before).log_softmax(-1).gather(2, tokens[..., None])[..., 0]
+        )
         want = -log_p[noised.noised].sum()
         other = module.losses(tokens, noised, not estimated).total
-        torch.testing.assert_close(module.losses(tokens, noised, estimated).total, want, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(
+            module.losses(tokens, noised, estimated).total, want, rtol=1e-4, atol=1e-3
+        )
         assert abs(float((other - want).detach())) > 0.1
 
 
@@ -186,7 +213,9 @@ def test_levels_of_moves(
     levels: list[float],
     tilt: float,
 ) -> None:
-    """Denoiser (all but clean positions) at exactly the warped levels, the critic of the tilt at its own."""
+    """Denoiser (all but clean positions) at exactly the warped levels, the critic of the tilt at
+    its own.
+    """
     move = DenoiseAccept(Spans(2), rounds=2, levels=levels, tilt=tilt, tilt_level=0.3)
     made = guided(lm_folder, parts, sampler(moves=[move], rounds=6))
     assert made.denoiser_network is not None
@@ -202,7 +231,9 @@ def test_levels_of_moves(
 
 
 def test_strength_and_window_are_levels_too(lm_folder: Path, parts: Path, lm: BaseLM) -> None:
-    """A start at u = 0.6 is noised to t(0.6), and with a window from 0.6 to 1 only the first step is guided."""
+    """A start at u = 0.6 is noised to t(0.6), and with a window from 0.6 to 1 only the first
+    step is guided.
+    """
     guidance = CriticGuidance(scale=5.0, window=(0.59, 1.0))
     sampler = diffusion(Ancestral(), guidance=guidance, strength=0.6, stagger=0.0)
     made = guided(lm_folder, parts, sampler)
@@ -221,12 +252,16 @@ def test_strength_and_window_are_levels_too(lm_folder: Path, parts: Path, lm: Ba
 # Weighings.
 
 
-@pytest.mark.parametrize("prompts", [["a"] * 3, ["the good", "a", "the bad food"]], ids=["one prompt", "three"])
+@pytest.mark.parametrize(
+    "prompts", [["a"] * 3, ["the good", "a", "the bad food"]], ids=["one prompt", "three"]
+)
 @pytest.mark.parametrize("every", [1, 2, 3, 5])
 def test_twisted_smc_weighs_every_so_many_tokens(
     lm_folder: Path, parts: Path, lm: BaseLM, prompts: list[str], every: int
 ) -> None:
-    """The critic is asked about texts of p + every, p + 2 every, … tokens, p those of the shortest prompt, and of no others."""
+    """The critic is asked about texts of p + every, p + 2 every, … tokens, p those of the
+    shortest prompt, and of no others.
+    """
     given = prompted(lm, prompts)
     made = guided(lm_folder, parts, TwistedSMC(particles=8, every=every, ess=1.0))
     assert made.value is not None
@@ -234,14 +269,19 @@ def test_twisted_smc_weighs_every_so_many_tokens(
     (generations,) = made.predict_step(given)
     first = int(given.prompt_mask.sum(1).min())
     want = list(range(first + every, LENGTH, every))
-    # Longer prompts are settled from the start: the row with the fewest settled tokens tells the place.
+    # Longer prompts are settled from the start: the row with the fewest settled tokens tells the
+    # place.
     assert [int((t == 0).sum(1).min()) for t in asked.times] == want
     assert float(generations.diagnostics["resampled"].max()) == len(want)
 
 
 @pytest.mark.parametrize("every", [1, 2, 4])
-def test_smc_weighs_every_so_many_steps(lm_folder: Path, parts: Path, lm: BaseLM, every: int) -> None:
-    """Unguided, so that all that the critic is asked is for the weights; the last step has the reward itself."""
+def test_smc_weighs_every_so_many_steps(
+    lm_folder: Path, parts: Path, lm: BaseLM, every: int
+) -> None:
+    """Unguided, so that all that the critic is asked is for the weights; the last step has the
+    reward itself.
+    """
     sampler = ParticleSteering(Unguided(), particles=2, every=every, steps=STEPS, stagger=2.0)
     made = guided(lm_folder, parts, sampler)
     assert made.value is not None
@@ -264,7 +304,9 @@ def test_the_unit_of_the_critic(lm_folder: Path, parts: Path, lm: BaseLM, critic
 
     def by_hand(factor: float) -> Tensor:
         predict = guided_by_hand(network, made.embedding, lambda z, t: factor * value.critic(z, t))
-        return ancestral_by_hand(predict, network, made.embedding, given, lm.end_id, seed_of(0, given.index))
+        return ancestral_by_hand(
+            predict, network, made.embedding, given, lm.end_id, seed_of(0, given.index)
+        )
 
     right, wrong = (SOFT_LAM, 1.0) if critic == "critic" else (1.0, SOFT_LAM)
     assert agree(generations.tokens, by_hand(right), given) > 0.95

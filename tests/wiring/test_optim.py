@@ -1,4 +1,6 @@
-"""Weight decay acts on matrices alone: at a gradient of zero a step of AdamW shrinks them by lr × decay and nothing else."""
+"""Weight decay acts on matrices alone: at a gradient of zero a step of AdamW shrinks them by lr
+× decay and nothing else.
+"""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +37,9 @@ def make(kind: str, lm_folder: Path) -> Any:
 
 @pytest.mark.parametrize("kind", ["denoiser", "critic", "base model", "ppo"])
 def test_a_step_without_gradient(kind: str, lm_folder: Path) -> None:
-    """Every trained weight is given; matrices end at (1 − lr decay) times themselves, vectors to the bit; PPO has no decay."""
+    """Every trained weight is given; matrices end at (1 − lr decay) times themselves, vectors to
+    the bit; PPO has no decay.
+    """
     module = make(kind, lm_folder)
     module.trainer = SimpleNamespace(estimated_stepping_batches=1000)
     optimizer = module.configure_optimizers()["optimizer"]
@@ -65,5 +69,8 @@ def test_the_rate_of_the_schedule() -> None:
         rates.append(made["optimizer"].param_groups[0]["lr"])
         made["optimizer"].step()
         made["lr_scheduler"]["scheduler"].step()
-    falling = [0.4 * (0.05 + 0.95 * (1 + torch.cos(torch.tensor(torch.pi * k / 8)).item()) / 2) for k in range(9)]
+    falling = [
+        0.4 * (0.05 + 0.95 * (1 + torch.cos(torch.tensor(torch.pi * k / 8)).item()) / 2)
+        for k in range(9)
+    ]
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, *falling], rel=1e-6)

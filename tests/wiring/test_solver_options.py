@@ -1,6 +1,8 @@
-"""Every option of guided diffusion reaches the solver: the module's texts are those of the same sampling in plain loops.
+"""Every option of guided diffusion reaches the solver: the module's texts are those of the same
+sampling in plain loops.
 
-Each case also shows that its option changes the texts, so that a module which ignored it would fail.
+Each case also shows that its option changes the texts, so that a module which ignored it would
+fail.
 """
 
 from pathlib import Path
@@ -41,7 +43,9 @@ SOLVERS = {part.name: part for part in (Ancestral, DDIM, DPMpp2M, PredictorCorre
 OF_SOLVER = {"eta": "eta", "steps": "corrector_steps", "reading": "reading"}
 
 
-def module(lm_folder: Path, parts: Path, options: dict[str, Any], solver: str = "ancestral") -> GuidedSamplerModule:
+def module(
+    lm_folder: Path, parts: Path, options: dict[str, Any], solver: str = "ancestral"
+) -> GuidedSamplerModule:
     """`options` of `Diffusion` by name, but for λ and those of its solver and of its guidance."""
     rest = {"steps": STEPS, "stagger": 2.0} | options
     guidance = rest.pop("guidance", {})
@@ -95,7 +99,9 @@ def ancestral(made: GuidedSamplerModule, given: Prompts, options: dict[str, Any]
     ],
     ids=str,
 )  # fmt: skip
-def test_guidance_of_the_ancestral_solver(lm_folder: Path, parts: Path, lm: BaseLM, options: dict[str, Any]) -> None:
+def test_guidance_of_the_ancestral_solver(
+    lm_folder: Path, parts: Path, lm: BaseLM, options: dict[str, Any]
+) -> None:
     given, made = batch(lm), module(lm_folder, parts, options)
     (generations,) = made.predict_step(given)
     plain = ancestral(module(lm_folder, parts, {}), given, {})
@@ -103,7 +109,9 @@ def test_guidance_of_the_ancestral_solver(lm_folder: Path, parts: Path, lm: Base
     assert agree(generations.tokens, plain, given) < 0.8
 
 
-def drawn(made: GuidedSamplerModule, given: Prompts, solver: str, options: dict[str, Any]) -> Tensor:
+def drawn(
+    made: GuidedSamplerModule, given: Prompts, solver: str, options: dict[str, Any]
+) -> Tensor:
     """The solver as a function, with the estimate of the plain loop."""
     network = made.denoiser_network
     assert network is not None
@@ -116,8 +124,8 @@ def drawn(made: GuidedSamplerModule, given: Prompts, solver: str, options: dict[
     if "strength" in options:
         kept |= {"begin": source_rows(made.lm, given), "strength": options["strength"]}
     return draw_texts(
-        predictor(made, options), given, made.embedding, network.schedule, made.lm.end_id, seed_of(SEED, given.index),
-        solver, STEPS, 2.0, **kept,
+        predictor(made, options), given, made.embedding, network.schedule, made.lm.end_id,
+        seed_of(SEED, given.index), solver, STEPS, 2.0, **kept,
     )  # fmt: skip
 
 
@@ -132,11 +140,14 @@ def drawn(made: GuidedSamplerModule, given: Prompts, solver: str, options: dict[
             "dia",
             {"solver": {"eta": 0.8, "accept": True, "steps": 2}, "guidance": {"decay": 1.0}},
         ),
-        ("dia_literal", {"solver": {"eta": 0.5}}), ("dia_literal", {"solver": {"reading": "per_step"}}),
+        ("dia_literal", {"solver": {"eta": 0.5}}),
+        ("dia_literal", {"solver": {"reading": "per_step"}}),
     ],
     ids=str,
 )  # fmt: skip
-def test_options_of_the_other_solvers(lm_folder: Path, parts: Path, lm: BaseLM, solver: str, options: dict[str, Any]) -> None:
+def test_options_of_the_other_solvers(
+    lm_folder: Path, parts: Path, lm: BaseLM, solver: str, options: dict[str, Any]
+) -> None:
     given, made = batch(lm), module(lm_folder, parts, options, solver)
     (generations,) = made.predict_step(given)
     assert agree(generations.tokens, drawn(made, given, solver, options), given) > 0.95
@@ -145,7 +156,9 @@ def test_options_of_the_other_solvers(lm_folder: Path, parts: Path, lm: BaseLM, 
 
 @pytest.mark.parametrize("straight", [False, True])
 def test_the_reward_itself_guides(lm_folder: Path, parts: Path, lm: BaseLM, straight: bool) -> None:
-    """λ r of the denoiser's tokens, soft or the likeliest with the gradient of the soft ones, in the critic's place."""
+    """λ r of the denoiser's tokens, soft or the likeliest with the gradient of the soft ones, in
+    the critic's place.
+    """
     given = batch(lm)
     made = module(lm_folder, parts, {"guidance": RewardGradient(straight_through=straight)})
     assert made.value is None
@@ -164,7 +177,9 @@ def test_the_reward_itself_guides(lm_folder: Path, parts: Path, lm: BaseLM, stra
 
     def by_hand(straight: bool) -> Tensor:
         predict = guided_by_hand(network, embedding, log_value(straight))
-        return ancestral_by_hand(predict, network, embedding, given, made.lm.end_id, seed_of(SEED, given.index))
+        return ancestral_by_hand(
+            predict, network, embedding, given, made.lm.end_id, seed_of(SEED, given.index)
+        )
 
     (generations,) = made.predict_step(given)
     assert agree(generations.tokens, by_hand(straight), given) > 0.95
