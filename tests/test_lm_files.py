@@ -196,7 +196,7 @@ def test_two_processes_may_convert_at_once(tmp_path: Path, file: Path, cache: Pa
     (tmp_path / "convert.py").write_text("""
 import sys, time
 from pathlib import Path
-from dia_lightning import lm_files
+from dia_lightning.lm import files as lm_files
 
 convert, here = lm_files._convert, Path(__file__).parent
 
@@ -212,7 +212,7 @@ print(lm_files.folder_of(sys.argv[1]))
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(lm_files.__file__).parents[1]),
+        "PYTHONPATH": str(Path(lm_files.__file__).parents[2]),
     }
     running = [
         subprocess.Popen(
