@@ -32,7 +32,7 @@ from dia_lightning.data.text import train_tokenizer
 from dia_lightning.diffusion import loss, trunk
 from dia_lightning.meter import peak_memory_mib, reset_peak_memory
 from dia_lightning.rewards import Regex
-from dia_lightning.training import CriticModule, DenoiserModule
+from dia_lightning.training import AdamW, CriticModule, DenoiserModule, Network, Noising
 
 # Everything on a GPU but what grows with the rows; bytes.
 WEIGHT = {
@@ -97,7 +97,8 @@ def options_of(stem: str) -> dict[str, Any]:
     options: dict[str, Any] = yaml.safe_load(
         (ROOT / f"configs/{stem}.yaml").read_text(encoding="utf-8")
     )["model"]["init_args"]
-    return options
+    parts = {"network": Network, "noising": Noising, "optimizer": AdamW}
+    return {k: parts[k](**value) if k in parts else value for k, value in options.items()}
 
 
 def made(stem: str, folder: Path) -> Any:

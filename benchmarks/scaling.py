@@ -140,9 +140,9 @@ def network_of(options: dict[str, Any]) -> DenoiserNetwork:
     from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 
     size = {
-        name: options[name]
+        name: options["network"][name]
         for name in ("width", "layers", "heads", "max_length", "adapter_rank")
-        if name in options
+        if name in options["network"]
     }
     with torch.device("meta"):
         model, vocab = None, GPT2Config().vocab_size

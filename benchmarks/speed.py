@@ -165,12 +165,12 @@ def fit(steps: int = 26) -> Found:
     found = {}
     for name, make in (
         ("denoiser", DenoiserModule),
-        ("critic", lambda **o: CriticModule(VaderSentiment(), layers=4, **o)),
+        ("critic", lambda **o: CriticModule(VaderSentiment(), **o)),
     ):
         data = ModelSamples(
             "checkpoints/tiny/lm", n_texts=4096, n_val=64, max_length=40, batch_size=64
         )
-        module: Any = make(base_lm="checkpoints/tiny/lm", max_length=40, warmup_steps=1)
+        module: Any = make(base_lm="checkpoints/tiny/lm")
         data.prepare_data()
         data.setup("fit")
         rows = data.train_rows

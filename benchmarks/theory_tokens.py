@@ -34,7 +34,7 @@ from dia_lightning.sampling.positions import RandomTokens
 from dia_lightning.sampling.solvers import SOLVERS
 from dia_lightning.sampling.suffix import SuffixRegeneration
 from dia_lightning.training.critic import OBJECTIVES
-from dia_lightning.training.optim import adamw_warmup_cosine
+from dia_lightning.training.optim import AdamW
 from tests.oracles.enumerable import Enumerable
 from tests.oracles.listed import ListedTarget
 
@@ -109,7 +109,7 @@ def _train(
     network: nn.Module, loss: Loss, listed: Enumerable, steps: int, batch: int, seed: int
 ) -> None:
     """AdamW on fresh samples of p."""
-    recipe = adamw_warmup_cosine(network.named_parameters(), 3e-3, 0.0, steps // 20 + 1, steps)
+    recipe = AdamW(3e-3, 0.0, steps // 20 + 1).configure(network.named_parameters(), steps)
     optimizer, scheduler = recipe["optimizer"], recipe["lr_scheduler"]["scheduler"]
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     p = np.exp(listed.log_p)

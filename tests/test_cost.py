@@ -28,6 +28,7 @@ from dia_lightning.rewards.compose import WeightedSum
 from dia_lightning.samplers import BaseModel, BestOfN, Chains, Diffusion, GuidedSamplerModule
 from dia_lightning.training import CriticModule, DenoiserModule
 from dia_lightning.types import Cost, Prompts
+from tests.oracles.in_parts import in_parts
 
 KIT = Path("checkpoints/tiny")
 
@@ -175,9 +176,9 @@ def test_training_leaves_what_it_cost(tmp_path: Path, kind: str) -> None:
     def module() -> L.LightningModule:
         small = {"layers": 1, "max_length": 12, "init_from_lm": False, "width": 16, "heads": 2}
         return (
-            DenoiserModule(**small)
+            DenoiserModule(**in_parts(DenoiserModule, **small))
             if kind == "denoiser"
-            else CriticModule(VaderSentiment(), **small)
+            else CriticModule(VaderSentiment(), **in_parts(CriticModule, **small))
         )
 
     fit(module(), tmp_path / "whole", 4)

@@ -10,8 +10,12 @@ from dia_lightning import doctor
 def install(folder: Path, name: str, script: str) -> None:
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="utf-8")
-    (info / "entry_points.txt").write_text(f"[console_scripts]\n{script} = {name}:main\n", encoding="utf-8")
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="utf-8"
+    )
+    (info / "entry_points.txt").write_text(
+        f"[console_scripts]\n{script} = {name}:main\n", encoding="utf-8"
+    )
 
 
 @pytest.fixture
@@ -39,10 +43,15 @@ def test_a_second_owner(scripts: Path, capsys: pytest.CaptureFixture[str]) -> No
     out = capsys.readouterr().out
     assert "claimed by: dia-lightning, lightning-sdk\n" in out
     root = Path(doctor.__file__).parents[1]
-    assert f"mend: {scripts}/bin/python -m pip install --force-reinstall --no-deps --editable {root} " in out
+    assert (
+        f"mend: {scripts}/bin/python -m pip install --force-reinstall --no-deps --editable {root} "
+        in out
+    )
 
 
-@pytest.mark.parametrize(("content", "state"), [(None, "missing"), ("from lightning_sdk import main", "another's")])
+@pytest.mark.parametrize(
+    ("content", "state"), [(None, "missing"), ("from lightning_sdk import main", "another's")]
+)
 def test_a_script_that_was_replaced_or_deleted(
     scripts: Path, capsys: pytest.CaptureFixture[str], content: str | None, state: str
 ) -> None:

@@ -23,6 +23,7 @@ from dia_lightning.errors import UserError
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.settings import parser
 from dia_lightning.training import DenoiserModule
+from tests.oracles.in_parts import in_parts
 
 GIB = 1 << 30
 
@@ -49,7 +50,7 @@ def run(*arguments: str) -> None:
     parser.run(cli.prepare_arguments(list(arguments)))
 
 
-LM, SIZE = "runs/lm_tiny/lm", ["--model.width=32", "--model.layers=2", "--model.heads=2"]
+LM, SIZE = "runs/lm_tiny/lm", ["width=32", "layers=2", "heads=2"]
 SAMPLES = [
     f"--data.base_lm={LM}",
     "--data.n_texts=96",
@@ -57,7 +58,13 @@ SAMPLES = [
     "--data.shard_size=64",
     "--data.max_length=24",
 ]
-NOISED = [f"--model.base_lm={LM}", "--model.max_length=24", *SIZE, *SAMPLES, "--data.batch_size=16"]
+NOISED = [
+    f"--model.base_lm={LM}",
+    "--model.network.max_length=24",
+    *(f"--model.network.{x}" for x in SIZE),
+    *SAMPLES,
+    "--data.batch_size=16",
+]
 DDPM = ["--config", "configs/ddpm_tiny.yaml", *NOISED, "--trainer.val_check_interval=2"]
 TEXTS = [
     f"--model.base_lm={LM}",
@@ -105,7 +112,12 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Any:
             "--data.train_vocab_size=300",
             "--data.max_length=32",
         ]
-        small = ["--model.vocab_size=300", "--model.dropout=0", "--model.warmup_steps=10", *SIZE]
+        small = [
+            "--model.vocab_size=300",
+            "--model.dropout=0",
+            "--model.optimizer.warmup_steps=10",
+            *(f"--model.{x}" for x in SIZE),
+        ]
         steps = [
             "--trainer.max_steps=120",
             "--trainer.val_check_interval=60",
@@ -314,13 +326,29 @@ def test_a_checkpoint_samples_as_its_export_does(workshop: Path) -> None:
 
 def test_a_denoiser_begins_where_another_ended(workshop: Path) -> None:
     begun = DenoiserModule(
-        LM, init_from="runs/ddpm_tiny/denoiser", width=32, layers=2, heads=2, max_length=24
+        LM,
+        **in_parts(
+            DenoiserModule,
+            init_from="runs/ddpm_tiny/denoiser",
+            width=32,
+            layers=2,
+            heads=2,
+            max_length=24,
+        ),
     )
     for name, weight in load_file("runs/ddpm_tiny/denoiser/model.safetensors").items():
         assert torch.equal(begun.network.state_dict()[name], weight)
     with pytest.raises(UserError, match=r"init_from: .* does not fit a network of this size"):
         DenoiserModule(
-            LM, init_from="runs/ddpm_tiny/denoiser", width=32, layers=1, heads=2, max_length=24
+            LM,
+            **in_parts(
+                DenoiserModule,
+                init_from="runs/ddpm_tiny/denoiser",
+                width=32,
+                layers=1,
+                heads=2,
+                max_length=24,
+            ),
         )
 
 

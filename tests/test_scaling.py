@@ -22,6 +22,7 @@ from dia_lightning.meter import weights_of
 from dia_lightning.samplers.sharded import blocks_of
 from dia_lightning.settings import parser
 from dia_lightning.training import DenoiserModule
+from tests.oracles.in_parts import in_parts
 
 ROOT = Path(cli.__file__).parents[1]
 DOC = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
@@ -47,7 +48,7 @@ FIT = [
     "--data.n_texts=24",
     "--data.n_val=8",
     "--data.shard_size=8",
-    "--model.max_length=12",
+    "--model.network.max_length=12",
     "--trainer.val_check_interval=2",
 ]
 
@@ -170,7 +171,7 @@ def test_the_table_of_what_is_sent_is_the_arithmetic() -> None:
     options = yaml.safe_load((ROOT / "configs/ddpm_tiny.yaml").read_text(encoding="utf-8"))[
         "model"
     ]["init_args"]
-    network = DenoiserModule(**options).network
+    network = DenoiserModule(**in_parts(DenoiserModule, **options)).network
     shape = scaling.network_of({**options, "adapter_rank": 0})
     trunk = sum(p.numel() for p in network.trunk.parameters())
     assert (

@@ -17,7 +17,7 @@ from dia_lightning.rewards import CachedReward, call_reward
 from dia_lightning.types import Reward
 
 
-class Labeller:
+class RewardLabels:
     """Label k of 1 … K for a text whose reward is in (edges[k − 2], edges[k − 1]], the outer
     classes being open; 0 = none.
 
@@ -31,30 +31,21 @@ class Labeller:
         UserError: if one of them is not what it has to be.
     """
 
-    def __init__(self, reward: Reward | None, edges: Sequence[float] | None, drop: float) -> None:
-        option = "--model.init_args.label"
+    def __init__(self, reward: Reward, edges: list[float], drop: float = 0.1) -> None:
         if (
-            reward is None
-            or not edges
+            not edges
             or not all(map(math.isfinite, edges))
             or any(b <= a for a, b in pairwise(edges))
         ):
-            raise UserError(
-                f"{option}_edges: {edges} given, allowed: one or more rising numbers, with a"
-                " label_reward"
-            )
+            raise UserError(f"edges: {edges} given, allowed: one or more rising numbers")
         if reward.conditional:
             raise UserError(
-                f"{option}_reward: {reward.name!r} compares with a record, which a denoiser does"
-                " not see"
+                f"reward: {reward.name!r} compares with a record, which a denoiser does not see"
             )
         if not 0 < drop < 1:
-            raise UserError(f"{option}_drop: {drop} given, allowed: between 0 and 1")
-        self.reward, self.edges, self.drop = (
-            CachedReward(reward),
-            [float(edge) for edge in edges],
-            drop,
-        )
+            raise UserError(f"drop: {drop} given, allowed: between 0 and 1")
+        self.reward, self.drop = CachedReward(reward), drop
+        self.edges = [float(edge) for edge in edges]
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """(B,) int64 labels, on the CPU."""

@@ -17,13 +17,18 @@ from dia_lightning.diffusion.attention import attend
 from dia_lightning.errors import UserError
 
 
-@dataclass
+@dataclass(frozen=True)
 class NetworkSize:
-    """Size of a transformer: `width`, `layers`, `heads`, longest text `max_length` in tokens, kind
-    of positions.
+    """Size of a transformer.
 
-    `adapter_rank` above 0: the blocks are p_θ's own, frozen, with adapters of that rank (see
-        `adapted`).
+    Args:
+        width: of the hidden states, a multiple of 2 × heads.
+        layers: number of blocks.
+        heads: attention heads in each.
+        max_length: longest text in tokens, end token included.
+        rotary: rotary positions instead of learned ones.
+        adapter_rank: above 0 the blocks are p_θ's own, frozen and not repeated in checkpoints,
+            with adapters of this rank on every matrix (see `adapted`; Llama's architecture only).
     """
 
     width: int = 128
@@ -36,18 +41,12 @@ class NetworkSize:
     def __post_init__(self) -> None:
         for option in ("width", "layers", "heads", "max_length"):
             if getattr(self, option) < 1:
-                raise UserError(
-                    f"--model.init_args.{option}: {getattr(self, option)} given, at least 1 allowed"
-                )
+                raise UserError(f"{option}: {getattr(self, option)} given, allowed: 1 or more")
         if self.adapter_rank < 0:
-            raise UserError(
-                f"--model.init_args.adapter_rank: {self.adapter_rank} given, must be 0 (none) or"
-                " more"
-            )
+            raise UserError(f"adapter_rank: {self.adapter_rank} given, allowed: 0 (none) or more")
         if self.width % (2 * self.heads):
             raise UserError(
-                f"--model.init_args.width: {self.width} given, must be a multiple of 2 × heads"
-                f" ({self.heads})"
+                f"width: {self.width} given, allowed: multiples of 2 × heads ({self.heads})"
             )
 
     def check_length(self, length: int) -> None:

@@ -10,7 +10,14 @@ from typing import Any
 
 from dia_lightning.reports.html import Block, Heading, Sample, Samples, Table
 from dia_lightning.reports.labels import label, number, setting_name, value_name, written
-from dia_lightning.reports.results import NATS_ABOVE_BASE, Group, estimate, flatten, read_lines, setting_key
+from dia_lightning.reports.results import (
+    NATS_ABOVE_BASE,
+    Group,
+    estimate,
+    flatten,
+    read_lines,
+    setting_key,
+)
 
 _QUALITY = ("reward", "log_p_per_token", "perplexity", "distinct_2", "self_bleu")
 _COST = ("flops_per_text", "seconds_per_text", "latency_s_per_100_tokens", "peak_memory_mib")

@@ -19,7 +19,14 @@ from dia_lightning.reports.export import write_csv
 from dia_lightning.reports.html import Block, Details, Heading, Prose, Section, Terms
 from dia_lightning.reports.labels import label, number
 from dia_lightning.reports.plots import Plot, histogram
-from dia_lightning.reports.results import Group, Result, aggregate, read_lines, read_metrics, relative_to_base
+from dia_lightning.reports.results import (
+    Group,
+    Result,
+    aggregate,
+    read_lines,
+    read_metrics,
+    relative_to_base,
+)
 from dia_lightning.reports.study import GLOSSARY, versions, write_page
 
 _BASE = "zero_shot"

@@ -16,7 +16,17 @@ from dia_lightning.reports.blocks import (
     view,
 )
 from dia_lightning.reports.export import write_csv, write_hparams
-from dia_lightning.reports.html import Block, Details, Heading, Prose, Section, Table, Terms, page, to_markdown
+from dia_lightning.reports.html import (
+    Block,
+    Details,
+    Heading,
+    Prose,
+    Section,
+    Table,
+    Terms,
+    page,
+    to_markdown,
+)
 from dia_lightning.reports.labels import setting_name, value_name
 from dia_lightning.reports.plots import Plot
 from dia_lightning.reports.results import Group, Result, Study, aggregate, relative_to_base

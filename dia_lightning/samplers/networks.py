@@ -64,7 +64,7 @@ def load_labelled(
         has = "no labels" if labels is None else f"labels of the reward {labels['reward']!r}"
         raise UserError(
             f"--model.init_args.denoiser: {path} has {has}, needed are labels of {reward!r}, see"
-            " label_reward"
+            " labels"
         )
     return network, labels["n_labels"]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
@@ -103,7 +104,8 @@ class BuildingCLI(LightningCLI):
         name, colon, rest = str(error).partition(": ")
         if not colon or name not in inspect.signature(cls).parameters:
             return error
-        error.args = (f"{self._option([*path, 'init_args', name])}: {rest}",)
+        inner = [] if is_dataclass(cls) and _group_of(cls, self._settings) else ["init_args"]
+        error.args = (f"{self._option([*path, *inner, name])}: {rest}",)
         return error
 
     def _mistake(self, path: list[str], made: Any, error: BaseException) -> UserError:
@@ -119,7 +121,11 @@ class BuildingCLI(LightningCLI):
         """Of every class or function that the settings name: its option's path, its settings and
         itself.
         """
-        yield from _named([], self.config[self.subcommand])
+        yield from _named([], self._settings)
+
+    @property
+    def _settings(self) -> Namespace:
+        return self.config[self.subcommand]
 
     def _path(self, cls: type, kwargs: dict[str, Any]) -> list[str]:
         """The option that names `cls`; of several the one whose plain settings are `kwargs`."""
@@ -138,7 +144,8 @@ class BuildingCLI(LightningCLI):
             for path, given in found
             if all(given.get(name) == value for name, value in plain.items())
         ]
-        return next(iter(same or [path for path, _ in found]), [cls.__name__])
+        paths = same or [path for path, _ in found] or [_group_of(cls, self._settings)]
+        return paths[0] or [cls.__name__]
 
     def _refuse_null(self, path: list[str], cls: type, given: dict[str, Any]) -> None:
         """`null` passes jsonargparse for every type."""
@@ -167,6 +174,17 @@ def _named(path: list[str], setting: Any) -> Iterator[tuple[list[str], Any, Any]
             yield path, setting, made
         for key, value in (setting if isinstance(setting, dict) else vars(setting)).items():
             yield from _named([*path, key], value)
+
+
+def _group_of(cls: type, settings: Any, path: tuple[str, ...] = ()) -> list[str]:
+    """The path of the settings that make the dataclass `cls`, a group without a class path."""
+    if not isinstance(settings, Namespace | dict) or not is_dataclass(cls):
+        return []
+    inside = settings if isinstance(settings, dict) else vars(settings)
+    if set(inside) == {field.name for field in fields(cls)}:
+        return list(path)
+    found = (_group_of(cls, value, (*path, key)) for key, value in inside.items())
+    return next(filter(None, found), [])
 
 
 def leaves(name: str, setting: Any) -> Iterator[tuple[str, Any]]:

@@ -29,22 +29,46 @@ _NO_PATH = re.compile(r"Expected a dot import path string: (\S+)")
 _NOT_IMPORTED = re.compile(r"No module named|has no attribute|not a valid import path")
 
 # What options, samplers and classes of version 0.1.0 are called now.
-_MOVED = dict.fromkeys(
+_SAMPLER = dict.fromkeys(
     ("refine", "refine_steps", "rungs", "moves", "particles", "pool", "ess", "steps", "strength",
-     "stagger",
-     "corrector", "corrector_steps", "eta", "eta_decay", "reading", "gradient", "guidance_scale",
-     "guidance_decay",
-     "guidance_cap", "guidance_window", "temperature", "final", "n", "top_k", "top_p", "every",
-     "resampling",
-     "potential", "label", "scale", "reference", "method"),
+     "stagger", "corrector", "corrector_steps", "eta", "eta_decay", "reading", "gradient",
+     "guidance_scale", "guidance_decay", "guidance_cap", "guidance_window", "temperature", "final",
+     "n", "top_k", "top_p", "every", "resampling", "potential", "label", "scale", "reference",
+     "method"),
     "now part of --model.sampler",
 )  # fmt: skip
+_OPTIMIZER = {
+    name: f"now --model.optimizer.{name}" for name in ("lr", "weight_decay", "warmup_steps")
+}
+_NETWORK = {
+    name: f"now --model.network.{name}"
+    for name in (
+        "width", "layers", "heads", "max_length", "rotary", "adapter_rank", "tied_head",
+        "activation_checkpointing", "compile",
+    )
+} | {name: f"now --model.noising.{name}" for name in ("schedule", "normalise")}  # fmt: skip
+_START = {"init_from_lm": "now --model.init_from base_lm or random"}
+# Of each module where its options went.
+_MOVED = {
+    "GuidedSamplerModule": _SAMPLER,
+    "DenoiserModule": _OPTIMIZER | _NETWORK | _START | {
+        f"label_{name}": f"now --model.labels RewardLabels --model.labels.{name}"
+        for name in ("reward", "edges", "drop")
+    },
+    "CriticModule": _OPTIMIZER | _NETWORK | _START,
+    "LMModule": _OPTIMIZER,
+    "PPOModule": _OPTIMIZER | {
+        name: f"now --model.updates.{name}"
+        for name in ("epochs", "minibatches", "clip", "gradient_clip")
+    } | {name: f"now --model.estimator.{name}" for name in ("gae_lambda", "value_coef")},
+}  # fmt: skip
 _RENAMED = {
     "annealed": "Annealed", "base_lm": "Chains",
     "source": "Chains with --model.sampler.start Source",
     "ancestral": "Diffusion with --model.sampler.solver Ancestral",
     "ddim": "Diffusion with --model.sampler.solver DDIM",
     "dpmpp_2m": "Diffusion with --model.sampler.solver DPMpp2M", "dia": "Diffusion",
+    "ppo": "GAE", "rloo": "LeaveOneOut",
     "dia_literal": "Diffusion with --model.sampler.solver DiaLiteral",
     "dia_lightning.sampling.GuidedSamplerModule": "dia_lightning.GuidedSamplerModule",
     "dia_lightning.baselines.PPOModule": "dia_lightning.training.PPOModule",
@@ -100,16 +124,14 @@ def explain(
         # Of --model.moves.size argparse says --moves.size.
         name = next((a for a in typed if a == name or a.endswith(f".{name.lstrip('-')}")), name)
         owner, _, old = _bare(name).partition(".")
-        if owner == "model" and (now := _MOVED.get(old.partition(".")[0])):
+        if owner == "model" and (now := _moved(old)):
             return f"{name}: {now}; {_MIGRATION}"
         return f"{name}: unknown option{_near(name, options)}"
     if found := _NO_VALUE.search(leaf):
         return _without_value(found[1], arguments)
     if found := _UNKNOWN.search(leaf):
         option = typed_option([*path, *found[1].split(".")], arguments)[0]
-        if class_path.endswith(".GuidedSamplerModule") and (
-            now := _MOVED.get(found[1].partition(".")[0])
-        ):
+        if now := _moved(found[1], class_path):
             return f"{option}: {now}; {_MIGRATION}"
         return f"{option}: unknown option{_near(found[1], _parameters(class_path), class_path)}"
     if found := _REQUIRED.search(leaf):
@@ -148,6 +170,15 @@ def explain(
         f"{option}: {given + ' given, ' if given else ''}{reason[:1].lower()}{reason[1:]}"
         if path
         else reason
+    )
+
+
+def _moved(option: str, class_path: str = "") -> str | None:
+    """Where an option of a module went, of `class_path` or of any."""
+    module = class_path.rpartition(".")[2]
+    tables = list(_MOVED.values()) if not module else [_MOVED.get(module, {})]
+    return next(
+        (table[name] for table in tables if (name := option.partition(".")[0]) in table), None
     )
 
 

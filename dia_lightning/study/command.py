@@ -123,7 +123,14 @@ def _run_all(waiting: Sequence[Cell], n_finished: int, jobs: int, outcomes: dict
 
 def _shown(ended: Iterator[tuple[Cell, Outcome]], n: int) -> Iterator[tuple[Cell, Outcome]]:
     """The same, with a bar on a terminal, else a line a cell."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     screen = console()
     rate = TextColumn("{task.fields[rate]}")

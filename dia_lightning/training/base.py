@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from dia_lightning.diffusion.checkpoint import read_network, save_network
 from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.loss import Noised, draw_times, noise
 from dia_lightning.diffusion.schedule import make_schedule
+from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.errors import UserError
 from dia_lightning.lm.base_lm import BaseLM
-from dia_lightning.training.optim import adamw_warmup_cosine, check_recipe
+from dia_lightning.training.optim import AdamW
 from dia_lightning.training.watched import WatchedModule
 from dia_lightning.types import text_mask
 
@@ -26,6 +28,42 @@ BANDS = [f"u_{band / N_BANDS:.1f}_{(band + 1) / N_BANDS:.1f}" for band in range(
 # How far a compiled network may be off, without and with autocast: fused, fewer results are rounded
 # to bfloat16 in between.
 _COMPILED = {False: 1e-4, True: 1e-2}
+
+
+@dataclass(frozen=True)
+class Network(NetworkSize):
+    """The transformer that is trained, and how it runs.
+
+    Args:
+        tied_head: read out by the frozen embedding table instead of by a trained matrix (denoiser
+            only).
+        activation_checkpointing: run each block again in the backward pass instead of keeping what
+            it computed: less memory for more time, with the same loss and gradients.
+        compile: the blocks, by torch.compile, at the first batch, whose loss must stay the same.
+    """
+
+    tied_head: bool = False
+    activation_checkpointing: bool = False
+    compile: bool = False
+
+    @property
+    def size(self) -> NetworkSize:
+        """What a checkpoint's config.json says of it."""
+        return NetworkSize(**{f.name: getattr(self, f.name) for f in fields(NetworkSize)})
+
+
+@dataclass(frozen=True)
+class Noising:
+    """The forward process: what is noised, and how.
+
+    Args:
+        schedule: `cosine`, `sqrt` or `linear`.
+        normalise: scale each token embedding to one norm; false = as they are, as in the original
+            proposal (see `TokenEmbedding`).
+    """
+
+    schedule: str = "cosine"
+    normalise: bool = True
 
 
 class NoisedRowsModule(WatchedModule):
@@ -38,25 +76,24 @@ class NoisedRowsModule(WatchedModule):
     """
 
     def __init__(
-        self, base_lm: str, normalise: bool, schedule: str, denoiser: str | None,
-        max_length: int, lr: float, weight_decay: float, warmup_steps: int, seed: int,
+        self, base_lm: str, network: Network, noising: Noising, denoiser: str | None,
+        optimizer: AdamW, seed: int,
     ) -> None:  # fmt: skip
         super().__init__()
-        check_recipe(lr, weight_decay, warmup_steps)
         if not 0 <= seed < 1 << 32:
-            raise UserError(f"--model.init_args.seed: {seed} given, allowed are 0 to 4294967295")
-        self.base_lm_name, self.max_length, self.seed = base_lm, max_length, seed
-        self.lr, self.weight_decay, self.warmup_steps = lr, weight_decay, warmup_steps
+            raise UserError(f"seed: {seed} given, allowed: 0 to 4294967295")
+        self.base_lm_name, self.max_length, self.seed = base_lm, network.max_length, seed
+        self.optimizer = optimizer
         self.lm = BaseLM.load(base_lm)
-        if max_length > self.lm.max_length:
+        if self.max_length > self.lm.max_length:
             raise UserError(
-                f"--model.init_args.max_length: {max_length} given, {base_lm} allows at most"
+                f"max_length: {self.max_length} given, {base_lm} allows at most"
                 f" {self.lm.max_length}"
             )
         self.embedding = TokenEmbedding(
-            self.lm.embedding_table(), len(self.lm.tokenizer), normalise
+            self.lm.embedding_table(), len(self.lm.tokenizer), noising.normalise
         )
-        self.schedule_name, self.schedule = schedule, make_schedule(schedule)
+        self.schedule_name, self.schedule = noising.schedule, make_schedule(noising.schedule)
         if denoiser is not None:
             settings, weights = read_network(
                 denoiser, "denoiser", "--model.init_args.denoiser", self.embedding
@@ -102,10 +139,10 @@ class NoisedRowsModule(WatchedModule):
         if isinstance(self.network.trunk, AdaptedTrunk):
             self.lm.to(self.device)
 
-    def prepare_blocks(self, activation_checkpointing: bool, compile_blocks: bool) -> None:
+    def prepare_blocks(self, network: Network) -> None:
         """Have the blocks run again in the backward pass, and compile them at the first batch."""
-        self.network.trunk.checkpointed = activation_checkpointing
-        self.to_compile = compile_blocks
+        self.network.trunk.checkpointed = network.activation_checkpointing
+        self.to_compile = network.compile
 
     def compile_once(self, loss: Callable[[], Tensor]) -> None:
         """Compile the blocks if that was asked for, and see that the first batch's loss stays what
@@ -185,9 +222,7 @@ class NoisedRowsModule(WatchedModule):
 
     def configure_optimizers(self) -> Any:
         total = int(self.trainer.estimated_stepping_batches)
-        return adamw_warmup_cosine(
-            self.network.named_parameters(), self.lr, self.weight_decay, self.warmup_steps, total
-        )
+        return self.optimizer.configure(self.network.named_parameters(), total)
 
     def settings(self) -> dict[str, Any]:
         """What loading needs to build the network again; JSON values only."""

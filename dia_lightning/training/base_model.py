@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dia_lightning.errors import UserError
 from dia_lightning.numerics import float32_default
-from dia_lightning.training.optim import adamw_warmup_cosine, check_recipe
+from dia_lightning.training.optim import AdamW
 from dia_lightning.training.watched import WatchedModule
 from dia_lightning.types import text_mask
 
@@ -22,10 +22,11 @@ class LMModule(WatchedModule):
     Args:
         vocab_size: rows of the embedding table; must equal the tokenizer's size.
         width: embedding width d; narrow, because the diffusion runs in this space.
-        layers, heads: transformer blocks and attention heads in each.
+        layers: transformer blocks.
+        heads: attention heads in each.
         positions: longest text in tokens, start token included.
         dropout: applied to embeddings, attention and residual branches.
-        lr, weight_decay, warmup_steps: AdamW with warm-up and cosine decay to the end of training.
+        optimizer: learning rate, its warm-up, and weight decay.
     """
 
     def __init__(
@@ -36,14 +37,11 @@ class LMModule(WatchedModule):
         heads: int = 4,
         positions: int = 96,
         dropout: float = 0.1,
-        lr: float = 2e-3,
-        weight_decay: float = 0.1,
-        warmup_steps: int = 200,
+        optimizer: AdamW = AdamW(lr=2e-3, weight_decay=0.1),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         from transformers import GPT2Config, GPT2LMHeadModel
 
-        check_recipe(lr, weight_decay, warmup_steps)
         sizes = {
             "vocab_size": vocab_size,
             "width": width,
@@ -62,7 +60,7 @@ class LMModule(WatchedModule):
             raise UserError(
                 f"--model.init_args.dropout: {dropout} given, allowed is 0 ≤ dropout < 1"
             )
-        self.lr, self.weight_decay, self.warmup_steps = lr, weight_decay, warmup_steps
+        self.optimizer = optimizer
         config = GPT2Config(
             vocab_size=vocab_size, n_embd=width, n_layer=layers, n_head=heads,
             n_positions=positions, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout,
@@ -106,9 +104,7 @@ class LMModule(WatchedModule):
 
     def configure_optimizers(self) -> Any:
         total = int(self.trainer.estimated_stepping_batches)
-        return adamw_warmup_cosine(
-            self.named_parameters(), self.lr, self.weight_decay, self.warmup_steps, total
-        )
+        return self.optimizer.configure(self.named_parameters(), total)
 
     def export(self, folder: Path) -> None:
         """Write the model and its tokenizer in transformers' format (safetensors), loadable as

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from dia_lightning.diffusion.critic import CriticNetwork
 from dia_lightning.diffusion.loss import Noised
-from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.errors import UserError
 from dia_lightning.numerics import float32_default
 from dia_lightning.rewards import CachedReward, call_reward
-from dia_lightning.training.base import BANDS, N_BANDS, NoisedRowsModule
+from dia_lightning.training.base import BANDS, N_BANDS, Network, NoisedRowsModule, Noising
+from dia_lightning.training.optim import AdamW
 from dia_lightning.types import Reward
 
 
@@ -24,16 +24,14 @@ class CriticModule(NoisedRowsModule):
     Args:
         reward: any `Reward`; called on decoded texts, each text once.
         base_lm: hub id or folder of p_θ.
-        normalise: as for the denoiser.
-        denoiser: checkpoint whose noise schedule, with its warp, is used; nothing = `schedule`
-            unwarped.
+        network: the transformer; begun from base_lm its width and heads are those of base_lm.
+        noising: the forward process, its schedule unwarped.
+        denoiser: checkpoint whose noise schedule, with its warp, is used instead.
         objective: `mse` (E[r | z_t]), `soft` (log E[exp(λ r) | z_t]) or `clean` (r on clean text
             only, the original proposal).
         lam: λ of `soft`, in 1 / reward; not used by the others.
-        schedule: as for the denoiser, where no `denoiser` is given. width, layers, heads, rotary,
-        adapter_rank, max_length, init_from_lm: the transformer, as for the denoiser.
-        lr, weight_decay, warmup_steps: AdamW with warm-up and cosine decay to the end of training.
-        activation_checkpointing, compile: as for the denoiser.
+        init_from: what the weights begin from: `base_lm` (its own blocks) or `random`.
+        optimizer: learning rate, its warm-up, and weight decay.
         seed: of the noise.
     """
 
@@ -41,47 +39,32 @@ class CriticModule(NoisedRowsModule):
         self,
         reward: Reward,
         base_lm: str = "checkpoints/tiny/lm",
-        normalise: bool = True,
+        network: Network = Network(layers=4),  # noqa: B008 (frozen)
+        noising: Noising = Noising(),  # noqa: B008
         denoiser: str | None = None,
         objective: str = "mse",
         lam: float = 1.0,
-        schedule: str = "cosine",
-        width: int = 128,
-        layers: int = 4,
-        heads: int = 4,
-        rotary: bool = False,
-        adapter_rank: int = 0,
-        max_length: int = 40,
-        init_from_lm: bool = True,
-        lr: float = 1e-3,
-        weight_decay: float = 0.01,
-        warmup_steps: int = 100,
-        activation_checkpointing: bool = False,
-        compile: bool = False,
+        init_from: str = "base_lm",
+        optimizer: AdamW = AdamW(warmup_steps=100),  # noqa: B008
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            base_lm, normalise, schedule, denoiser, max_length, lr, weight_decay, warmup_steps, seed
-        )
+        super().__init__(base_lm, network, noising, denoiser, optimizer, seed)
         if objective not in OBJECTIVES:
-            raise UserError(
-                f"--model.init_args.objective: {objective!r} given, allowed are"
-                f" {', '.join(OBJECTIVES)}"
-            )
+            raise UserError(f"objective: {objective!r} given, allowed: {', '.join(OBJECTIVES)}")
         if objective == "soft" and lam == 0:
-            raise UserError(
-                "--model.init_args.lam: 0 given, --model.init_args.objective soft needs another λ"
-            )
+            raise UserError("lam: 0 given, the objective soft needs another λ")
+        if init_from not in ("base_lm", "random"):
+            raise UserError(f"init_from: {init_from!r} given, allowed: base_lm, random")
+        if network.tied_head:
+            raise UserError("tied_head: true given, a critic reads out no tokens; allowed: false")
         if reward.conditional:
             raise UserError(
-                f"--model.init_args.reward: {reward.name!r} compares with a record, which a critic"
-                " does not see"
+                f"reward: {reward.name!r} compares with a record, which a critic does not see"
             )
         self.reward, self.objective, self.lam = CachedReward(reward), objective, lam
-        size = NetworkSize(width, layers, heads, max_length, rotary, adapter_rank)
-        self.network = CriticNetwork(self.embedding.dim, self.schedule, size, self.lm.model)
-        self.prepare_blocks(activation_checkpointing, compile)
-        if init_from_lm:
+        self.network = CriticNetwork(self.embedding.dim, self.schedule, network.size, self.lm.model)
+        self.prepare_blocks(network)
+        if init_from == "base_lm":
             self.network.trunk.init_from_lm(self.lm.model, self.lm.bos_id, self.embedding.unit)
 
     def on_fit_start(self) -> None:

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from dia_lightning.diffusion.checkpoint import load_weights, read_network
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
-from dia_lightning.diffusion.labels import Labeller
+from dia_lightning.diffusion.labels import RewardLabels
 from dia_lightning.diffusion.loss import LOSSES, Noised, expected_embedding, summed, warp_knots
-from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.errors import UserError
 from dia_lightning.numerics import float32_default
-from dia_lightning.training.base import BANDS, N_BANDS, NoisedRowsModule
-from dia_lightning.types import Reward
+from dia_lightning.training.base import BANDS, N_BANDS, Network, NoisedRowsModule, Noising
+from dia_lightning.training.optim import AdamW
 
 _BINS = 100  # of t, for the running loss
 
@@ -36,31 +35,19 @@ class DenoiserModule(NoisedRowsModule):
     Args:
         base_lm: hub id, folder or `.gguf` file of p_θ, whose embeddings are noised (see
             `BaseLM.load`).
-        normalise: scale each embedding to one norm; false = as they are, as in the original
-            proposal (see `TokenEmbedding`).
-        schedule: `cosine`, `sqrt` or `linear`; bent by time warping while training goes on.
+        network: the transformer; begun from base_lm its width and heads are those of base_lm.
+        noising: the forward process; the schedule is bent by time warping while training goes on.
         loss: `ce` (cross-entropy), `eps` (‖ε − ε_ψ‖²) or `x0` (‖z_0 − ẑ_0‖²), on noised positions
             only.
-        width, layers, heads, rotary: the transformer; with `init_from_lm` width and heads are those
-            of base_lm.
-        adapter_rank: above 0 the blocks and the head are p_θ's own, frozen and not repeated in
-            checkpoints, with adapters of this rank on every matrix (see `adapted`; Llama's
-            architecture only).
-        max_length: longest text in tokens, end token included.
-        tied_head: read out by the frozen embedding table instead of by a trained one.
-        init_from_lm: start from p_θ's own blocks, attention made bidirectional.
-        init_from: start from this denoiser (folder or `.ckpt`) of the same base_lm and size
-            instead.
-        label_reward, label_edges, label_drop: for classifier-free guidance, condition it on labels
-            too: the class of each text's reward between these edges, left out of a share of the
-            texts (see `Labeller`).
+        init_from: what the weights begin from: `base_lm` (its own blocks, attention made
+            bidirectional), `random`, or a denoiser (folder or `.ckpt`) of the same base_lm and
+            size.
+        labels: for classifier-free guidance, condition the network on the class of each text's
+            reward too.
         self_condition: every so many steps the network is given an earlier ẑ_0 of its own; 0 =
             never.
         time_warp: steps between two updates of the warp; 0 = never.
-        lr, weight_decay, warmup_steps: AdamW with warm-up and cosine decay to the end of training.
-        activation_checkpointing: run each block again in the backward pass instead of keeping what
-            it computed: less memory for more time, with the same loss and gradients.
-        compile: the blocks, by torch.compile, at the first batch, whose loss must stay the same.
+        optimizer: learning rate, its warm-up, and weight decay.
         seed: of the noise.
     """
 
@@ -69,60 +56,38 @@ class DenoiserModule(NoisedRowsModule):
     def __init__(
         self,
         base_lm: str = "checkpoints/tiny/lm",
-        normalise: bool = True,
-        schedule: str = "cosine",
+        network: Network = Network(),  # noqa: B008 (frozen)
+        noising: Noising = Noising(),  # noqa: B008
         loss: str = "ce",
-        width: int = 128,
-        layers: int = 6,
-        heads: int = 4,
-        rotary: bool = False,
-        adapter_rank: int = 0,
-        max_length: int = 40,
-        tied_head: bool = False,
-        init_from_lm: bool = True,
-        init_from: str | None = None,
-        label_reward: Reward | None = None,
-        label_edges: list[float] | None = None,
-        label_drop: float = 0.1,
+        init_from: str = "base_lm",
+        labels: RewardLabels | None = None,
         self_condition: int = 2,
         time_warp: int = 100,
-        lr: float = 1e-3,
-        weight_decay: float = 0.01,
-        warmup_steps: int = 200,
-        activation_checkpointing: bool = False,
-        compile: bool = False,
+        optimizer: AdamW = AdamW(),  # noqa: B008
         seed: int = 0,
     ) -> None:
-        super().__init__(
-            base_lm, normalise, schedule, None, max_length, lr, weight_decay, warmup_steps, seed
-        )
+        super().__init__(base_lm, network, noising, None, optimizer, seed)
         for option, value in (("time_warp", time_warp), ("self_condition", self_condition)):
             if value < 0:
-                raise UserError(
-                    f"--model.init_args.{option}: {value} given, must be 0 (never) or more"
-                )
+                raise UserError(f"{option}: {value} given, allowed: 0 (never) or more")
         if loss not in LOSSES:
-            raise UserError(
-                f"--model.init_args.loss: {loss!r} given, allowed are {', '.join(LOSSES)}"
-            )
+            raise UserError(f"loss: {loss!r} given, allowed: {', '.join(LOSSES)}")
         self.loss_name, self.time_warp, self.self_condition = loss, time_warp, self_condition
-        size = NetworkSize(width, layers, heads, max_length, rotary, adapter_rank)
-        labelled = label_reward is not None or label_edges is not None
-        self.labeller = Labeller(label_reward, label_edges, label_drop) if labelled else None
-        self.label_reward = self.labeller and self.labeller.reward  # whose calls Export counts
-        n_labels = len(label_edges or []) + 1 if labelled else 0
+        self.labeller = labels
+        self.label_reward = labels and labels.reward  # whose calls Export counts
+        n_labels = len(labels.edges) + 1 if labels else 0
         self.network = DenoiserNetwork(
-            self.embedding, self.schedule, size, tied_head, n_labels, self.lm.model
+            self.embedding, self.schedule, network.size, network.tied_head, n_labels, self.lm.model
         )
-        if init_from is not None:
-            self._init_from(init_from)
-        elif init_from_lm:
+        if init_from == "base_lm":
             self.network.init_from_lm(self.lm.model, self.lm.bos_id)
-        self.prepare_blocks(activation_checkpointing, compile)
+        elif init_from != "random":
+            self._init_from(init_from)
+        self.prepare_blocks(network)
         self.register_buffer("loss_in_bin", torch.full((_BINS,), -1.0))
 
     def _init_from(self, path: str) -> None:
-        option = "--model.init_args.init_from"
+        option = "init_from"
         settings, weights = read_network(path, "denoiser", option, self.embedding)
         if self.network.labels is not None:
             weights.setdefault("labels.weight", self.network.labels.weight.detach())

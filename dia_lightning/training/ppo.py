@@ -4,6 +4,8 @@ compared with.
 
 from __future__ import annotations
 
+from abc import ABC
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +17,11 @@ from dia_lightning.errors import UserError
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.numerics import float32_default
 from dia_lightning.rewards import CachedReward, call_reward
+from dia_lightning.samplers.base import require, require_counts
 from dia_lightning.sampling.annealing import crowd_of
 from dia_lightning.target import seen_texts
 from dia_lightning.training.lora import add_adapters, merged
-from dia_lightning.training.optim import adamw_warmup_cosine, check_recipe
+from dia_lightning.training.optim import AdamW
 from dia_lightning.training.ppo_loss import (
     adapted_beta,
     clipped_loss,
@@ -32,7 +35,55 @@ from dia_lightning.training.ppo_loss import (
 from dia_lightning.training.watched import WatchedModule
 from dia_lightning.types import Prompts, Reward, scored_mask
 
-ESTIMATORS = ("ppo", "rloo")
+
+class Estimator(ABC):
+    """How much better than expected each drawn text was: the baseline of the policy gradient."""
+
+
+@dataclass(frozen=True)
+class GAE(Estimator):
+    """Advantages of every token by a value head on the last hidden state, whitened: PPO (Schulman
+    et al. 2017, Ziegler et al. 2019).
+
+    Args:
+        gae_lambda: λ of generalised advantage estimation, 0 to 1.
+        value_coef: weight of the value loss, 0 or more.
+    """
+
+    gae_lambda: float = 0.95
+    value_coef: float = 0.1
+
+    def __post_init__(self) -> None:
+        require("gae_lambda", self.gae_lambda, 0 <= self.gae_lambda <= 1, "0 to 1")
+        require("value_coef", self.value_coef, self.value_coef >= 0, "0 or more")
+
+
+@dataclass(frozen=True)
+class LeaveOneOut(Estimator):
+    """Texts of the same prompt are each other's baseline: RLOO (Ahmadian et al. 2024)."""
+
+
+@dataclass(frozen=True)
+class Updates:
+    """What a batch of texts is used for.
+
+    Args:
+        epochs: passes over each batch of texts.
+        minibatches: optimiser steps a pass.
+        clip: ε, between 0 and 1: how far the probability ratio (of a token with GAE, of a text
+            with LeaveOneOut) may pay to move in one batch.
+        gradient_clip: largest norm of a gradient (the Trainer's own option does not work here).
+    """
+
+    epochs: int = 2
+    minibatches: int = 2
+    clip: float = 0.2
+    gradient_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_counts(self, "epochs", "minibatches")
+        require("clip", self.clip, 0 < self.clip < 1, "between 0 and 1")
+        require("gradient_clip", self.gradient_clip, self.gradient_clip > 0, "above 0")
 
 
 class Rollout(NamedTuple):
@@ -62,65 +113,42 @@ class PPOModule(WatchedModule):
     Args:
         reward: any `Reward`.
         base_lm: hub id or folder of p_θ.
-        estimator: `ppo` (value head on the last hidden state, advantages of every token by GAE,
-            whitened; Schulman et al. 2017, Ziegler et al. 2019) or `rloo` (texts of the same prompt
-            are each other's baseline; Ahmadian et al. 2024).
+        estimator: `GAE` (PPO) or `LeaveOneOut` (RLOO).
         beta: β, price of a nat of KL in units of r; 0.125 is λ = 8.
-        target_kl: KL in nats a text to which β is then adapted (Ziegler et al. 2019); by default β
-            is fixed.
-        clip: ε, how far the probability ratio (of a token for ppo, of a text for rloo) may pay to
-            move in one batch.
-        gae_lambda: λ of GAE, of ppo only.
-        value_coef: weight of the value loss, of ppo only.
-        epochs: passes over each batch of texts. minibatches: optimiser steps a pass.
-        gradient_clip: largest norm of a gradient (the Trainer's own option does not work here).
+        target_kl: KL in nats a text to which β is then adapted (Ziegler et al. 2019); null: β is
+            fixed.
+        updates: how often each batch of texts is learned from, and how far the policy may move.
         lora_rank: train low-rank adapters of this rank (see `lora.add_adapters`) and the value head
             instead of all weights; they need a larger lr. The exported policy has them merged.
-        lr, warmup_steps: Adam with warm-up and cosine decay to the end of training.
+        optimizer: learning rate, its warm-up, and weight decay.
         seed: of all randomness.
     """
 
     beta_now: Tensor
 
-    mend = "lower --model.init_args.lr or --model.init_args.gradient_clip"
+    mend = "lower lr or gradient_clip"
 
     def __init__(
         self,
         reward: Reward,
         base_lm: str = "checkpoints/tiny/lm",
-        estimator: str = "ppo",
+        estimator: Estimator = GAE(),
         beta: float = 0.125,
         target_kl: float | None = None,
-        clip: float = 0.2,
-        gae_lambda: float = 0.95,
-        value_coef: float = 0.1,
-        epochs: int = 2,
-        minibatches: int = 2,
-        gradient_clip: float = 1.0,
+        updates: Updates = Updates(),
         lora_rank: int | None = None,
-        lr: float = 1e-4,
-        warmup_steps: int = 10,
+        optimizer: AdamW = AdamW(lr=1e-4, weight_decay=0.0, warmup_steps=10),  # noqa: B008
         seed: int = 0,
     ) -> None:
         super().__init__()
-        given = dict(locals())
-        check_recipe(lr, 0.0, warmup_steps)
-        for option, (fits, allowed) in _limits(given).items():
-            if not fits:
-                raise UserError(
-                    f"--model.init_args.{option}: {given[option]!r} given, allowed: {allowed}"
-                )
+        require("beta", beta, beta > 0, "above 0")
+        fits = target_kl is None or target_kl > 0
+        require("target_kl", target_kl, fits, "above 0, or null for a fixed beta")
+        require("seed", seed, 0 <= seed < 1 << 32, "0 to 4294967295")
         self.automatic_optimization = False
         self.reward, self.base_lm, self.estimator = reward, base_lm, estimator
-        self.beta, self.target_kl, self.clip, self.gae_lambda, self.value_coef = (
-            beta,
-            target_kl,
-            clip,
-            gae_lambda,
-            value_coef,
-        )
-        self.epochs, self.minibatches, self.gradient_clip = epochs, minibatches, gradient_clip
-        self.lora_rank, self.lr, self.warmup_steps, self.seed = lora_rank, lr, warmup_steps, seed
+        self.beta, self.target_kl, self.updates = beta, target_kl, updates
+        self.lora_rank, self.optimizer, self.seed = lora_rank, optimizer, seed
         self._cached = CachedReward(reward)
         self.lm = BaseLM.load(base_lm)
         self.policy_lm = BaseLM.load(base_lm)
@@ -132,7 +160,7 @@ class PPOModule(WatchedModule):
             else add_adapters(model, lora_rank, seed)
         )
         self.language_models = {"policy": self.policy_lm, "base_lm": self.lm}
-        self.value_head = self._value_head() if estimator == "ppo" else None
+        self.value_head = self._value_head() if isinstance(estimator, GAE) else None
         self.register_buffer("beta_now", torch.tensor(beta, dtype=torch.float64))
 
     def _value_head(self) -> nn.Linear:
@@ -153,7 +181,7 @@ class PPOModule(WatchedModule):
 
     def configure_optimizers(self) -> Any:
         total = int(min(self.trainer.estimated_stepping_batches, 1 << 60))
-        return adamw_warmup_cosine(self.named_parameters(), self.lr, 0.0, self.warmup_steps, total)
+        return self.optimizer.configure(self.named_parameters(), total)
 
     @float32_default()
     def training_step(self, batch: Prompts, batch_idx: int) -> None:
@@ -191,7 +219,9 @@ class PPOModule(WatchedModule):
         parts = [
             self.evaluate(*pair)
             for pair in zip(
-                tokens.chunk(self.minibatches), mask.chunk(self.minibatches), strict=True
+                tokens.chunk(self.updates.minibatches),
+                mask.chunk(self.updates.minibatches),
+                strict=True,
             )
         ]
         log_p, values = (torch.cat(x) for x in zip(*parts, strict=True))
@@ -225,18 +255,16 @@ class PPOModule(WatchedModule):
         """What an update learns from: advantages (B, T) and returns (B, T) for ppo; for rloo
         advantages (B,), no returns.
         """
-        if self.estimator == "rloo":
+        if not isinstance(self.estimator, GAE):
             group = crowd_of(batch, 1)[2]
             if int(group.bincount().min()) < 2:
-                raise UserError(
-                    "--data.init_args.n_texts: rloo compares texts of one prompt, give 2 or more"
-                )
+                raise UserError("n_texts: LeaveOneOut compares texts of one prompt, give 2 or more")
             scores = rollout.reward - self.beta_now * rollout.log_ratio.sum(1)
             return leave_one_out(scores, group).float(), rollout.reward.new_zeros(0)
         rewards = token_rewards(
             rollout.reward, rollout.log_ratio, rollout.mask, self.beta_now.float()
         )
-        found = gae(rewards, rollout.values, rollout.mask, self.gae_lambda)
+        found = gae(rewards, rollout.values, rollout.mask, self.estimator.gae_lambda)
         return whiten(found, rollout.mask, self._total), found + rollout.values
 
     def _update(
@@ -248,13 +276,13 @@ class PPOModule(WatchedModule):
         optimizer, scheduler = self.optimizers(), self.lr_schedulers()
         length = self._total(rollout.mask.sum(1).double().mean()) / self.trainer.world_size
         seen = []
-        for _ in range(self.epochs):
+        for _ in range(self.updates.epochs):
             order = torch.randperm(len(rollout.mask), generator=generator, device=self.device)
-            for rows in order.chunk(self.minibatches):
+            for rows in order.chunk(self.updates.minibatches):
                 loss, measured = self.loss(rollout, advantages, returns, rows, length)
                 optimizer.zero_grad()  # type: ignore[union-attr]
                 self.manual_backward(loss)
-                self.clip_gradients(optimizer, self.gradient_clip, "norm")  # type: ignore[arg-type]
+                self.clip_gradients(optimizer, self.updates.gradient_clip, "norm")  # type: ignore[arg-type]
                 optimizer.step()  # type: ignore[union-attr]
                 scheduler.step()  # type: ignore[union-attr, call-arg]
                 seen.append(measured)
@@ -274,18 +302,20 @@ class PPOModule(WatchedModule):
         mask = rollout.mask[rows]
         log_p, values = self.evaluate(rollout.tokens[rows], mask)
         log_ratio, chosen = log_p - rollout.log_p[rows], advantages[rows]
-        if self.estimator == "rloo":
+        if not isinstance(self.estimator, GAE):
             log_ratio = log_ratio.sum(1)
-            clipped = was_clipped(log_ratio, chosen, self.clip).float().mean()
-            return clipped_loss(log_ratio, chosen, self.clip).mean(), torch.stack(
+            clipped = was_clipped(log_ratio, chosen, self.updates.clip).float().mean()
+            return clipped_loss(log_ratio, chosen, self.updates.clip).mean(), torch.stack(
                 [clipped, torch.zeros_like(clipped)]
             )
         n = (len(rows) * length).float()
-        policy_loss = torch.where(mask, clipped_loss(log_ratio, chosen, self.clip), 0.0).sum() / n
+        policy_loss = (
+            torch.where(mask, clipped_loss(log_ratio, chosen, self.updates.clip), 0.0).sum() / n
+        )
         value_loss = torch.where(mask, values - returns[rows], 0.0).square().sum() / (2 * n)
-        clipped = (was_clipped(log_ratio, chosen, self.clip) & mask).sum() / n
+        clipped = (was_clipped(log_ratio, chosen, self.updates.clip) & mask).sum() / n
         return (
-            policy_loss + self.value_coef * value_loss,
+            policy_loss + self.estimator.value_coef * value_loss,
             torch.stack([clipped, value_loss]).detach(),
         )
 
@@ -302,7 +332,7 @@ class PPOModule(WatchedModule):
         sums = self._total(torch.stack([torch.ones_like(rollout.reward), *values]).double().sum(1))
         found = dict(zip(("reward", "kl", "entropy", "tokens"), sums[1:] / sums[0], strict=True))
         found["beta"] = self.beta_now.clone()
-        if self.estimator == "ppo":
+        if self.value_head is not None:
             found["explained_variance"] = explained_variance(
                 returns, rollout.values, rollout.mask, self._total
             )
@@ -322,20 +352,3 @@ class PPOModule(WatchedModule):
         policy = self.policy if self.lora_rank is None else merged(self.policy)
         policy.save_pretrained(folder)
         self.policy_lm.tokenizer.save_pretrained(folder)
-
-
-def _limits(given: dict[str, Any]) -> dict[str, tuple[bool, str]]:
-    """For each option whether its value is allowed, and what is."""
-    target_kl = given["target_kl"]
-    return {
-        "estimator": (given["estimator"] in ESTIMATORS, ", ".join(ESTIMATORS)),
-        "beta": (given["beta"] > 0, "above 0"),
-        "target_kl": (target_kl is None or target_kl > 0, "above 0, or null for a fixed beta"),
-        "clip": (0 < given["clip"] < 1, "between 0 and 1"),
-        "gae_lambda": (0 <= given["gae_lambda"] <= 1, "0 to 1"),
-        "value_coef": (given["value_coef"] >= 0, "0 or more"),
-        "epochs": (given["epochs"] >= 1, "1 or more"),
-        "minibatches": (given["minibatches"] >= 1, "1 or more"),
-        "gradient_clip": (given["gradient_clip"] > 0, "above 0"),
-        "seed": (0 <= given["seed"] < 1 << 32, "0 to 4294967295"),
-    }

@@ -339,7 +339,8 @@ TWO = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=c
 # Both processes run this; Lightning starts the second one in the first run.
 SCRIPT = """
 import os, pathlib
-from dia_lightning import cli, parser
+from dia_lightning import cli
+from dia_lightning.settings import parser
 def run(*arguments):
     parser.run(cli.prepare_arguments(["predict", *arguments]))
 common, aligned, two = {common}, {aligned}, {two}

@@ -17,6 +17,7 @@ from dia_lightning.rewards import Regex
 from dia_lightning.training import CriticModule, DenoiserModule
 from dia_lightning.training.critic import OBJECTIVES
 from dia_lightning.training.denoiser import BANDS
+from tests.oracles.in_parts import in_parts
 
 REWARD, PROBS = torch.tensor([-1.0, 0.2, 2.0]), torch.tensor([0.5, 0.3, 0.2])
 
@@ -86,7 +87,9 @@ def test_the_value_at_the_optimum_is_the_closed_form(
     """z says nothing about ten texts: the best constant output must come out as E[r], or log
     E[exp(λ r)] for `soft`.
     """
-    module = CriticModule(Regex("a"), str(lm_folder), objective=objective, lam=lam, **TINY)
+    module = CriticModule(
+        Regex("a"), str(lm_folder), **in_parts(CriticModule, objective=objective, lam=lam, **TINY)
+    )
     rewards = REWARD.repeat_interleave(torch.tensor([5, 3, 2])) + 0.7
     targets = module._targets(on_rewards(module, rewards))
     grid = torch.linspace(-4, 6, 20_001)
@@ -113,7 +116,7 @@ def logged(module: L.LightningModule) -> dict[str, float]:
 
 
 def test_bands_without_rows_have_no_figure(lm_folder: Path) -> None:
-    critic = CriticModule(Regex("a"), str(lm_folder), **TINY)
+    critic = CriticModule(Regex("a"), str(lm_folder), **in_parts(CriticModule, **TINY))
     critic.on_validation_epoch_start()
     target, value = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 3.0, 3.0])
     error = (value - target).square()
@@ -125,7 +128,7 @@ def test_bands_without_rows_have_no_figure(lm_folder: Path) -> None:
     found = logged(critic)
     assert set(found) == {f"val/r2_{BANDS[1]}", "val/r2"}
     assert found[f"val/r2_{BANDS[1]}"] == pytest.approx(want)
-    denoiser = DenoiserModule(str(lm_folder), **TINY)
+    denoiser = DenoiserModule(str(lm_folder), **in_parts(DenoiserModule, **TINY))
     denoiser.on_validation_epoch_start()
     denoiser._in_bands[:, 3] = torch.tensor([6.0, 4.0])
     assert logged(denoiser) == {f"val/loss_{BANDS[3]}": 1.5, "val/loss": 1.5}
@@ -147,7 +150,9 @@ def test_a_clean_critic_is_judged_on_noised_text_too(lm_folder: Path, tmp_path: 
     texts, length = str(tmp_path / "texts.txt"), {"max_length": 16}
     data = TextFiles(texts, val_path=texts, tokenizer=str(lm_folder), batch_size=12, **length)  # type: ignore[arg-type]
     module = CriticModule(
-        Regex("good"), str(lm_folder), objective="clean", lr=0.01, **{**TINY, **length}
+        Regex("good"),
+        str(lm_folder),
+        **in_parts(CriticModule, objective="clean", lr=0.01, **{**TINY, **length}),
     )
     quiet: dict[str, Any] = {
         "logger": False,
@@ -170,5 +175,7 @@ def test_a_clean_critic_is_judged_on_noised_text_too(lm_folder: Path, tmp_path: 
 
 
 def test_a_soft_critic_needs_a_lambda(lm_folder: Path) -> None:
-    with pytest.raises(UserError, match=r"--model.init_args.lam: 0 given"):
-        CriticModule(Regex("a"), str(lm_folder), objective="soft", lam=0, **TINY)
+    with pytest.raises(UserError, match=r"^lam: 0 given"):
+        CriticModule(
+            Regex("a"), str(lm_folder), **in_parts(CriticModule, objective="soft", lam=0, **TINY)
+        )

@@ -39,6 +39,7 @@ from dia_lightning.samplers import Chains, DenoiseAccept, Diffusion, GuidedSampl
 from dia_lightning.samplers.networks import load_critic, load_denoiser
 from dia_lightning.training import CriticModule, DenoiserModule
 from dia_lightning.types import Prompts, Reward
+from tests.oracles.in_parts import in_parts
 
 SIZE: dict[str, int] = {"width": 16, "layers": 2, "heads": 4, "max_length": 12, "adapter_rank": 3}
 MATRICES = ("q", "k", "v", "out", "gate", "up", "down")
@@ -339,16 +340,23 @@ def test_what_was_saved_is_loaded_with_the_base_model(
     llama: BaseLM, llama_folder: Path, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"base_lm": str(llama_folder), **SIZE}
-    for module in (DenoiserModule(**options), CriticModule(Long(), **options)):
+    for module in (
+        DenoiserModule(**in_parts(DenoiserModule, **options)),
+        CriticModule(Long(), **in_parts(CriticModule, **options)),
+    ):
         save_network(
             trained(module.network), module.settings(), tmp_path / module.network.network_name
         )
     embedding, path = embedding_of(llama), str(tmp_path / "denoiser")
     z, t = noised()
     network = load_denoiser(path, embedding, llama)
-    want = DenoiserModule(**options, init_from=path).network
+    want = DenoiserModule(**in_parts(DenoiserModule, **options, init_from=path)).network
     torch.testing.assert_close(network(z, t), want(z, t))
-    assert not torch.allclose(network(z, t), DenoiserModule(**options).network(z, t), atol=1e-2)
+    assert not torch.allclose(
+        network(z, t),
+        DenoiserModule(**in_parts(DenoiserModule, **options)).network(z, t),
+        atol=1e-2,
+    )
     assert (
         network.trunk.blocks[0].linear["q"].weight.data_ptr()
         == llama.model.model.layers[0].self_attn.q_proj.weight.data_ptr()
@@ -416,9 +424,9 @@ def fit(
 def module_of(kind: str, folder: Path) -> Any:
     options: dict[str, Any] = {"base_lm": str(folder), **SIZE, "warmup_steps": 1, "lr": 0.01}
     return (
-        DenoiserModule(**options, time_warp=2)
+        DenoiserModule(**in_parts(DenoiserModule, **options, time_warp=2))
         if kind == "denoiser"
-        else CriticModule(Long(), **options)
+        else CriticModule(Long(), **in_parts(CriticModule, **options))
     )
 
 
@@ -577,7 +585,7 @@ def test_a_frozen_critics_gradient_costs_as_much_again(llama: BaseLM) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"adapter_rank": -1}, r"adapter_rank: -1 given, must be 0 \(none\) or more$"),
+        ({"adapter_rank": -1}, r"adapter_rank: -1 given, allowed: 0 \(none\) or more$"),
         (
             {"width": 32},
             r"adapter_rank: width and heads must be those of base_lm \(16, 4\), layers at most 2$",
@@ -595,15 +603,21 @@ def test_a_frozen_critics_gradient_costs_as_much_again(llama: BaseLM) -> None:
 def test_sizes_that_do_not_fit_are_named(
     llama_folder: Path, options: dict[str, int], message: str
 ) -> None:
-    for make in (DenoiserModule, lambda **given: CriticModule(Long(), **given)):
-        with pytest.raises(UserError, match=f"^--model.init_args.{message}"):
+    for make in (
+        lambda **given: DenoiserModule(**in_parts(DenoiserModule, **given)),
+        lambda **given: CriticModule(Long(), **in_parts(CriticModule, **given)),
+    ):
+        with pytest.raises(UserError, match=rf"^(--model.init_args.)?{message}"):
             make(base_lm=str(llama_folder), **{**SIZE, **options})
 
 
 def test_parts_that_do_not_fit_are_named(
     llama: BaseLM, llama_folder: Path, lm_folder: Path
 ) -> None:
-    for make in (DenoiserModule, lambda **given: CriticModule(Long(), **given)):
+    for make in (
+        lambda **given: DenoiserModule(**in_parts(DenoiserModule, **given)),
+        lambda **given: CriticModule(Long(), **in_parts(CriticModule, **given)),
+    ):
         with pytest.raises(
             UserError,
             match=r"adapter_rank: needs Llama's architecture, base_lm is a GPT2LMHeadModel$",
@@ -614,7 +628,10 @@ def test_parts_that_do_not_fit_are_named(
             UserError,
             match=r"^--model.init_args.tied_head: true given, with adapter_rank .*: false$",
         ):
-            DenoiserModule(str(llama_folder), **SIZE, tied_head=True, init_from_lm=init_from_lm)
+            DenoiserModule(
+                str(llama_folder),
+                **in_parts(DenoiserModule, **SIZE, tied_head=True, init_from_lm=init_from_lm),
+            )
     for change in ({"attention_bias": True}, {"mlp_bias": True}, {"hidden_act": "gelu"}):
         model = deepcopy(llama.model)
         model.config.update(change)

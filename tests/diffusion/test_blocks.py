@@ -16,6 +16,7 @@ from dia_lightning.errors import UserError
 from dia_lightning.rewards import Regex
 from dia_lightning.training import CriticModule, DenoiserModule
 from tests.diffusion.test_module import TINY, at, rows
+from tests.oracles.in_parts import in_parts
 
 SMALL = {**TINY, "layers": 3}
 QUIET: dict[str, Any] = {
@@ -28,9 +29,13 @@ def made(kind: str, lm_folder: Path, **options: Any) -> Any:
     """The same weights at every call."""
     torch.manual_seed(0)
     if kind == "denoiser":
-        module: Any = DenoiserModule(str(lm_folder), **{**SMALL, **options})
+        module: Any = DenoiserModule(
+            str(lm_folder), **in_parts(DenoiserModule, **{**SMALL, **options})
+        )
     else:
-        module = CriticModule(Regex("a"), str(lm_folder), **{**SMALL, **options})
+        module = CriticModule(
+            Regex("a"), str(lm_folder), **in_parts(CriticModule, **{**SMALL, **options})
+        )
         module._rewards = lambda batch: torch.arange(16.0)
     # Blocks that do nothing yet would hide what happens in them.
     torch.manual_seed(1)

@@ -58,7 +58,7 @@ def test_init_from_lm_is_p_theta_when_attention_is_causal(
 def test_init_from_lm_says_what_fits(lm: BaseLM, embedding: TokenEmbedding) -> None:
     with pytest.raises(UserError, match=r"init_from_lm.*\(16, 2\)"):
         network(embedding, heads=4).init_from_lm(lm.model, lm.bos_id)
-    with pytest.raises(UserError, match="multiple of 2"):
+    with pytest.raises(UserError, match="multiples of 2"):
         NetworkSize(width=18, heads=4)
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from dia_lightning.callbacks import Export, WeightEMA
 from dia_lightning.data import ModelSamples
 from dia_lightning.training import DenoiserModule
+from tests.oracles.in_parts import in_parts
 
 
 class Losses(L.Callback):
@@ -32,13 +33,16 @@ def fit(
     """Losses by number of batch; 40 rows in batches of 8, so that an epoch is 5 batches."""
     model = DenoiserModule(
         str(lm_folder),
-        width=16,
-        layers=1,
-        heads=2,
-        max_length=12,
-        init_from_lm=False,
-        time_warp=2,
-        warmup_steps=1,
+        **in_parts(
+            DenoiserModule,
+            width=16,
+            layers=1,
+            heads=2,
+            max_length=12,
+            init_from_lm=False,
+            time_warp=2,
+            warmup_steps=1,
+        ),
     )
     data = ModelSamples(
         str(lm_folder), 40, 8, 12, 8, cache=str(lm_folder.parent / "samples"), shard_size=16

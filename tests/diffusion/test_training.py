@@ -13,27 +13,34 @@ from dia_lightning import cli
 from dia_lightning.settings import parser
 
 WORDS = ["the", "good", "bad", "cheap", "food", "is", "great", "poor", "near", "river", "pub"]
-SIZE = ["--model.width=16", "--model.layers=1", "--model.heads=2", "--model.max_length=16"]
+SIZE = [
+    "--model.network.width=16",
+    "--model.network.layers=1",
+    "--model.network.heads=2",
+    "--model.network.max_length=16",
+]
 FIT = [
     "--trainer.accelerator=cpu", "--trainer.precision=32", "--trainer.log_every_n_steps=1",
     "--trainer.callbacks=null", "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
     "--trainer.limit_val_batches=0", "--trainer.num_sanity_val_steps=0",
     "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
-    "--trainer.enable_checkpointing=false", "--model.warmup_steps=1", "--model.lr=0.01",
+    "--trainer.enable_checkpointing=false", "--model.optimizer.warmup_steps=1",
+    "--model.optimizer.lr=0.01",
 ]  # fmt: skip
 REWARD = [
     "--model.denoiser=null",
     "--model.reward=dia_lightning.rewards.Regex",
     "--model.reward.pattern=good|great",
 ]
-AGAIN = ["--model.activation_checkpointing=true"]
+AGAIN = ["--model.network.activation_checkpointing=true"]
 KINDS = {
     "ddpm": ["--model.time_warp=2", "--trainer.accumulate_grad_batches=2", *AGAIN],
     "critic": REWARD,
 }
 SCRIPT = """
 import sys
-from dia_lightning import cli, parser
+from dia_lightning import cli
+from dia_lightning.settings import parser
 if __name__ == "__main__":
     for kind in " ".join(sys.argv[1:]).split(" -- "):
         parser.run(cli.prepare_arguments(kind.split()))

@@ -38,8 +38,16 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             files = [file for file in self.folder.rglob("*") if file.is_file()]
             names = {file.relative_to(self.folder).as_posix(): file for file in files}
-            tree = [{"type": "file", "path": n, "size": f.stat().st_size, "oid": _digest(f)} for n, f in names.items()]
-            info = {"id": self.repo, "modelId": self.repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+            tree = [
+                {"type": "file", "path": n, "size": f.stat().st_size, "oid": _digest(f)}
+                for n, f in names.items()
+            ]
+            info = {
+                "id": self.repo,
+                "modelId": self.repo,
+                "sha": COMMIT,
+                "siblings": [{"rfilename": name} for name in names],
+            }
             self._send(200, json.dumps(tree if "/tree/" in path else info).encode())
             return
         revision, _, name = path.removeprefix(f"/{self.repo}/resolve/").partition("/")
@@ -55,7 +63,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.fetched.append(name)
         self._send(200, content, {"ETag": f'"{_digest(file)}"', "X-Repo-Commit": COMMIT}, body)
 
-    def _send(self, code: int, content: bytes, headers: dict[str, str] | None = None, body: bool = True) -> None:
+    def _send(
+        self, code: int, content: bytes, headers: dict[str, str] | None = None, body: bool = True
+    ) -> None:
         self.send_response(code)
         for key, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
             self.send_header(key, value)

@@ -36,7 +36,9 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def fetched(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def fetched(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[str]]:
     """The names of files that were fetched from the hub, which has one repository, `ann/kit`."""
     lm_files._fetched.cache_clear()
     with fake_hub("ann/kit", repository) as (address, names):
@@ -47,14 +49,22 @@ def fetched(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def at_hub(address: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     template = address + "/{repo_id}/resolve/{revision}/{filename}"
-    for name, value in (("ENDPOINT", address), ("HUGGINGFACE_CO_URL_TEMPLATE", template), ("HF_HUB_CACHE", str(folder / "hf"))):
+    for name, value in (
+        ("ENDPOINT", address),
+        ("HUGGINGFACE_CO_URL_TEMPLATE", template),
+        ("HF_HUB_CACHE", str(folder / "hf")),
+    ):
         monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
 
 
-def test_a_kit_of_the_hub_is_fetched_without_pickles_and_code(fetched: list[str], repository: Path) -> None:
+def test_a_kit_of_the_hub_is_fetched_without_pickles_and_code(
+    fetched: list[str], repository: Path
+) -> None:
     file = settings_file("hub:ann/kit", "--config")
     assert file.parent.name == COMMIT
-    whole = {path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()}
+    whole = {
+        path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()
+    }
     assert sorted(fetched) == sorted(whole - {*PICKLES, "README.md"})
     options = read_yaml(file, "--config")["model"]["init_args"]
     assert [options[name] for name in ("base_lm", "denoiser", "critic")] == [
@@ -62,14 +72,22 @@ def test_a_kit_of_the_hub_is_fetched_without_pickles_and_code(fetched: list[str]
     ]
     lm = BaseLM.load(options["base_lm"])
     load_denoiser(options["denoiser"], TokenEmbedding(lm.embedding_table(), len(lm.tokenizer)))
-    assert cli.prepare_arguments(["predict", "--config", "hub:ann/kit"]) == ["predict", "--config", str(file)]
+    assert cli.prepare_arguments(["predict", "--config", "hub:ann/kit"]) == [
+        "predict",
+        "--config",
+        str(file),
+    ]
 
 
 def test_one_network_of_a_kit_is_fetched_alone(fetched: list[str], repository: Path) -> None:
     lm = BaseLM.load("checkpoints/tiny/lm")
     embedding = TokenEmbedding(lm.embedding_table(), len(lm.tokenizer))
     network = load_denoiser("hub:ann/kit/denoiser", embedding)
-    assert sorted(fetched) == ["denoiser/config.json", "denoiser/costs.json", "denoiser/model.safetensors"]
+    assert sorted(fetched) == [
+        "denoiser/config.json",
+        "denoiser/costs.json",
+        "denoiser/model.safetensors",
+    ]
     own = load_denoiser("checkpoints/tiny/denoiser", embedding).state_dict()
     assert all(torch.equal(weight, own[name]) for name, weight in network.state_dict().items())
     assert training_costs({"denoiser": "hub:ann/kit/denoiser"}) == {"denoiser": COSTS}
@@ -79,7 +97,9 @@ def test_one_network_of_a_kit_is_fetched_alone(fetched: list[str], repository: P
 
 def test_a_kit_of_one_version(fetched: list[str]) -> None:
     file = settings_file("hub:ann/kit@v1", "--config")
-    assert read_yaml(file, "--config") == read_yaml(settings_file("hub:ann/kit", "--config"), "--config")
+    assert read_yaml(file, "--config") == read_yaml(
+        settings_file("hub:ann/kit", "--config"), "--config"
+    )
     assert fetched.count("dia.yaml") == 1
     with pytest.raises(UserError, match="--config: cannot fetch 'ann/kit@v2' from the hub"):
         settings_file("hub:ann/kit@v2", "--config")
@@ -93,18 +113,27 @@ def test_what_was_fetched_is_used_when_the_hub_is_gone(
     lm_files._fetched.cache_clear()
     at_hub("http://127.0.0.1:9", tmp_path, monkeypatch)
     assert settings_file("hub:ann/kit", "--config") == file
-    with pytest.raises(UserError, match=r"--config: cannot fetch 'ann/other' from the hub \(.*\); give a local folder"):
+    with pytest.raises(
+        UserError,
+        match=r"--config: cannot fetch 'ann/other' from the hub \(.*\); give a local folder",
+    ):
         settings_file("hub:ann/other", "--config")
 
 
 def test_what_the_hub_does_not_have(fetched: list[str], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--model.init_args.denoiser: cannot fetch none of 'ann/kit' from the hub"):
+    with pytest.raises(
+        UserError, match=r"--model.init_args.denoiser: cannot fetch none of 'ann/kit' from the hub"
+    ):
         load_denoiser("hub:ann/kit/none", TokenEmbedding(torch.eye(4)))
-    with pytest.raises(UserError, match=r"--config: hub:kit given, allowed: hub:USER/REPO or hub:USER/REPO/FOLDER"):
+    with pytest.raises(
+        UserError, match=r"--config: hub:kit given, allowed: hub:USER/REPO or hub:USER/REPO/FOLDER"
+    ):
         settings_file("hub:kit", "--config")
     with pytest.raises(UserError, match=r"hub:ann/kit/\.\./x given, allowed"):
         load_denoiser("hub:ann/kit/../x", TokenEmbedding(torch.eye(4)))
-    with pytest.raises(UserError, match=r"no such file or folder: ann/kit; a kit of the hub is named hub:ann/kit"):
+    with pytest.raises(
+        UserError, match=r"no such file or folder: ann/kit; a kit of the hub is named hub:ann/kit"
+    ):
         settings_file("ann/kit", "--config")
     assert fetched == []
 
@@ -113,11 +142,23 @@ def test_what_the_hub_does_not_have(fetched: list[str], tmp_path: Path) -> None:
     ("line", "fault"),
     [
         ("ckpt_path: weights.ckpt", "sets ckpt_path"),
-        ("model: {init_args: {reward: {class_path: mine.Reward}}}", r"names the class mine.Reward \(--model.init_args.reward"),
-        ("model: {init_args: {reward: torch.hub.load}}", r"names the class torch.hub.load \(--model.init_args.reward"),
+        (
+            "model: {init_args: {reward: {class_path: mine.Reward}}}",
+            r"names the class mine.Reward \(--model.init_args.reward",
+        ),
+        (
+            "model: {init_args: {reward: torch.hub.load}}",
+            r"names the class torch.hub.load \(--model.init_args.reward",
+        ),
         ("trainer: {callbacks: [torch.hub.load]}", "names the class torch.hub.load"),
-        ("trainer: {callbacks: [{class_path: dia_lightningx.Callback}]}", "names the class dia_lightningx.Callback"),
-        ("data: {init_args: {prompts: '${oc.env:SECRET}'}}", r"reads \$\{oc.env:SECRET\} \(--data.init_args.prompts\)"),
+        (
+            "trainer: {callbacks: [{class_path: dia_lightningx.Callback}]}",
+            "names the class dia_lightningx.Callback",
+        ),
+        (
+            "data: {init_args: {prompts: '${oc.env:SECRET}'}}",
+            r"reads \$\{oc.env:SECRET\} \(--data.init_args.prompts\)",
+        ),
     ],
 )
 def test_a_strangers_settings_run_only_what_is_ours(
@@ -130,16 +171,28 @@ def test_a_strangers_settings_run_only_what_is_ours(
     (folder / "dia.yaml").write_text(f"seed_everything: 0\n{line}\n", encoding="utf-8")
     with fake_hub("bob/kit", folder) as (address, _):
         at_hub(address, tmp_path, monkeypatch)
-        with pytest.raises(UserError, match=f"--config: dia.yaml of hub:bob/kit {fault}.*download its folder, read it"):
+        with pytest.raises(
+            UserError,
+            match=f"--config: dia.yaml of hub:bob/kit {fault}.*download its folder, read it",
+        ):
             settings_file("hub:bob/kit", "--config")
     assert settings_file(str(folder), "--config") == folder / "dia.yaml"
     lm_files._fetched.cache_clear()
 
 
-def test_a_kit_of_the_hub_samples(fetched: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kit_of_the_hub_samples(
+    fetched: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From an empty folder, and with nothing of what ships."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(files, "shipped_roots", list)
-    small = ["--data.n_texts=2", "--data.batch_size=2", "--model.sampler.moves=[Suffix]", "--model.compare_base=false"]
+    small = [
+        "--data.n_texts=2",
+        "--data.batch_size=2",
+        "--model.sampler.moves=[Suffix]",
+        "--model.compare_base=false",
+    ]
     parser.run(cli.prepare_arguments(["predict", "--config", "hub:ann/kit", *small]))
-    assert len((tmp_path / "runs/kit/predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    assert (
+        len((tmp_path / "runs/kit/predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    )

@@ -178,10 +178,10 @@ FIT = [
     "--data.max_length=12",
 ]
 FIT += [
-    "--model.width=32",
-    "--model.layers=1",
-    "--model.heads=2",
-    "--model.init_from_lm=false",
+    "--model.network.width=32",
+    "--model.network.layers=1",
+    "--model.network.heads=2",
+    "--model.init_from=random",
     "--trainer.max_steps=2",
 ]
 FIT += ["--trainer.val_check_interval=2", "--data.cache=samples"]

@@ -99,13 +99,13 @@ def test_a_full_disk_costs_fit_no_checkpoint(lightning: Run, lm_folder: Path) ->
     base = [
         f"--model.base_lm={lm_folder}",
         f"--data.base_lm={lm_folder}",
-        "--model.init_from_lm=false",
+        "--model.init_from=random",
     ]
     size = [
-        "--model.width=16",
-        "--model.layers=1",
-        "--model.heads=2",
-        "--model.max_length=8",
+        "--model.network.width=16",
+        "--model.network.layers=1",
+        "--model.network.heads=2",
+        "--model.network.max_length=8",
         "--data.max_length=8",
     ]
     data = [

@@ -132,13 +132,13 @@ def test_sampling_data(here: Path, lm_folder: Path) -> None:
         "fit",
         "--config",
         "configs/ddpm_tiny.yaml",
-        "--model.width=16",
-        "--model.layers=1",
-        "--model.heads=2",
+        "--model.network.width=16",
+        "--model.network.layers=1",
+        "--model.network.heads=2",
     ]
     base = [
         "--model.base_lm=checkpoints/tiny/lm",
-        "--model.init_from_lm=false",
+        "--model.init_from=random",
         "--data.base_lm=checkpoints/tiny/lm",
     ]
     size = ["--data.n_texts=2000", "--data.n_val=48", "--data.shard_size=64", "--data.batch_size=8"]
@@ -178,14 +178,14 @@ def test_fit(here: Path, lm_folder: Path) -> None:
     base = [
         f"--model.base_lm={lm_folder}",
         f"--data.base_lm={lm_folder}",
-        "--model.init_from_lm=false",
+        "--model.init_from=random",
         "--model.time_warp=20",
     ]
     size = [
-        "--model.width=64",
-        "--model.layers=2",
-        "--model.heads=2",
-        "--model.max_length=16",
+        "--model.network.width=64",
+        "--model.network.layers=2",
+        "--model.network.heads=2",
+        "--model.network.max_length=16",
         "--data.max_length=16",
     ]
     data = [
@@ -193,7 +193,7 @@ def test_fit(here: Path, lm_folder: Path) -> None:
         "--data.n_val=32",
         "--data.shard_size=216",
         "--data.batch_size=32",
-        "--model.warmup_steps=20",
+        "--model.optimizer.warmup_steps=20",
     ]
 
     def arguments() -> list[str]:

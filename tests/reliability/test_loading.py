@@ -26,6 +26,7 @@ from dia_lightning.settings import parser
 from dia_lightning.study.grid import Cell, read_study
 from dia_lightning.study.worker import run_cell
 from dia_lightning.training import CriticModule, DenoiserModule
+from tests.oracles.in_parts import in_parts
 
 SIZE = {"width": 16, "layers": 1, "heads": 2, "max_length": 12, "init_from_lm": False}
 
@@ -95,14 +96,16 @@ def test_no_checkpoint_runs_code(
     loads: dict[str, Callable[[], Any]] = {
         "--model.init_args.denoiser": lambda: load_denoiser(str(file), embedding, lm),
         "--model.init_args.critic": lambda: load_critic(str(file), embedding, None, lm),
-        "--model.init_args.init_from": lambda: DenoiserModule(**base, init_from=str(file)),
+        "--model.init_args.init_from": lambda: DenoiserModule(
+            **in_parts(DenoiserModule, **base, init_from=str(file))
+        ),
         "--ckpt_path": lambda: options(f"--ckpt_path={file}"),
     }
     for option, use in loads.items():
         with pytest.raises(UserError, match=rf"^{option}: {file} .*{reason}\)*$"):
             use()
     with pytest.raises(UserError, match=rf"^--model.init_args.denoiser: {file} .*{reason}"):
-        CriticModule(Length(3), **base, denoiser=str(file))
+        CriticModule(Length(3), denoiser=str(file), **in_parts(CriticModule, **base))
     assert not (tmp_path / "ran").exists()
 
 
@@ -198,7 +201,7 @@ def test_a_damaged_network_is_named(
     damage: Callable[[Path], None], lm_folder: Path, tmp_path: Path
 ) -> None:
     """As exported, and as a checkpoint; one bit in the weights is enough."""
-    module = DenoiserModule(str(lm_folder), **SIZE)  # type: ignore[arg-type]
+    module = DenoiserModule(str(lm_folder), **in_parts(DenoiserModule, **SIZE))  # type: ignore[arg-type]
     module.export(tmp_path / "denoiser")
     assert (
         read_network(str(tmp_path / "denoiser"), "denoiser", "--d", module.embedding)[0]["kind"]

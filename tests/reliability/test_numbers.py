@@ -21,6 +21,7 @@ from dia_lightning.target import Terms
 from dia_lightning.training import CriticModule, DenoiserModule
 from tests.conftest import CORPUS
 from tests.diffusion.test_module import TINY, at, rows
+from tests.oracles.in_parts import in_parts
 from tests.reliability.test_edges import DIFFUSED, FIT, PLAIN
 from tests.test_cli import assert_one_line
 
@@ -43,11 +44,11 @@ def test_a_loss_that_is_lost_ends_the_training(lightning: Run, kind: str) -> Non
     if kind == "critic":
         fit[2] = "configs/critic_tiny.yaml"
         fit += ["--model.denoiser=null", "--data.n_val=16"]
-    result = lightning(*fit, "--model.lr=1e30", "--model.warmup_steps=0")
+    result = lightning(*fit, "--model.optimizer.lr=1e30", "--model.optimizer.warmup_steps=0")
     parts = [
         "train/loss is NaN or infinite in ",
         "batch 1",
-        "--model.init_args.lr",
+        "lower lr",
         "--trainer.gradient_clip_val",
     ]
     assert_one_line(result, *parts)
@@ -77,8 +78,8 @@ def test_a_base_model_from_nothing(lightning: Run) -> None:
         "--data.batch_size=4",
     ]
     lost = [
-        "--model.lr=1e30",
-        "--model.warmup_steps=0",
+        "--model.optimizer.lr=1e30",
+        "--model.optimizer.warmup_steps=0",
         "--trainer.max_steps=6",
         "--trainer.val_check_interval=null",
     ]
@@ -101,16 +102,16 @@ def test_a_policy_in_training(lightning: Run, lm_folder: Path) -> None:
         "--data.max_length=8",
     ]
     lost = [
-        "--model.lr=1e30",
-        "--model.warmup_steps=0",
+        "--model.optimizer.lr=1e30",
+        "--model.optimizer.warmup_steps=0",
         "--trainer.max_steps=200",
-        "--model.minibatches=1",
+        "--model.updates.minibatches=1",
     ]
     result = lightning(
         "fit", "--config", "configs/baselines/ppo_tiny.yaml", *size, *lost, "--data.n_texts=4"
     )
     assert_one_line(
-        result, "train/loss is NaN or infinite in ", "batch ", "--model.init_args.gradient_clip"
+        result, "train/loss is NaN or infinite in ", "batch ", "lower lr or gradient_clip"
     )
     assert not Path("runs/ppo_tiny/lm").exists()
     [saved] = Path().rglob("not_finite_batch_*.safetensors")
@@ -128,7 +129,7 @@ def test_the_rows_that_lost_it_are_named(
         "ce",
         lambda network, hidden, query, targets, t: torch.where(targets == 7, torch.inf, t),
     )
-    module = DenoiserModule(str(lm_folder), **TINY)
+    module = DenoiserModule(str(lm_folder), **in_parts(DenoiserModule, **TINY))
     plain = {"tokens": torch.full((4, 8), 5), "prompt_mask": torch.zeros(4, 8, dtype=torch.bool)}
     broken = plain | {"tokens": plain["tokens"].clone()}
     broken["tokens"][1] = broken["tokens"][3] = 7
@@ -159,7 +160,7 @@ def test_a_batch_without_noise_teaches_nothing(lm_folder: Path) -> None:
     """As short texts have it, one row a batch: 0 of 0 positions would be NaN, and the weights
     with it.
     """
-    module, batch = DenoiserModule(str(lm_folder), **TINY), rows(1)
+    module, batch = DenoiserModule(str(lm_folder), **in_parts(DenoiserModule, **TINY)), rows(1)
     batch["prompt_mask"][:] = True
     loss = at(module, 1).training_step(batch, 0)
     assert loss.item() == 0
@@ -172,7 +173,7 @@ def test_no_step_waits_for_the_device(lm_folder: Path) -> None:
     """Noting does not: on the device `meta`, which has nothing to hand out, that would be an
     error. A look does.
     """
-    critic = at(CriticModule(Regex("a"), str(lm_folder), **TINY), 0)
+    critic = at(CriticModule(Regex("a"), str(lm_folder), **in_parts(CriticModule, **TINY)), 0)
     watched, first = Watched(lambda z, t, z0_prev: Prediction(z, z, z)), FirstTime()
     values = torch.ones(4, 3, 2, device="meta")
     for step in range(1, 9):

@@ -283,12 +283,12 @@ def test_every_network_is_trained(
     ]
     command = {
         "denoiser": [*fit, "--model.time_warp=2", "--data.n_val=8"],
-        "tied": [*fit, "--model.tied_head=true", "--data.n_val=8"],
+        "tied": [*fit, "--model.network.tied_head=true", "--data.n_val=8"],
         "raw": [
             *fit,
-            "--model.normalise=false",
+            "--model.noising.normalise=false",
             "--model.loss=eps",
-            "--model.rotary=true",
+            "--model.network.rotary=true",
             "--data.n_val=8",
         ],
         "critic": [

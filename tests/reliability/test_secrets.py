@@ -38,11 +38,11 @@ def test_no_secret_is_written(
 
     base = [f"--model.base_lm={lm_folder}", f"--data.base_lm={lm_folder}", "--data.max_length=8"]
     size = [
-        "--model.width=16",
-        "--model.layers=1",
-        "--model.heads=2",
-        "--model.max_length=8",
-        "--model.init_from_lm=false",
+        "--model.network.width=16",
+        "--model.network.layers=1",
+        "--model.network.heads=2",
+        "--model.network.max_length=8",
+        "--model.init_from=random",
     ]
     data = [
         "--data.n_texts=16",

@@ -36,7 +36,9 @@ METHODS = {  # reward, nats below p_θ, distinct-2, FLOPs of p_θ per text
 }  # fmt: skip
 
 
-def figures(reward: float, drop: float, distinct: float, flops: float, noise: random.Random, moves: bool) -> dict[str, Any]:
+def figures(
+    reward: float, drop: float, distinct: float, flops: float, noise: random.Random, moves: bool
+) -> dict[str, Any]:
     reward += noise.gauss(0, 0.012)
     log_p = -1.274 - drop + noise.gauss(0, 0.012)
     return {
@@ -57,7 +59,10 @@ def write_run(folder: Path, metrics: dict[str, Any], n: int = 8, extra: str = ""
     """A folder as a finished run leaves it."""
     folder.mkdir(parents=True, exist_ok=True)
     noise = random.Random(str(folder.name))
-    for name, method in (("predictions.jsonl", metrics["method"]), ("base_predictions.jsonl", "zero_shot")):
+    for name, method in (
+        ("predictions.jsonl", metrics["method"]),
+        ("base_predictions.jsonl", "zero_shot"),
+    ):
         lines = []
         for i in range(n):
             text = " ".join(noise.choices(WORDS, k=noise.randint(6, 24))) + extra
@@ -79,12 +84,27 @@ def write_run(folder: Path, metrics: dict[str, Any], n: int = 8, extra: str = ""
 def made_up(folder: Path, extra: str = "") -> tuple[list[Study], list[Result]]:
     """Three studies of three seeds: methods, λ, and steps by solver; `extra` is added to every text and some names."""
     noise = random.Random(1)
-    versions = {"dia_lightning": "0.1.0", "torch": "2.13.0", "lightning": "2.6.6", "transformers": "5.23.0"}
+    versions = {
+        "dia_lightning": "0.1.0",
+        "torch": "2.13.0",
+        "lightning": "2.6.6",
+        "transformers": "5.23.0",
+    }
     cells: list[tuple[str, dict[str, Any], tuple[float, float, float, float], bool]] = []
-    cells += [("methods", {"method": name + extra}, f, name in ("SMC", "DIA", "annealed")) for name, f in METHODS.items()]
+    cells += [
+        ("methods", {"method": name + extra}, f, name in ("SMC", "DIA", "annealed"))
+        for name, f in METHODS.items()
+    ]
     for lam in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0):
         at = lam / (lam + 3)
-        cells.append(("lam", {"λ": lam}, (0.2 + 0.6 * at, 0.42 * at**2, 0.275 - 0.03 * at**3, 1e9 + 1.5e8 * lam), True))
+        cells.append(
+            (
+                "lam",
+                {"λ": lam},
+                (0.2 + 0.6 * at, 0.42 * at**2, 0.275 - 0.03 * at**3, 1e9 + 1.5e8 * lam),
+                True,
+            )
+        )
     for solver in ("ancestral", "ddim", "dpmpp_2m"):
         for steps in (8, 16, 32, 64):
             more = {"ancestral": 0.0, "ddim": 0.05, "dpmpp_2m": 0.09}[solver]
@@ -95,7 +115,13 @@ def made_up(folder: Path, extra: str = "") -> tuple[list[Study], list[Result]]:
         base = {"method": "zero_shot", **figures(0.2, 0.0, 0.271, 1.2e8, noise, False)}
         for i, (study, setting, values, moves) in enumerate(cells):
             name = "zero_shot" if setting.get("method", "").startswith("zero-shot") else "annealed"
-            metrics = {"schema": 1, "complete": True, "method": name, **figures(*values, noise, moves), "versions": versions}
+            metrics = {
+                "schema": 1,
+                "complete": True,
+                "method": name,
+                **figures(*values, noise, moves),
+                "versions": versions,
+            }
             if study == "methods":
                 if setting["method"].startswith("PPO"):
                     metrics["training"] = {"policy": {"flops": 3e14, "seconds": 900.0}}

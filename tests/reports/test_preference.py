@@ -38,9 +38,13 @@ from dia_lightning.reports.preference import draw_pairs, run
 def test_two_methods_have_a_closed_form() -> None:
     for won, lost in [(7.0, 3.0), (0.5, 9.5), (40.0, 40.0)]:
         beta = bradley_terry(np.array([[0.0, won], [lost, 0.0]]))
-        assert beta == pytest.approx([math.log(won / lost) / 2, -math.log(won / lost) / 2], abs=1e-9)
+        assert beta == pytest.approx(
+            [math.log(won / lost) / 2, -math.log(won / lost) / 2], abs=1e-9
+        )
     # Never beaten: half a win a side.
-    assert bradley_terry(np.array([[0.0, 4], [0, 0]]))[0] == pytest.approx(math.log(4.5 / 0.5) / 2, abs=1e-9)
+    assert bradley_terry(np.array([[0.0, 4], [0, 0]]))[0] == pytest.approx(
+        math.log(4.5 / 0.5) / 2, abs=1e-9
+    )
 
 
 def test_strengths_of_the_baseball_example() -> None:
@@ -50,7 +54,9 @@ def test_strengths_of_the_baseball_example() -> None:
         [6, 2, 6, 7, 0, 7, 12], [4, 4, 5, 6, 6, 0, 6], [2, 4, 1, 3, 1, 7, 0],
     ]  # fmt: skip
     beta = bradley_terry(np.array(wins, dtype=float))
-    assert beta - beta[-1] == pytest.approx([1.5814, 1.4364, 1.2945, 1.2476, 1.1077, 0.6839, 0.0], abs=6e-5)
+    assert beta - beta[-1] == pytest.approx(
+        [1.5814, 1.4364, 1.2945, 1.2476, 1.1077, 0.6839, 0.0], abs=6e-5
+    )
 
 
 def test_strengths_are_the_maximum_that_an_optimiser_finds() -> None:
@@ -90,7 +96,9 @@ def test_intervals_cover_the_truth() -> None:
     draw, covered = np.random.default_rng(0), 0
     for seed in range(400):
         scores = draw.choice([1.0, 0.5, 0.0], p=[0.55, 0.1, 0.35], size=60)
-        rates = compare([Outcome(0, 1, s) for s in scores], ["a", "b"], n_bootstrap=500, seed=seed)["win_rates"][0]
+        rates = compare([Outcome(0, 1, s) for s in scores], ["a", "b"], n_bootstrap=500, seed=seed)[
+            "win_rates"
+        ][0]
         assert rates["win_rate"] == pytest.approx(scores.mean())
         low, high = rates["interval"]
         covered += low <= 0.6 <= high
@@ -120,7 +128,9 @@ def test_alpha_is_that_of_published_examples() -> None:
 
 
 def test_a_majority_is_more_than_half() -> None:
-    assert [majority(v) for v in ([1.0], [1.0, 0.0], [0.5], [1.0, 0.5], [0.0, 0.0, 1.0], [0.5, 0.0])] == [1, 0.5, 0.5, 1, 0, 0]
+    assert [
+        majority(v) for v in ([1.0], [1.0, 0.0], [0.5], [1.0, 0.5], [0.0, 0.0, 1.0], [0.5, 0.0])
+    ] == [1, 0.5, 0.5, 1, 0, 0]
 
 
 # Export
@@ -159,10 +169,19 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_pairs_are_balanced_blinded_and_of_one_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pairs_are_balanced_blinded_and_of_one_prompt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(["export", *write_runs(tmp_path, 60, same=5), "--out", str(tmp_path / "out"), "--n", "100"])
-    key, rows = read_json(tmp_path / "out/key.json"), read_csv(tmp_path / "out/annotators/pairs.csv")
-    assert sorted(Counter(frozenset(sides) for sides in key["pairs"].values()).values()) == [33, 33, 34]
+    key, rows = (
+        read_json(tmp_path / "out/key.json"),
+        read_csv(tmp_path / "out/annotators/pairs.csv"),
+    )
+    assert sorted(Counter(frozenset(sides) for sides in key["pairs"].values()).values()) == [
+        33,
+        33,
+        34,
+    ]
     for a, b in combinations(METHODS, 2):
         left = sum(sides == [a, b] for sides in key["pairs"].values())
         assert left in (16, 17)
@@ -200,11 +219,22 @@ def test_label_studio_finds_what_its_configuration_names(tmp_path: Path) -> None
     pairwise = root.find(".//Pairwise")
     assert pairwise is not None
     assert (pairwise.get("name"), pairwise.get("toName")) == ("comparison", "answer1,answer2")
-    controls = [name for tag in (*root.iter("Pairwise"), *root.iter("Choices")) for name in str(tag.get("toName")).split(",")]
+    controls = [
+        name
+        for tag in (*root.iter("Pairwise"), *root.iter("Choices"))
+        for name in str(tag.get("toName")).split(",")
+    ]
     assert set(controls) <= set(shown)
-    tasks, rows = read_json(tmp_path / "out/annotators/tasks.json"), read_csv(tmp_path / "out/annotators/pairs.csv")
-    assert all({value.removeprefix("$") for value in shown.values()} < set(task["data"]) for task in tasks)
-    columns = [[task["data"][k] for k in ("pair_id", "prompt", "answer1", "answer2")] for task in tasks]
+    tasks, rows = (
+        read_json(tmp_path / "out/annotators/tasks.json"),
+        read_csv(tmp_path / "out/annotators/pairs.csv"),
+    )
+    assert all(
+        {value.removeprefix("$") for value in shown.values()} < set(task["data"]) for task in tasks
+    )
+    columns = [
+        [task["data"][k] for k in ("pair_id", "prompt", "answer1", "answer2")] for task in tasks
+    ]
     assert columns == [[row[k] for k in ("pair_id", "prompt", "text_1", "text_2")] for row in rows]
 
 
@@ -212,7 +242,8 @@ def test_runs_of_one_method_are_named_by_their_folders(tmp_path: Path) -> None:
     paths = write_runs(tmp_path, 3)[:2]
     for path in paths:
         lines = [
-            json.dumps({**json.loads(line), "method": "dia"}) for line in Path(path).read_text(encoding="utf-8").splitlines()
+            json.dumps({**json.loads(line), "method": "dia"})
+            for line in Path(path).read_text(encoding="utf-8").splitlines()
         ]
         Path(path).write_text("\n".join(lines), encoding="utf-8")
     run(["export", *paths, "--out", str(tmp_path / "out")])
@@ -227,9 +258,25 @@ def annotation(annotator: int, choice: str, **more: Any) -> dict[str, Any]:
     result: list[dict[str, Any]] = []
     if choice in ("1", "2"):
         value = {"selected": {"1": "left", "2": "right"}[choice]}
-        result = [{"id": "x", "type": "pairwise", "from_name": "comparison", "to_name": "answer1,answer2", "value": value}]
+        result = [
+            {
+                "id": "x",
+                "type": "pairwise",
+                "from_name": "comparison",
+                "to_name": "answer1,answer2",
+                "value": value,
+            }
+        ]
     if choice == "tie":
-        result = [{"id": "y", "type": "choices", "from_name": "tie", "to_name": "prompt", "value": {"choices": ["tie"]}}]
+        result = [
+            {
+                "id": "y",
+                "type": "choices",
+                "from_name": "tie",
+                "to_name": "prompt",
+                "value": {"choices": ["tie"]},
+            }
+        ]
     return {"id": 1, "completed_by": annotator, "result": result, "was_cancelled": False, **more}
 
 
@@ -240,20 +287,37 @@ def test_people_who_choose_by_strength_give_the_strengths_back(tmp_path: Path, k
     500 pairs of each two methods: the standard error of a log-strength is below 0.055, so 0.25 is beyond 4.5 of them;
     false-alarm rate below 1e-4.
     """
-    run(["export", *write_runs(tmp_path, 300, per_prompt=2), "--out", str(tmp_path / "out"), "--n", "1500"])
+    run(
+        [
+            "export",
+            *write_runs(tmp_path, 300, per_prompt=2),
+            "--out",
+            str(tmp_path / "out"),
+            "--n",
+            "1500",
+        ]
+    )
     planted = dict(zip(METHODS, (0.8, 0.0, -0.8), strict=True))
     key, draw = read_json(tmp_path / "out/key.json"), Random(0)
     chosen = {}
     for row in read_csv(tmp_path / "out/annotators/pairs.csv"):
         # The annotator sees texts only.
-        left, right = (next(m for m, word in METHODS.items() if word in row[side]) for side in ("text_1", "text_2"))
-        chosen[row["pair_id"]] = "1" if draw.random() < expit(planted[left] - planted[right]) else "2"
+        left, right = (
+            next(m for m, word in METHODS.items() if word in row[side])
+            for side in ("text_1", "text_2")
+        )
+        chosen[row["pair_id"]] = (
+            "1" if draw.random() < expit(planted[left] - planted[right]) else "2"
+        )
     file = tmp_path / f"ada.{kind}"
     if kind == "csv":
-        file.write_text("pair_id;choice\n" + "".join(f"{p};{c}\n" for p, c in chosen.items()), encoding="utf-8")
+        file.write_text(
+            "pair_id;choice\n" + "".join(f"{p};{c}\n" for p, c in chosen.items()), encoding="utf-8"
+        )
     else:
         tasks = [
-            {"id": 1, "data": {"pair_id": p}, "annotations": [annotation(k, c) for k in (1, 2)]} for p, c in chosen.items()
+            {"id": 1, "data": {"pair_id": p}, "annotations": [annotation(k, c) for k in (1, 2)]}
+            for p, c in chosen.items()
         ]
         file.write_text(json.dumps(tasks), encoding="utf-8")
     run(["import", str(tmp_path / "out"), "--annotations", str(file)])
@@ -283,7 +347,9 @@ def exported(tmp_path: Path) -> tuple[Path, list[str]]:
     return tmp_path / "out", list(key["pairs"])
 
 
-def test_several_people_no_one_and_skipped_tasks(exported: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_people_no_one_and_skipped_tasks(
+    exported: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, pairs = exported
     given = [
         [annotation(1, "1"), annotation(2, "1"), annotation(3, "2")],  # won
@@ -292,11 +358,20 @@ def test_several_people_no_one_and_skipped_tasks(exported: tuple[Path, list[str]
         [annotation(1, ""), annotation(2, "2", was_cancelled=True)],  # judged by no one
         [annotation(1, "1", completed_by={"id": 1, "email": "ada@x.org"})],  # won
     ]
-    tasks = [{"id": i, "data": {"pair_id": p}, "annotations": a} for i, (p, a) in enumerate(zip(pairs, given, strict=False))]
+    tasks = [
+        {"id": i, "data": {"pair_id": p}, "annotations": a}
+        for i, (p, a) in enumerate(zip(pairs, given, strict=False))
+    ]
     (folder / "ls.json").write_text(json.dumps(tasks), encoding="utf-8")
     run(["import", str(folder), "--annotations", str(folder / "ls.json")])
     found = read_json(folder / "preference.json")
-    assert found["pairs"] == {"n": 6, "judged": 4, "unjudged": 2, "judged_by_several": 3, "identical": 0}
+    assert found["pairs"] == {
+        "n": 6,
+        "judged": 4,
+        "unjudged": 2,
+        "judged_by_several": 3,
+        "identical": 0,
+    }
     (rate,) = found["win_rates"]
     assert (rate["n"], rate["ties"], rate["win_rate"]) == (4, 1, 2.5 / 4)
     assert found["annotators"] == {"1": 3, "2": 3, "3": 1, "ada@x.org": 1}
@@ -343,7 +418,10 @@ def test_a_spreadsheet_makes_no_number_or_formula_of_the_csv(tmp_path: Path) -> 
     for method, written in texts.items():
         (tmp_path / method).mkdir()
         paths.append(str(tmp_path / method / "predictions.jsonl"))
-        lines = [json.dumps({"prompt": f"={i}", "text": t, "method": method}) + "\n" for i, t in enumerate(written)]
+        lines = [
+            json.dumps({"prompt": f"={i}", "text": t, "method": method}) + "\n"
+            for i, t in enumerate(written)
+        ]
         Path(paths[-1]).write_text("".join(lines))
     run(["export", *paths, "--out", str(tmp_path / "out"), "--n", "4"])
     rows = read_csv(tmp_path / "out/annotators/pairs.csv")
@@ -352,7 +430,10 @@ def test_a_spreadsheet_makes_no_number_or_formula_of_the_csv(tmp_path: Path) -> 
     assert {row["prompt"] for row in rows} == {f"'={i}" for i in range(4)}
     assert all(row["pair_id"].startswith("pair-") for row in rows)
     tasks = read_json(tmp_path / "out/annotators/tasks.json")
-    assert {task["data"][k] for task in tasks for k in ("answer1", "answer2")} == {*texts["a"], *texts["b"]}
+    assert {task["data"][k] for task in tasks for k in ("answer1", "answer2")} == {
+        *texts["a"],
+        *texts["b"],
+    }
     with (tmp_path / "ada.csv").open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -487,7 +568,12 @@ def test_help_is_there_and_imports_nothing_heavy(tmp_path: Path) -> None:
             "atexit.register(lambda: print(sorted({'torch', 'lightning', 'numpy'} & set(sys.modules)), file=sys.stderr))\n"
             "from dia_lightning.cli import main; main()"
         )
-        done = subprocess.run([sys.executable, "-c", code], cwd=Path(cli.__file__).parents[1], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=Path(cli.__file__).parents[1],
+            capture_output=True,
+            text=True,
+        )
         assert (done.returncode, done.stderr) == (0, "[]\n")
         assert done.stdout.startswith("usage: dia preference")
     assert "preference" in cli.HELP

@@ -141,7 +141,9 @@ def test_what_texts_and_names_hold_is_escaped(report: Path) -> None:
     for svg in (report.parent / "plots").glob("*.svg"):
         assert "<script" not in svg.read_text(encoding="utf-8")
     # A name with dollars is no formula.
-    assert "$x_1$ |</text>" in (report.parent / "plots" / "methods-dots.svg").read_text(encoding="utf-8")
+    assert "$x_1$ |</text>" in (report.parent / "plots" / "methods-dots.svg").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_csv_has_a_row_a_run_and_markdown_every_table(report: Path) -> None:
@@ -150,7 +152,11 @@ def test_csv_has_a_row_a_run_and_markdown_every_table(report: Path) -> None:
     studies = made_up(report.parent.parent / "runs", f" {SCRIPT}")[1]
     assert len(rows) == len(studies) == 82
     for row, result in zip(rows, studies, strict=True):
-        assert (row["study"], row["seed"], row["error"]) == (result.study, str(result.seed), result.error)
+        assert (row["study"], row["seed"], row["error"]) == (
+            result.study,
+            str(result.seed),
+            result.error,
+        )
         assert row["reward"] == ("" if result.error else str(result.metrics["reward"]))
         assert row["setting/λ"] == str(result.setting.get("λ", ""))
     markdown = (report.parent / "results.md").read_text(encoding="utf-8")
@@ -163,7 +169,9 @@ def test_csv_has_a_row_a_run_and_markdown_every_table(report: Path) -> None:
 def test_no_cell_of_the_csv_runs_as_a_formula(tmp_path: Path) -> None:
     """Errors begin with the option; numbers below zero stay numbers."""
     errors = ["--model.lam: -1 given", "=1+1", "@x", "it broke"]
-    results = [Result("+b", {"x": -2.0, "name": "=y"}, 0, tmp_path, {"reward": -0.5}, e) for e in errors]
+    results = [
+        Result("+b", {"x": -2.0, "name": "=y"}, 0, tmp_path, {"reward": -0.5}, e) for e in errors
+    ]
     write_csv(tmp_path / "results.csv", results)
     with (tmp_path / "results.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -179,15 +187,23 @@ def test_hparams_come_back_from_tensorboard(report: Path) -> None:
 
     runs = sorted(path for path in (report.parent / "tensorboard").iterdir() if path.is_dir())
     assert len(runs) == 81
-    events = EventAccumulator(str(next(path for path in runs if "λ=16.0" in path.name and "seed=2" in path.name)))
+    events = EventAccumulator(
+        str(next(path for path in runs if "λ=16.0" in path.name and "seed=2" in path.name))
+    )
     events.Reload()
     rows = list(csv.DictReader((report.parent / "results.csv").open(encoding="utf-8", newline="")))
     row = next(row for row in rows if (row["setting/λ"], row["seed"]) == ("16.0", "2"))
     assert events.Scalars("reward")[0].value == pytest.approx(float(row["reward"]), rel=1e-6)
-    assert events.Scalars("nfe/base_lm")[0].value == pytest.approx(float(row["nfe/base_lm"]), rel=1e-6)
+    assert events.Scalars("nfe/base_lm")[0].value == pytest.approx(
+        float(row["nfe/base_lm"]), rel=1e-6
+    )
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     options = HParamsPluginData.FromString(content).session_start_info.hparams
-    assert (options["λ"].number_value, options["seed"].number_value, options["study"].string_value) == (16.0, 2.0, "lam")
+    assert (
+        options["λ"].number_value,
+        options["seed"].number_value,
+        options["study"].string_value,
+    ) == (16.0, 2.0, "lam")
 
 
 def test_a_second_report_replaces_the_first_and_is_the_same(tmp_path: Path) -> None:
@@ -207,11 +223,29 @@ def test_a_second_report_replaces_the_first_and_is_the_same(tmp_path: Path) -> N
 def test_figures_of_the_run_alone_are_enough(tmp_path: Path) -> None:
     """Runs without base, costs or texts; and a study of which all runs failed."""
     studies = [Study("a", "A", "Why?", ["method"]), Study("b", "B", "How?", ["x"])]
-    lone = Result("a", {"method": "m"}, 0, tmp_path, {"method": "m", "n": 2, "reward": 0.5, "self_bleu": None})
-    other = Result("a", {"method": "k"}, 0, tmp_path, {"method": "k", "n": 2, "reward": 0.6, "log_p_per_token": -1.0})
-    third = Result("a", {"method": "l"}, 0, tmp_path, {"method": "l", "n": 2, "reward": 0.7, "log_p_per_token": -2.0})
+    lone = Result(
+        "a", {"method": "m"}, 0, tmp_path, {"method": "m", "n": 2, "reward": 0.5, "self_bleu": None}
+    )
+    other = Result(
+        "a",
+        {"method": "k"},
+        0,
+        tmp_path,
+        {"method": "k", "n": 2, "reward": 0.6, "log_p_per_token": -1.0},
+    )
+    third = Result(
+        "a",
+        {"method": "l"},
+        0,
+        tmp_path,
+        {"method": "l", "n": 2, "reward": 0.7, "log_p_per_token": -2.0},
+    )
     failed = Result("b", {"x": 1}, 0, tmp_path, error="it broke")
-    page = Page(write_report(tmp_path / "out", "t", studies, [lone, other, third, failed]).read_text(encoding="utf-8"))
+    page = Page(
+        write_report(tmp_path / "out", "t", studies, [lone, other, third, failed]).read_text(
+            encoding="utf-8"
+        )
+    )
     check_structure(page)
     assert "No run of this study has finished." in page.text
     assert "it broke" in page.text
@@ -223,14 +257,23 @@ def test_the_report_of_a_run_has_both_methods_and_its_configuration(run_report: 
     page = Page(run_report.read_text(encoding="utf-8"))
     check_structure(page)
     assert len(page.figures) == 1
-    for said in ("p_θ itself", "annealed", "model: {lam: 4.0}  # <b>λ</b>", "2.13.0", "good good good good", "log Z"):
+    for said in (
+        "p_θ itself",
+        "annealed",
+        "model: {lam: 4.0}  # <b>λ</b>",
+        "2.13.0",
+        "good good good good",
+        "log Z",
+    ):
         assert said in page.text
     metrics = json.loads((run_report.parent / "metrics.json").read_text(encoding="utf-8"))
     assert f"{metrics['reward']:.3f} ± {1.96 * 0.2 / 16:.3f}" in page.text
     assert f"{metrics['base']['reward']:.3f} ± " in page.text
 
 
-def test_lightning_test_ends_in_a_report_and_predict_in_none(tmp_path: Path, lm_folder: Path) -> None:
+def test_lightning_test_ends_in_a_report_and_predict_in_none(
+    tmp_path: Path, lm_folder: Path
+) -> None:
     """And a report of earlier texts goes when others take their place."""
     for command in ("test", "predict"):
         data = PromptData(str(lm_folder), None, n_texts=4, batch_size=4, max_length=12)
@@ -241,10 +284,15 @@ def test_lightning_test_ends_in_a_report_and_predict_in_none(tmp_path: Path, lm_
             "accelerator": "cpu",
         }
         trainer = L.Trainer(
-            default_root_dir=tmp_path, callbacks=[PredictionWriter(str(tmp_path))], enable_checkpointing=False, **quiet
+            default_root_dir=tmp_path,
+            callbacks=[PredictionWriter(str(tmp_path))],
+            enable_checkpointing=False,
+            **quiet,
         )
         (tmp_path / "config.yaml").write_text("the: settings\n")
-        module = GuidedSamplerModule(Keyword(["good"]), BaseModel(), str(lm_folder), compare_base=False)
+        module = GuidedSamplerModule(
+            Keyword(["good"]), BaseModel(), str(lm_folder), compare_base=False
+        )
         getattr(trainer, command)(module, datamodule=data)
         assert (tmp_path / "report.html").exists() == (command == "test")
         if command == "test":
@@ -256,7 +304,9 @@ def test_lightning_test_ends_in_a_report_and_predict_in_none(tmp_path: Path, lm_
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium")
 @pytest.mark.parametrize("name", ["report", "run_report"])
-def test_a_browser_draws_every_figure_without_an_error(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_a_browser_draws_every_figure_without_an_error(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """The page with a probe of ours, which writes each figure's size, and how far anything juts out, into the document."""
     text = request.getfixturevalue(name).read_text(encoding="utf-8")
     probe = (
@@ -268,10 +318,18 @@ def test_a_browser_draws_every_figure_without_an_error(name: str, request: pytes
     )
     path = tmp_path / "probed.html"
     path.write_text(text.replace("</body>", probe), encoding="utf-8")
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command = [
+        "chromium",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
     command += ["--enable-logging=stderr", "--window-size=420,900", "--dump-dom", path.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert "CONSOLE" not in done.stderr, [
+        line for line in done.stderr.splitlines() if "CONSOLE" in line
+    ]
     found = json.loads(re.findall(r"<output>(.*?)</output>", done.stdout)[-1])
     assert len(found["seen"]) == text.count("<figure ") > 0
     for width, height, parts in found["seen"]:
@@ -296,7 +354,10 @@ def test_lines_differ_without_colour() -> None:
     """Twelve lines in one plot: no two share marker and dashes."""
     from dia_lightning.reports.plots import style
 
-    looks = {(style(i)["marker"], style(i)["linestyle"], style(i)["markerfacecolor"] == "white") for i in range(12)}
+    looks = {
+        (style(i)["marker"], style(i)["linestyle"], style(i)["markerfacecolor"] == "white")
+        for i in range(12)
+    }
     assert len(looks) == 12
 
 
@@ -311,7 +372,11 @@ def test_intervals_are_drawn_where_there_are_some() -> None:
 
 def test_labels_go_where_nothing_is() -> None:
     inside = Box(0, 0, 100, 100)
-    places = [((7.0, 0.0), Box(50, 45, 20, 10)), ((-7.0, 0.0), Box(20, 45, 20, 10)), ((0.0, 7.0), Box(40, 60, 20, 10))]
+    places = [
+        ((7.0, 0.0), Box(50, 45, 20, 10)),
+        ((-7.0, 0.0), Box(20, 45, 20, 10)),
+        ((0.0, 7.0), Box(40, 60, 20, 10)),
+    ]
     assert _best(places, [], inside)[0] == (7.0, 0.0)
     assert _best(places, [Box(55, 45, 5, 5)], inside)[0] == (-7.0, 0.0)
     assert _best(places, [Box(0, 40, 100, 15)], inside)[0] == (0.0, 7.0)
@@ -327,5 +392,11 @@ def test_numbers_read_as_people_write_them() -> None:
         "12 345.000",
         "–",
     ]
-    assert [number(x, -1) for x in (999.9, 1234.0, 2.1e9, 3e14, 0.5)] == ["1 k", "1.23 k", "2.1 G", "300 T", "0.5"]
+    assert [number(x, -1) for x in (999.9, 1234.0, 2.1e9, 3e14, 0.5)] == [
+        "1 k",
+        "1.23 k",
+        "2.1 G",
+        "300 T",
+        "0.5",
+    ]
     assert setting_name({"method": "DIA", "λ": 4.0, "stop": True}) == "DIA, λ = 4, stop = yes"

@@ -9,7 +9,15 @@ import pytest
 from scipy import stats
 
 from dia_lightning.errors import UserError
-from dia_lightning.reports.results import NATS_ABOVE_BASE, Result, aggregate, estimate, flatten, read_result, relative_to_base
+from dia_lightning.reports.results import (
+    NATS_ABOVE_BASE,
+    Result,
+    aggregate,
+    estimate,
+    flatten,
+    read_result,
+    relative_to_base,
+)
 
 
 def test_intervals_are_students() -> None:
@@ -17,7 +25,9 @@ def test_intervals_are_students() -> None:
         values = np.random.default_rng(n).normal(3.0, 2.0, n)
         found = estimate(values.tolist())
         low, high = stats.t.interval(0.95, n - 1, values.mean(), stats.sem(values))
-        assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high), rel=1e-9)
+        assert (found.mean - found.half, found.mean + found.half) == pytest.approx(
+            (low, high), rel=1e-9
+        )
         assert found.n == n
     # Two values: t with one degree of freedom is Cauchy's, whose 97.5 % quantile is tan(0.475 π).
     assert estimate([1.0, 4.0]).half == pytest.approx(math.tan(0.475 * math.pi) * 1.5)

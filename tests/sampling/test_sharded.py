@@ -18,6 +18,7 @@ from dia_lightning.rewards import Regex
 from dia_lightning.samplers import DDIM, BaseModel, Diffusion, GuidedSamplerModule
 from dia_lightning.samplers.sharded import blocks_of
 from dia_lightning.training import DenoiserModule
+from tests.oracles.in_parts import in_parts
 from tests.sampling.sharded_runs import PROMPTS, annealed, predict, suffixes
 
 
@@ -70,7 +71,8 @@ def test_what_cannot_be_shared_out_is_refused(tmp_path: Path, llama_folder: Path
     ):
         predict(tmp_path, suffixes(str(llama_folder), shard_base_lm=True), 2, 1)
     adapted = DenoiserModule(
-        str(llama_folder), width=16, layers=2, heads=4, max_length=12, adapter_rank=2
+        str(llama_folder),
+        **in_parts(DenoiserModule, width=16, layers=2, heads=4, max_length=12, adapter_rank=2),
     )
     save_network(adapted.network, adapted.settings(), tmp_path / "denoiser")
     diffusion, denoiser = Diffusion(DDIM(0.1)), str(tmp_path / "denoiser")

@@ -76,11 +76,16 @@ def study_of(here: Path, text: str = STUDY, out: str = "out") -> StudyGrid:
 
 
 def texts(cell: Cell) -> list[str]:
-    return [json.loads(line)["text"] for line in (cell.folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)["text"]
+        for line in (cell.folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def test_a_failed_cell_goes_on_where_it_stopped(here: Path) -> None:
-    text = STUDY.replace("set: {", f"set: {{model.reward: my_reward.Mine, model.reward.folder: '{here}', ")
+    text = STUDY.replace(
+        "set: {", f"set: {{model.reward: my_reward.Mine, model.reward.folder: '{here}', "
+    )
     cell, whole = study_of(here, text).cells[0], study_of(here, text, "whole").cells[0]
     (here / "armed").touch()
     failed = run_cell(cell, MINE)
@@ -114,10 +119,14 @@ def test_what_is_no_finished_cell(here: Path) -> None:
     assert read_outcome(cell) is None
 
 
-def test_a_training_before_a_cell_stops_and_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_before_a_cell_stops_and_goes_on(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = (ROOT / "configs/baselines/ppo_tiny.yaml").read_text(encoding="utf-8")
     # The logger is the study's to set; a checkpoint after each batch of texts.
-    (here / "ppo.yaml").write_text(config.replace("every_n_train_steps: 100", "every_n_train_steps: 1"), encoding="utf-8")
+    (here / "ppo.yaml").write_text(
+        config.replace("every_n_train_steps: 100", "every_n_train_steps: 1"), encoding="utf-8"
+    )
     small = "data.n_texts: 2, data.batch_size: 4, data.max_length: 8"
     text = (
         STUDY.partition("grid:")[0]
@@ -134,14 +143,22 @@ grid:
     )
     seen: list[list[str]] = []
     run = parser.run
-    monkeypatch.setattr(parser, "run", lambda arguments, allow: (seen.append(arguments), run(arguments, allow=allow)))
+    monkeypatch.setattr(
+        parser,
+        "run",
+        lambda arguments, allow: (seen.append(arguments), run(arguments, allow=allow)),
+    )
     cell, whole = study_of(here, text).cells[0], study_of(here, text, "whole").cells[0]
     (here / "armed").touch()
     assert "ValueError: first line" in run_cell(cell, MINE).error
     (here / "armed").unlink()
     assert run_cell(cell, MINE).error == ""
     last = f"--ckpt_path={cell.folder}/fit/checkpoints/last.ckpt"
-    assert [(arguments[0], last in arguments) for arguments in seen] == [("fit", False), ("fit", True), ("predict", False)]
+    assert [(arguments[0], last in arguments) for arguments in seen] == [
+        ("fit", False),
+        ("fit", True),
+        ("predict", False),
+    ]
     assert (cell.folder / "fit/export/model.safetensors").exists()
     assert json.loads((cell.folder / "metrics.json").read_text(encoding="utf-8"))["method"] == "ppo"
     assert run_cell(cell, MINE).error == ""
@@ -158,7 +175,9 @@ def test_a_process_that_dies_takes_only_its_cell(here: Path) -> None:
     import my_runner  # type: ignore[import-not-found]
 
     run = Run("predict", ROOT / "configs/dia_tiny.yaml", {})
-    cells = [Cell("s", {}, seed, f"s/x/seed={seed}", here / f"out/{seed}", run) for seed in range(7)]
+    cells = [
+        Cell("s", {}, seed, f"s/x/seed={seed}", here / f"out/{seed}", run) for seed in range(7)
+    ]
     ended = {cell.seed: outcome for cell, outcome in run_cells(cells, 2, 1, my_runner.run)}
     assert {seed: outcome.error for seed, outcome in ended.items()} == {
         0: "", 1: "its process was ended by SIGKILL", 2: "", 3: "its process ended with exit code 7", 4: "bad", 5: "", 6: "",
@@ -166,16 +185,25 @@ def test_a_process_that_dies_takes_only_its_cell(here: Path) -> None:
     died = read_outcome(cells[1])
     assert died is not None
     assert "SIGKILL" in died.error
-    assert len({outcome.seconds for outcome in ended.values() if outcome.error in ("", "bad")}) < 5  # a process runs several
+    assert (
+        len({outcome.seconds for outcome in ended.values() if outcome.error in ("", "bad")}) < 5
+    )  # a process runs several
 
 
-def test_a_study_runs_reports_and_runs_nothing_twice(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_study_runs_reports_and_runs_nothing_twice(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (here / "armed").touch()
     reward = f"model.reward: my_reward.Mine, model.reward.folder: '{here}', model.reward.kill: true, model.reward.at"
     # Of the worker's calls: the first cell has three batches, the second one dies in its second.
-    (here / "small.yaml").write_text(STUDY.replace("set: {", f"set: {{{reward}: 5, "), encoding="utf-8")
+    (here / "small.yaml").write_text(
+        STUDY.replace("set: {", f"set: {{{reward}: 5, "), encoding="utf-8"
+    )
     arguments = ["small.yaml", "--out", "out", "--jobs", "1", "--only", "small/temperature=1.0"]
-    with pytest.raises(UserError, match=r"^study small/\S+: --model.reward: my_reward.Mine given, .* with --allow my_reward$"):
+    with pytest.raises(
+        UserError,
+        match=r"^study small/\S+: --model.reward: my_reward.Mine given, .* with --allow my_reward$",
+    ):
         command.run(arguments)
     arguments.append("--allow=my_reward")
     command.run([*arguments, "--dry-run"])
@@ -190,7 +218,9 @@ def test_a_study_runs_reports_and_runs_nothing_twice(here: Path, capfd: pytest.C
     assert "[2/2] small/temperature=1.0/seed=1  failed: its process was ended by SIGKILL" in out
     assert "1 of 2 cells failed" in out
     assert "Predicting" not in out + err
-    assert "reward, mean" in (here / "out/small/temperature=1.0/seed=0/log.txt").read_text(encoding="utf-8")
+    assert "reward, mean" in (here / "out/small/temperature=1.0/seed=0/log.txt").read_text(
+        encoding="utf-8"
+    )
     assert "out/report.html" in out
     assert (here / "out/report.html").exists()
     command.run([*arguments, "--dry-run"])
@@ -221,7 +251,17 @@ def test_mistakes_of_the_command(here: Path, arguments: list[str], parts: list[s
 @pytest.mark.slow
 def test_ctrl_c_keeps_finished_cells_and_leaves_no_process(here: Path) -> None:
     (here / "small.yaml").write_text(STUDY.replace("n_texts: 6", "n_texts: 400"), encoding="utf-8")
-    program = [sys.executable, "-m", "dia_lightning", "study", "small.yaml", "--jobs", "1", "--out", "out"]
+    program = [
+        sys.executable,
+        "-m",
+        "dia_lightning",
+        "study",
+        "small.yaml",
+        "--jobs",
+        "1",
+        "--out",
+        "out",
+    ]
     running = subprocess.Popen(
         program, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,

@@ -17,6 +17,7 @@ from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.samplers import BaseModel, GuidedSamplerModule
 from dia_lightning.training import PPOModule
 from tests.oracles import tiny_policy as listed
+from tests.oracles.in_parts import in_parts
 from tests.training.test_ppo import Table, fit, module, rollouts
 
 RANK = 4
@@ -131,10 +132,10 @@ def test_a_rank_below_one_and_a_missing_peft_are_named(
     base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match=r"^lora_rank: 0 given, allowed: 1 or more, or null"):
-        PPOModule(Table(), base, lora_rank=0)
+        PPOModule(Table(), base, **in_parts(PPOModule, lora_rank=0))
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(
         UserError,
         match=r"lora_rank: 4 given, which needs peft .*; pip install 'dia-lightning\[lora\]'",
     ):
-        PPOModule(Table(), base, lora_rank=4)
+        PPOModule(Table(), base, **in_parts(PPOModule, lora_rank=4))

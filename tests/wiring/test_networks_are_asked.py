@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dia_lightning.diffusion.labels import RewardLabels
 from dia_lightning.diffusion.loss import Noised
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.samplers import (
@@ -31,7 +32,7 @@ from dia_lightning.samplers import (
     Unguided,
 )
 from dia_lightning.sampling.positions import Spans
-from dia_lightning.training import DenoiserModule
+from dia_lightning.training import DenoiserModule, Network
 from tests.wiring.kit import (
     LENGTH,
     SOFT_LAM,
@@ -164,9 +165,11 @@ def test_every_sampler_feeds_the_estimate_back(
 
 def labelled(lm_folder: Path, folder: Path) -> str:
     training = DenoiserModule(
-        str(lm_folder), width=16, layers=1, heads=2, max_length=LENGTH, init_from_lm=False,
-        label_reward=Vowels(), label_edges=[2.0, 4.0],
-    )  # fmt: skip
+        str(lm_folder),
+        Network(16, 1, 2, LENGTH),
+        init_from="random",
+        labels=RewardLabels(Vowels(), [2.0, 4.0]),
+    )
     randomise(training.network, 0.3)
     training.export(folder / "labelled")
     return str(folder / "labelled")
@@ -177,7 +180,9 @@ def test_self_conditioning_in_training(lm_folder: Path, lm: BaseLM) -> None:
     another one without.
     """
     module = DenoiserModule(
-        str(lm_folder), width=16, layers=1, heads=2, max_length=LENGTH, init_from_lm=False
+        str(lm_folder),
+        Network(16, 1, 2, LENGTH),
+        init_from="random",
     )
     torch.manual_seed(2)
     randomise(module.network, 0.3)

@@ -11,7 +11,8 @@ import torch
 
 from dia_lightning.training import CriticModule, DenoiserModule, PPOModule
 from dia_lightning.training.base_model import LMModule
-from dia_lightning.training.optim import adamw_warmup_cosine
+from dia_lightning.training.optim import AdamW
+from tests.oracles.in_parts import in_parts
 from tests.wiring.kit import LENGTH, Vowels
 
 LR, DECAY = 0.01, 0.5
@@ -27,12 +28,14 @@ SMALL: dict[str, Any] = {
 
 def make(kind: str, lm_folder: Path) -> Any:
     if kind == "denoiser":
-        return DenoiserModule(str(lm_folder), **SMALL, **RECIPE)
+        return DenoiserModule(str(lm_folder), **in_parts(DenoiserModule, **SMALL, **RECIPE))
     if kind == "critic":
-        return CriticModule(Vowels(), str(lm_folder), **SMALL, **RECIPE)
+        return CriticModule(Vowels(), str(lm_folder), **in_parts(CriticModule, **SMALL, **RECIPE))
     if kind == "base model":
-        return LMModule(vocab_size=50, width=16, layers=1, heads=2, positions=8, **RECIPE)
-    return PPOModule(Vowels(), str(lm_folder), lr=LR, warmup_steps=0)
+        return LMModule(
+            **in_parts(LMModule, vocab_size=50, width=16, layers=1, heads=2, positions=8, **RECIPE)
+        )
+    return PPOModule(Vowels(), str(lm_folder), **in_parts(PPOModule, lr=LR, warmup_steps=0))
 
 
 @pytest.mark.parametrize("kind", ["denoiser", "critic", "base model", "ppo"])
@@ -63,7 +66,7 @@ def test_a_step_without_gradient(kind: str, lm_folder: Path) -> None:
 def test_the_rate_of_the_schedule() -> None:
     """Linear to `lr` in the warm-up, then a cosine down to a twentieth of it, by hand."""
     weight = torch.nn.Parameter(torch.ones(2, 2))
-    made = adamw_warmup_cosine([("weight", weight)], 0.4, 0.0, 4, 12)
+    made = AdamW(0.4, 0.0, 4).configure([("weight", weight)], 12)
     rates = []
     for _ in range(13):
         rates.append(made["optimizer"].param_groups[0]["lr"])
