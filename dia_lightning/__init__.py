@@ -1,18 +1,74 @@
-"""Sample text from π(x) ∝ p_θ(x) exp(λ r(x)) with a frozen language model: diffusion-based
-inference-time alignment.
+"""Sample text from π(x) ∝ p_θ(x) exp(λ r(x)) with a frozen language model.
+
+>>> import dia_lightning as dia
+>>> dia.sample(reward=lambda texts: [len(t) for t in texts], lam=0.1)  # doctest: +SKIP
 """
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dia_lightning import metrics, rewards
+    from dia_lightning.data import PromptData
+    from dia_lightning.errors import UserError
+    from dia_lightning.front.result import Result
+    from dia_lightning.front.sample import sample
+    from dia_lightning.lm.base_lm import BaseLM
+    from dia_lightning.rewards import FunctionReward, check_reward
+    from dia_lightning.samplers import (
+        DDIM,
+        Ancestral,
+        Annealed,
+        BaseModel,
+        BestOfN,
+        Chains,
+        ClassifierFree,
+        CriticGuidance,
+        DenoiseAccept,
+        DiaLiteral,
+        Diffusion,
+        DPMpp2M,
+        GuidedDecoding,
+        GuidedSamplerModule,
+        ParticleSteering,
+        PredictorCorrector,
+        RandomTokens,
+        RewardGradient,
+        Sampler,
+        Source,
+        Spans,
+        Suffix,
+        TwistedSMC,
+        Unguided,
+        WholeText,
+    )
+    from dia_lightning.types import Reward
 
 __version__ = "0.1.0"
 
-__all__ = ["GuidedSamplerModule"]
+__all__ = [
+    "DDIM", "Ancestral", "Annealed", "BaseLM", "BaseModel", "BestOfN", "Chains", "ClassifierFree",
+    "CriticGuidance", "DPMpp2M", "DenoiseAccept", "DiaLiteral", "Diffusion", "FunctionReward",
+    "GuidedDecoding", "GuidedSamplerModule", "ParticleSteering", "PredictorCorrector", "PromptData",
+    "RandomTokens", "Result", "Reward", "RewardGradient", "Sampler", "Source", "Spans", "Suffix",
+    "TwistedSMC", "Unguided", "UserError", "WholeText", "check_reward", "metrics", "rewards",
+    "sample",
+]  # fmt: skip
+_HOMES = {
+    "sample": "front.sample", "Result": "front.result", "BaseLM": "lm", "Reward": "types",
+    "UserError": "errors", "PromptData": "data", "FunctionReward": "rewards",
+    "check_reward": "rewards",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     """What is heavy to import, when it is asked for: the command's help needs none of it."""
-    if name in __all__:
-        from dia_lightning import samplers
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in ("metrics", "rewards"):
+        return import_module(f"{__name__}.{name}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'samplers')}"), name)
 
-        return getattr(samplers, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """A mistake that the user can mend; the command prints it as one line and ends with exit
     code 2.
     """

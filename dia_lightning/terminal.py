@@ -5,6 +5,7 @@ terminal.
 from __future__ import annotations
 
 import re
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,20 @@ if TYPE_CHECKING:
 # C0 but for tab and newline, DEL, C1, marks that turn the direction of writing, and halves of
 # surrogate pairs.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+# Of Lightning, that no user can act on.
+_IGNORED_WARNINGS = (
+    "num_workers", r"isinstance\(treespec", "litlogger", "logging interval",
+    "args parameter is intended", "Precision bf16-mixed is not", "The dirpath has changed",
+    "WeightAveraging state cannot be restored", r"\s+Dump of a value that does not round-trip",
+    "across ranks is zero", r"module\(s\) in eval mode", "ModelCheckpoint with manual optimization",
+)  # fmt: skip
+
+
+def ignore_warnings() -> None:
+    """Keep those warnings that a user can act on."""
+    for message in _IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", message=f".*{message}.*")
 
 
 def visible(text: str) -> str:

@@ -209,7 +209,7 @@ def test_a_later_config_wins_and_only_named_ones_count(lightning: Run, tmp_path:
     assert both["model"]["init_args"]["lam"] == 12
     zero_shot = settings(lightning, "predict", "--config", "configs/zero_shot_tiny.yaml")
     sampler = zero_shot["model"]["init_args"]["sampler"]
-    assert sampler["class_path"] == "dia_lightning.samplers.BaseModel"
+    assert sampler["class_path"] == "dia_lightning.BaseModel"
     assert "particles" not in sampler["init_args"]
 
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from dia_lightning import cli, samplers
+from dia_lightning.diffusion import labels
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.sampling import positions
 from dia_lightning.settings import parser
@@ -27,7 +28,7 @@ CONFIGS = sorted(
     if path.parent.name not in ("ablations", "comparison")
 )
 # Short names.
-PARTS = {**vars(samplers), **vars(positions)}
+PARTS = {**vars(samplers), **vars(positions), **vars(labels)}
 each_config = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 
 
@@ -120,7 +121,8 @@ def test_its_command_is_read_and_fits_its_classes(
         for name, value in read(path)[section]["init_args"].items():
             if name not in overruled and not isinstance(value, dict | list):
                 found = config[section].init_args[name]
-                found = found.class_path.rpartition(".")[2] if name == "sampler" else found
+                found = getattr(found, "class_path", found)
+                found = found.rpartition(".")[2] if name in ("sampler", "estimator") else found
                 assert found == value, name
     for name, value in read(path)["trainer"].items():
         assert name in ("logger", "callbacks") or config.trainer[name] == value, name

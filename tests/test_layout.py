@@ -8,7 +8,7 @@ import dia_lightning
 ORDER = [
     "errors", "files", "terminal", "progress", "numerics", "types", "words", "meter", "lm",
     "rewards", "target", "data", "diffusion", "guidance", "sampling", "samplers", "training",
-    "metrics", "reports", "callbacks", "distributed", "settings", "doctor", "kit", "study", "cli",
+    "metrics", "reports", "callbacks", "distributed", "settings", "front", "doctor", "kit", "study", "cli",
     "__main__",
 ]  # fmt: skip
 PACKAGE = Path(dia_lightning.__file__).parent

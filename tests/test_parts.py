@@ -72,7 +72,7 @@ def test_an_old_class_names_the_new_one(lightning: Run, old: str, new: str) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["eta=3"], "eta: unknown option; allowed for dia_lightning.samplers.Annealed are "),
+        (["eta=3"], "eta: unknown option; allowed for dia_lightning.Annealed are "),
         (["steps=3"], "steps: unknown option"),
         (["guidance=Unguided"], "guidance: unknown option"),
         (["=Diffusion", "particles=3"], "particles: unknown option"),
@@ -112,10 +112,10 @@ def test_short_names_on_the_command_line_and_in_a_file(lightning: Run) -> None:
     written = settings(lightning, "predict", *files)
     assert typed["model"] == written["model"]
     sampler = typed["model"]["init_args"]["sampler"]
-    assert sampler["class_path"] == "dia_lightning.samplers.Chains"
-    assert sampler["init_args"]["moves"] == [{"class_path": "dia_lightning.samplers.Suffix"}]
+    assert sampler["class_path"] == "dia_lightning.Chains"
+    assert sampler["init_args"]["moves"] == [{"class_path": "dia_lightning.Suffix"}]
     solver = sampler["init_args"]["start"]["init_args"]["solver"]
-    assert solver == {"class_path": "dia_lightning.samplers.DDIM", "init_args": {"eta": 0.5}}
+    assert solver == {"class_path": "dia_lightning.DDIM", "init_args": {"eta": 0.5}}
 
 
 def test_moves_are_a_list_of_names(lightning: Run) -> None:

@@ -2,11 +2,16 @@
 
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from dia_lightning import files
+from dia_lightning.data.records import read_records
 from dia_lightning.errors import UserError
 from dia_lightning.files import find_path, require_path, shipped_roots
+from dia_lightning.reports.annotations import read_votes
+from tests.conftest import Run
 
 
 def test_the_current_folder_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,3 +66,31 @@ def test_what_runs_wrote_in_the_source_tree_is_not_shipped(
     assert find_path("runs/lm_tiny") is None
     assert find_path("pyproject.toml") is None
     assert find_path("../tree/runs/lm_tiny") == Path("../tree/runs/lm_tiny")
+
+
+def test_a_user_error_is_a_value_error_that_nothing_rewords(lightning: Run, tmp_path: Path) -> None:
+    """Of places that catch ValueError around what may raise one."""
+    assert issubclass(UserError, ValueError)
+    Path("latin.json").write_bytes('[{"x": "é"}]'.encode("latin-1"))
+    with pytest.raises(
+        UserError, match=r"^--annotations: cannot read latin\.json, line 1 as UTF-8 text$"
+    ):
+        read_votes([Path("latin.json")], [])
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["prompt", "prompt"])
+    parquet.write_table(twice, "twice.parquet")
+    with pytest.raises(UserError) as found:
+        read_records("twice.parquet")
+    assert "the column 'prompt' twice" in str(found.value)
+    assert "cannot read" not in str(found.value)
+    for module in ("a-b", "jsonargparse", ""):
+        code, _, err = lightning(
+            "kit", "export", "--config", "x.yaml", "--out", "y", "--allow", module
+        )
+        said = f"error: --allow: {module or 'nothing'} given, needed is the name of your module"
+        assert (code, err) == (2, f"{said}, as in --allow my_rewards\n")
+    Path("escaped.yaml").write_text("data: {init_args: {template: '\\${x}'}}", encoding="utf-8")
+    code, _, err = lightning(
+        "predict", "--config", "configs/dia_tiny.yaml", "--config", "escaped.yaml"
+    )
+    assert (code, err.count("given")) == (2, 1), err
+    assert err.startswith("error: --data.init_args.template (in "), err

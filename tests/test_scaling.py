@@ -21,8 +21,7 @@ from dia_lightning import cli
 from dia_lightning.meter import weights_of
 from dia_lightning.samplers.sharded import blocks_of
 from dia_lightning.settings import parser
-from dia_lightning.training import DenoiserModule
-from tests.oracles.in_parts import in_parts
+from dia_lightning.training import DenoiserModule, Network
 
 ROOT = Path(cli.__file__).parents[1]
 DOC = (ROOT / "docs/scaling.md").read_text(encoding="utf-8")
@@ -171,8 +170,8 @@ def test_the_table_of_what_is_sent_is_the_arithmetic() -> None:
     options = yaml.safe_load((ROOT / "configs/ddpm_tiny.yaml").read_text(encoding="utf-8"))[
         "model"
     ]["init_args"]
-    network = DenoiserModule(**in_parts(DenoiserModule, **options)).network
-    shape = scaling.network_of({**options, "adapter_rank": 0})
+    network = DenoiserModule(network=Network(**options["network"])).network
+    shape = scaling.network_of(options)
     trunk = sum(p.numel() for p in network.trunk.parameters())
     assert (
         scaling.trained_parameters(shape.trunk)

@@ -8,11 +8,15 @@ import hashlib
 import inspect
 import json
 from enum import Enum
+from functools import partial
 from pathlib import Path
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import lightning as L
-from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from dia_lightning import __version__
 from dia_lightning.data.prompts import PromptData
@@ -76,12 +80,72 @@ def describe(part: Any) -> Any:
         return {"tensor": part.tolist()}
     if isinstance(part, Path | Enum) or not hasattr(part, "__dict__"):
         return {"value": repr(part)}
+    if isinstance(part, partial):
+        return {"partial": [describe(part.func), describe(part.args), describe(part.keywords)]}
     if inspect.isroutine(part) or inspect.isclass(part):
-        return f"{part.__module__}.{part.__qualname__}"
+        return _path_of(part)
     cls = type(part)
     return {"class": f"{cls.__module__}.{cls.__qualname__}"} | {
         n: describe(_argument(part, n)) for n in _arguments(cls)
     }
+
+
+def _path_of(part: Any) -> Any:
+    """The dotted path of a class or function; with its code where that path does not lead to it."""
+    path = f"{part.__module__}.{part.__qualname__}"
+    if isinstance(part, MethodType):
+        return {"method": path, "of": describe(part.__self__)}
+    if not isinstance(part, FunctionType) or ("<" not in path and part.__module__ != "__main__"):
+        return path
+    cells = zip(part.__code__.co_freevars, part.__closure__ or (), strict=True)
+    known = {**part.__globals__, **{name: cell.cell_contents for name, cell in cells}}
+    names = sorted({*_names(part.__code__), *part.__code__.co_freevars} & set(known))
+    return {
+        "function": path,
+        "code": _code(part),
+        "defaults": describe([part.__defaults__, part.__kwdefaults__]),
+        "uses": {name: _used(path, name, known[name]) for name in names},
+    }
+
+
+def _used(path: str, name: str, value: Any) -> Any:
+    if inspect.ismodule(value):
+        return value.__name__
+    if isinstance(value, FunctionType):
+        return _code(value)
+    if isinstance(value, Tensor):
+        return _sha256(
+            value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+        )
+    if isinstance(value, np.ndarray):
+        return _sha256(np.ascontiguousarray(value).tobytes())
+    try:
+        if isinstance(value, nn.Module):
+            raise UserError("its weights are none of its arguments")
+        return describe(value)
+    except UserError as error:
+        raise UserError(
+            f"reward: the function {path} uses {name}, a {type(value).__name__}, by which runs"
+            " could not be told apart; make it a Reward that keeps its arguments"
+        ) from error
+
+
+def _code(function: FunctionType) -> str:
+    def parts(code: CodeType) -> Any:
+        return code.co_code, code.co_names, [constant(value) for value in code.co_consts]
+
+    def constant(value: Any) -> Any:
+        if isinstance(value, frozenset):  # in another order in each process
+            return sorted(map(repr, value))
+        return parts(value) if isinstance(value, CodeType) else repr(value)
+
+    return _sha256(repr(parts(function.__code__)).encode())
+
+
+def _names(code: CodeType) -> set[str]:
+    """What a function looks up by name, those in it included."""
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*inner)
 
 
 def _arguments(cls: type) -> list[str]:

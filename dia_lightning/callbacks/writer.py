@@ -13,35 +13,24 @@ from shutil import rmtree
 from typing import Any
 
 import lightning as L
-import torch
 from filelock import BaseFileLock, FileLock, Timeout
 
-from dia_lightning import __version__
-from dia_lightning.callbacks.batch_files import dumps, from_json, records, to_json, without_nan
+from dia_lightning.callbacks.batch_files import from_json, to_json
 from dia_lightning.callbacks.export import training_costs
+from dia_lightning.callbacks.run_files import write_atomically, write_run
 from dia_lightning.callbacks.run_key import run_key
 from dia_lightning.data.prompts import PromptData
 from dia_lightning.data.shared import Together, wait_for_files
 from dia_lightning.errors import INTERRUPTS, UserError
-from dia_lightning.files import in_place
-from dia_lightning.metrics import Evaluation, compute_metrics
-from dia_lightning.metrics.reasons import reasons
+from dia_lightning.metrics import Evaluation
 from dia_lightning.reports.run import write_run_report
 from dia_lightning.reports.tables import print_results, print_unfinished
 from dia_lightning.reports.tensorboard import write_events
 from dia_lightning.rewards.base import reported_names
 from dia_lightning.samplers import GuidedSamplerModule
 from dia_lightning.terminal import visible
-from dia_lightning.types import SCHEMA, Generations, Record
-from dia_lightning.words import Tokenizer, check_tokenizer, resolve
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write to a neighbour first, so that `path` is whole or absent whenever the process dies;
-    OSError names `path`.
-    """
-    with in_place(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+from dia_lightning.types import Generations, Record
+from dia_lightning.words import Tokenizer, check_tokenizer
 
 
 class PredictionWriter(L.Callback):
@@ -209,32 +198,18 @@ class PredictionWriter(L.Callback):
             return
         parts = [self._read(path) for path in paths]
         runs = [list(run) for run in zip(*parts, strict=True)]
-        # An earlier run's may be there, which do not belong to these texts.
-        for name in ("metrics.json", "base_predictions.jsonl", "hacking.jsonl", "report.html"):
-            (self.folder / name).unlink(missing_ok=True)
         rmtree(self.folder / "tensorboard", ignore_errors=True)
-        for name, run in zip(("predictions.jsonl", "base_predictions.jsonl"), runs, strict=False):
-            self._write_lines(
-                name, [line | self._source(line["id"]) for batch in run for line in records(batch)]
-            )
         complete = len(paths) == self._n_batches
-        figures: list[dict[str, Any]] = [{"n": sum(map(_size, run))} for run in runs]
-        if complete:
-            figures = self._figures(runs, evaluation)
-        metrics = [
-            {"method": run[0].method, **values} for run, values in zip(runs, figures, strict=True)
-        ]
-        result = {
-            "schema": SCHEMA,
-            "complete": complete,
-            **metrics[0],
-            "training": self._training,
-            "config_hash": self._hash,
-            "versions": versions(),
-        }
-        if len(metrics) > 1:
-            result["base"] = metrics[1]
-        write_atomically(self.folder / "metrics.json", dumps(result, indent=2) + "\n")
+        metrics = write_run(
+            self.folder,
+            runs,
+            self._records,
+            self._hash,
+            self._training,
+            complete,
+            self.tokenizer,
+            evaluation,
+        )
         if not complete:
             print_unfinished(self.folder, len(paths), self._n_batches)
             return
@@ -259,21 +234,6 @@ class PredictionWriter(L.Callback):
             with _optional("there is no report"):
                 print(visible(f"Wrote {write_run_report(self.folder, self._config)}"))
 
-    def _figures(
-        self, runs: list[list[Generations]], evaluation: Evaluation | None
-    ) -> list[dict[str, Any]]:
-        """Of each run, all with one tokenizer, and why some are null."""
-        tokenizer = resolve(
-            self.tokenizer, [text for run in runs for batch in run for text in batch.texts]
-        )
-        figures = [{"tokenizer": tokenizer, **compute_metrics(run, tokenizer)} for run in runs]
-        if evaluation is not None:
-            evaluated = evaluation(runs, self._records, self.tokenizer)
-            figures = [_joined(*both) for both in zip(figures, evaluated.figures, strict=True)]
-            if evaluation.hacking is not None:
-                self._write_lines("hacking.jsonl", evaluated.flagged)
-        return [without_nan({**found, "reasons": reasons(found)}) for found in figures]
-
     def _read(self, path: Path) -> list[Generations]:
         try:
             return [from_json(fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
@@ -282,14 +242,6 @@ class PredictionWriter(L.Callback):
             raise UserError(
                 f"--trainer.callbacks.init_args.folder: {path} is damaged ({error}); {mend}"
             ) from error
-
-    def _source(self, text: int) -> dict[str, str]:
-        """What the text was made from, where its record has that."""
-        source = self._records[text].get("source") if text < len(self._records) else None
-        return {"source": source} if isinstance(source, str) else {}
-
-    def _write_lines(self, name: str, lines: list[dict[str, Any]]) -> None:
-        write_atomically(self.folder / name, "".join(dumps(line) + "\n" for line in lines))
 
 
 @contextmanager
@@ -302,29 +254,3 @@ def _optional(lost: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or "no message"
         print(f"warning: {lost}: {type(error).__name__}: {reason:.200}", file=sys.stderr)
-
-
-def _joined(figures: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    if taken := sorted(set(figures) & set(more)):
-        raise UserError(
-            f"--trainer.callbacks.init_args.evaluation: {taken[0]!r} is another figure too; give"
-            " the judge another name"
-        )
-    return {**figures, **more}
-
-
-def _size(batch: Generations) -> int:
-    return len(batch.texts)
-
-
-def versions() -> dict[str, str]:
-    """Of this package and of those that its figures hang on."""
-    import lightning
-    import transformers
-
-    return {
-        "dia_lightning": __version__,
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
-        "transformers": transformers.__version__,
-    }

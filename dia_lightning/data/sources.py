@@ -140,6 +140,8 @@ def parquet_rows(file: Path, option: str) -> Iterator[Row]:
             rows = (row for batch in content.iter_batches() for row in batch.to_pylist())
             for number, row in enumerate(rows, 1):
                 yield f"{file}, row {number}", row
+    except UserError:
+        raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise UserError(f"{option}: cannot read {file} as parquet ({reason})") from error

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
 
-from dia_lightning.callbacks.writer import versions
+from dia_lightning.callbacks.run_files import versions
 from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.files import find_path, is_shipped
 from dia_lightning.kit.files import is_own

@@ -19,6 +19,7 @@ from dia_lightning.diffusion.adapted import AdaptedTrunk
 from dia_lightning.errors import UserError
 from dia_lightning.files import find_path
 from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.lm.loaded import as_base_lm
 from dia_lightning.meter import (
     Meter,
     Metered,
@@ -29,7 +30,7 @@ from dia_lightning.meter import (
     weights_of,
 )
 from dia_lightning.numerics import KeepsBuffers, NotFinite, float32_default, named_rows
-from dia_lightning.rewards import CachedReward, call_reward
+from dia_lightning.rewards import CachedReward, as_reward, call_reward
 from dia_lightning.rewards.base import reported_names
 from dia_lightning.samplers.annealed import Annealed
 from dia_lightning.samplers.base import Drawn, Models, Sampler, draw_base, require
@@ -52,9 +53,10 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
     processes nor a restart changes a text.
 
     Args:
-        reward: the true reward r, any.
+        reward: the true reward r, any; in Python a plain function of texts too.
         sampler: how texts are drawn.
-        base_lm: hub id, folder or `.gguf` file of p_θ, or `smollm2` (see `BaseLM.load`).
+        base_lm: hub id, folder or `.gguf` file of p_θ, or `smollm2` (see `BaseLM.load`); in Python
+            a loaded model too, as `(model, tokenizer)` or a `BaseLM` (see `loaded.as_base_lm`).
         denoiser: checkpoint (folder or `.ckpt`) of a denoiser for base_lm, where the sampler needs
             one; null: the one beside base_lm in its kit.
         critic: checkpoint of a critic trained on `reward`, where the sampler needs one; null:
@@ -66,7 +68,13 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
             block from all when it runs: for a p_θ too large for one GPU (see docs/scaling.md). Not
             with networks that adapt those blocks.
         seed: of all randomness.
+
+    Attributes:
+        keeps_faults: whether a batch in which NaN arises is put into a file in the trainer's
+            folder.
     """
+
+    keeps_faults = True
 
     def __init__(
         self,
@@ -83,11 +91,13 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
         super().__init__()
         require("seed", seed, 0 <= seed < 1 << 32, "0 to 4294967295")
         require("lam", lam, 0 <= lam <= LAM_MAX, f"0 or more, up to {LAM_MAX:g}")
+        reward = as_reward(reward)
         reported_names(reward)
-        self.base_lm, self.reward, self.lam = base_lm, reward, lam
-        self.compare_base, self.shard_base_lm, self.seed = compare_base, shard_base_lm, seed
         self._sharded: ShardedBaseLM | None = None
-        self.lm = BaseLM.load(base_lm)
+        self.lm = as_base_lm(base_lm)
+        self.base_lm = base_lm = self.lm.name
+        self.reward, self.lam, self.compare_base, self.seed = reward, lam, compare_base, seed
+        self.shard_base_lm = shard_base_lm
         self._cached = CachedReward(reward)
         self.denoiser, self.critic = denoiser, critic
         has_denoiser = denoiser is not None or _beside(base_lm, "denoiser") is not None
@@ -196,7 +206,7 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
         try:
             return self._generated(batch, draw, method, stream, warm)
         except NotFinite as error:
-            if self._trainer is not None:
+            if self.keeps_faults and self._trainer is not None:
                 given = {
                     "tokens": batch.tokens,
                     "prompt_mask": batch.prompt_mask,

@@ -13,6 +13,13 @@ from dia_lightning.errors import UserError
 NEGATIVE = re.compile(r"-(\.?\d|\.?inf\b|\.?nan\b)", re.IGNORECASE)
 
 
+class _Allow(argparse.Action):
+    """Adds a module's name to a list; argparse would reword the UserError of a `type`."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: Any = None) -> None:
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), module_name(value)])
+
+
 class OptionParser(argparse.ArgumentParser):
     """Raises `UserError` where a command is called wrongly; an abbreviation of an option is
     none.
@@ -28,7 +35,7 @@ class OptionParser(argparse.ArgumentParser):
     def add_allow(self) -> None:
         """`--allow MODULE`, as for `parser.run`; a list."""
         self.add_argument(
-            "--allow", action="append", default=[], type=module_name, metavar="MODULE",
+            "--allow", action=_Allow, default=[], metavar="MODULE",
             help="let options name classes of a module of yours; may be given several times",
         )  # fmt: skip
 

@@ -8,7 +8,6 @@ import errno
 import inspect
 import logging
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
@@ -26,18 +25,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dia_lightning.diffusion.checkpoint import load_checkpoint
 from dia_lightning.distributed import one_fit, one_for_all, refuse_lone
-from dia_lightning.errors import INTERRUPTS, UserError
+from dia_lightning.errors import INTERRUPTS, UserError, root_user_error
 from dia_lightning.files import placed
 from dia_lightning.settings.building import BuildingCLI, class_of, is_above, leaves
 from dia_lightning.settings.messages import TRUSTED, explain, located, refuse_lost, typed_option
 from dia_lightning.settings.options import NEGATIVE
+from dia_lightning.terminal import ignore_warnings
 
-_IGNORED_WARNINGS = (
-    "num_workers", r"isinstance\(treespec", "litlogger", "logging interval",
-    "args parameter is intended", "Precision bf16-mixed is not", "The dirpath has changed",
-    "WeightAveraging state cannot be restored", r"\s+Dump of a value that does not round-trip",
-    "across ranks is zero", r"module\(s\) in eval mode", "ModelCheckpoint with manual optimization",
-)  # fmt: skip
 # What no user can act on: advertising, and what is absent.
 _CHATTER = re.compile(
     r"Tip:|Seed set to|TPU available|GPU available: False|Automatic Mixed Precision|Detected"
@@ -83,6 +77,8 @@ class _Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
         if not self.exit_on_error:
             super().error(message, ex)
+        if (mistake := root_user_error(ex)) is not None:
+            raise mistake
         raise _ParsingError(message, ex, self) from ex
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
@@ -272,8 +268,7 @@ def _refuse_escape(option: str, value: Any) -> None:
 
 def _quiet() -> None:
     """Keep what a user can act on."""
-    for message in _IGNORED_WARNINGS:
-        warnings.filterwarnings("ignore", message=f".*{message}.*")
+    ignore_warnings()
     for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
         for handler in logging.getLogger(name).handlers:
             handler.addFilter(_is_worth_reading)

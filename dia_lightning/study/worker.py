@@ -47,7 +47,7 @@ def read_outcome(cell: Cell) -> Outcome | None:
 
 def write_outcome(cell: Cell, outcome: Outcome) -> None:
     """Write `cell.json`, the last file of a cell."""
-    from dia_lightning.callbacks.writer import write_atomically
+    from dia_lightning.callbacks.run_files import write_atomically
 
     cell.folder.mkdir(parents=True, exist_ok=True)
     content = {"schema": 1, "key": cell.key, "setting": cell.setting, "seed": cell.seed, **outcome._asdict()}
@@ -117,7 +117,7 @@ def run_cell(cell: Cell, allow: Sequence[str] = ()) -> Outcome:
 
 def _train(cell: Cell, allow: Sequence[str]) -> None:
     """The cell's `fit`, from its last checkpoint where it was stopped; nothing where it is finished."""
-    from dia_lightning.callbacks.writer import write_atomically
+    from dia_lightning.callbacks.run_files import write_atomically
     from dia_lightning.settings import parser
 
     assert cell.fit is not None

@@ -36,7 +36,7 @@ from dia_lightning.training.watched import WatchedModule
 from dia_lightning.types import Prompts, Reward, scored_mask
 
 
-class Estimator(ABC):
+class Estimator(ABC):  # noqa: B024
     """How much better than expected each drawn text was: the baseline of the policy gradient."""
 
 

@@ -96,7 +96,7 @@ def test_no_checkpoint_runs_code(
     loads: dict[str, Callable[[], Any]] = {
         "--model.init_args.denoiser": lambda: load_denoiser(str(file), embedding, lm),
         "--model.init_args.critic": lambda: load_critic(str(file), embedding, None, lm),
-        "--model.init_args.init_from": lambda: DenoiserModule(
+        "init_from": lambda: DenoiserModule(
             **in_parts(DenoiserModule, **base, init_from=str(file))
         ),
         "--ckpt_path": lambda: options(f"--ckpt_path={file}"),

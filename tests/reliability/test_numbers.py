@@ -49,7 +49,7 @@ def test_a_loss_that_is_lost_ends_the_training(lightning: Run, kind: str) -> Non
         "train/loss is NaN or infinite in ",
         "batch 1",
         "lower lr",
-        "--trainer.gradient_clip_val",
+        "gradient_clip_val",
     ]
     assert_one_line(result, *parts)
     folder = Path("runs") / ("ddpm_tiny" if kind == "denoiser" else "critic_tiny")
@@ -88,7 +88,7 @@ def test_a_base_model_from_nothing(lightning: Run) -> None:
         result,
         "train/loss is NaN or infinite in all 4 rows",
         "batch 1",
-        "--trainer.gradient_clip_val",
+        "gradient_clip_val",
     )
     assert not list(Path().rglob("*.ckpt"))
     assert not Path("runs/lm_tiny/lm").exists()

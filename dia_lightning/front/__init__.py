@@ -1,0 +1,1 @@
+"""The front door in Python: one call from arguments to texts."""
