@@ -155,6 +155,7 @@ def test_our_classes_can_be_left_to_their_defaults(path: Path) -> None:
                 "path",
                 "folder",
                 "dataset",
+                "edges",
                 "pattern",
                 "word",
                 "words",

@@ -22,8 +22,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 import dia_lightning as dia
-from dia_lightning import arguments, front, progress
+from dia_lightning import progress
 from dia_lightning.callbacks.run_key import describe
+from dia_lightning.front import arguments
+from dia_lightning.front import sample as front
 from tests.conftest import Run
 
 LINES = ["The Mill is", "Near the river", "A cheap place"]

@@ -74,6 +74,8 @@ def _label_studio(path: Path) -> Iterator[Vote]:
                 choice = "" if annotation.get("was_cancelled") else _choice_of(annotation["result"])
                 if choice:
                     yield Vote(str(task["data"]["pair_id"]), _annotator_of(annotation), choice, where)
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"--annotations: {path} is no JSON export of Label Studio (JSON, not JSON-MIN): {reason}") from error
