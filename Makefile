@@ -70,7 +70,7 @@ ablations: $(VENV)/.installed  ## the ablation grid and its report, in runs/abla
 	$(BIN)/python -m dia_lightning study configs/ablations/*.yaml --out runs/ablations --kit $(KIT) $(ARGS)
 
 doctor: $(VENV)/.installed  ## who owns the script `lightning`, and which versions are installed
-	$(BIN)/python -m dia_lightning.doctor
+	$(BIN)/python -m dia_lightning.lab.doctor
 
 clean:  ## remove the environment and everything that runs wrote
 	rm -rf $(VENV) runs

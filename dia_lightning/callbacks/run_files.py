@@ -12,7 +12,7 @@ from dia_lightning import __version__
 from dia_lightning.callbacks.batch_files import dumps, records, without_nan
 from dia_lightning.errors import UserError
 from dia_lightning.files import in_place
-from dia_lightning.metrics import Evaluation, compute_metrics
+from dia_lightning.metrics import Evaluator, compute_metrics
 from dia_lightning.metrics.reasons import reasons
 from dia_lightning.types import SCHEMA, Generations, Record
 from dia_lightning.words import Tokenizer, resolve
@@ -33,7 +33,7 @@ def write_atomically(path: Path, text: str) -> None:
 def write_run(
     folder: Path, runs: _Runs, known: Sequence[Record], key: str | None,
     training: Mapping[str, Any], complete: bool = True, tokenizer: Tokenizer = "auto",
-    evaluation: Evaluation | None = None,
+    evaluation: Evaluator | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Write `predictions.jsonl`, `base_predictions.jsonl`, `metrics.json`, and `hacking.jsonl`.
 
@@ -82,7 +82,7 @@ def _figures(
     runs: _Runs,
     known: Sequence[Record],
     tokenizer: Tokenizer,
-    evaluation: Evaluation | None,
+    evaluation: Evaluator | None,
 ) -> list[dict[str, Any]]:
     """Of each run, all with one tokenizer, and why some are null."""
     name = resolve(tokenizer, [text for run in runs for batch in run for text in batch.texts])
@@ -90,7 +90,7 @@ def _figures(
     if evaluation is not None:
         evaluated = evaluation(runs, known, tokenizer)
         figures = [_joined(*both) for both in zip(figures, evaluated.figures, strict=True)]
-        if evaluation.hacking is not None:
+        if evaluated.flagged is not None:
             _write_lines(folder / "hacking.jsonl", evaluated.flagged)
     return [without_nan({**found, "reasons": reasons(found)}) for found in figures]
 

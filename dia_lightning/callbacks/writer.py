@@ -19,13 +19,12 @@ from dia_lightning.callbacks.batch_files import from_json, to_json
 from dia_lightning.callbacks.export import training_costs
 from dia_lightning.callbacks.run_files import write_atomically, write_run
 from dia_lightning.callbacks.run_key import run_key
+from dia_lightning.callbacks.table import print_results, print_unfinished
+from dia_lightning.callbacks.tensorboard import write_events
 from dia_lightning.data.prompts import PromptData
 from dia_lightning.data.shared import Together, wait_for_files
 from dia_lightning.errors import INTERRUPTS, UserError
-from dia_lightning.metrics import Evaluation
-from dia_lightning.reports.run import write_run_report
-from dia_lightning.reports.tables import print_results, print_unfinished
-from dia_lightning.reports.tensorboard import write_events
+from dia_lightning.metrics import Evaluator
 from dia_lightning.rewards.base import reported_names
 from dia_lightning.samplers import GuidedSamplerModule
 from dia_lightning.terminal import visible
@@ -56,7 +55,7 @@ class PredictionWriter(L.Callback):
     """
 
     def __init__(
-        self, folder: str = "runs/predict", n_shown: int = 3, evaluation: Evaluation | None = None,
+        self, folder: str = "runs/predict", n_shown: int = 3, evaluation: Evaluator | None = None,
         tokenizer: Tokenizer = "auto",
     ) -> None:  # fmt: skip
         check_tokenizer(tokenizer, "--trainer.callbacks.init_args.tokenizer")
@@ -188,7 +187,7 @@ class PredictionWriter(L.Callback):
             if self._hash:
                 self._merge(trainer, None)
 
-    def _merge(self, trainer: L.Trainer, evaluation: Evaluation | None) -> None:
+    def _merge(self, trainer: L.Trainer, evaluation: Evaluator | None) -> None:
         paths = (
             sorted(self._parts.glob("*.json"), key=lambda path: int(path.stem))
             if trainer.is_global_zero
@@ -232,6 +231,8 @@ class PredictionWriter(L.Callback):
             )
         if trainer.state.fn == "test":
             with _optional("there is no report"):
+                from dia_lightning.lab.report.run import write_run_report
+
                 print(visible(f"Wrote {write_run_report(self.folder, self._config)}"))
 
     def _read(self, path: Path) -> list[Generations]:

@@ -8,7 +8,7 @@ from dia_lightning.metrics.collection import (
     SecondsPer100Tokens,
     SelfBLEU,
 )
-from dia_lightning.metrics.evaluation import Evaluation
+from dia_lightning.metrics.evaluation import Evaluated, Evaluator
 from dia_lightning.metrics.functional import (
     distinct_n,
     perplexity,
@@ -16,8 +16,6 @@ from dia_lightning.metrics.functional import (
     self_bleu,
 )
 from dia_lightning.metrics.generation import GenerationMetrics, compute_metrics
-from dia_lightning.metrics.hacking import Hacking
-from dia_lightning.metrics.judge import Judge
 from dia_lightning.metrics.reference import (
     ReferenceBLEU,
     ReferenceROUGE,
@@ -26,8 +24,8 @@ from dia_lightning.metrics.reference import (
 )
 
 __all__ = [
-    "DistinctN", "Evaluation", "GenerationMetrics", "Hacking", "Judge", "LMPerplexity",
-    "MeanReward", "NetworkCosts", "ReferenceBLEU", "ReferenceROUGE", "SecondsPer100Tokens",
-    "SelfBLEU", "compute_metrics", "distinct_n", "perplexity", "reference_bleu", "reference_rouge",
+    "DistinctN", "Evaluated", "Evaluator", "GenerationMetrics", "LMPerplexity", "MeanReward",
+    "NetworkCosts", "ReferenceBLEU", "ReferenceROUGE", "SecondsPer100Tokens", "SelfBLEU",
+    "compute_metrics", "distinct_n", "perplexity", "reference_bleu", "reference_rouge",
     "seconds_per_100_tokens", "self_bleu",
 ]  # fmt: skip

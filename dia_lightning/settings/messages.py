@@ -84,6 +84,8 @@ _RENAMED = {
             "ClassifierFreeModule": "Diffusion and the guidance ClassifierFree",
         }.items()
     },
+    **{f"dia_lightning.metrics.{name}": f"dia_lightning.lab.judges.{name}"
+       for name in ("Evaluation", "Hacking", "Judge")},
     "dia_lightning.lm_module.LMModule": "dia_lightning.training.LMModule",
     "dia_lightning.critic.CriticModule": "dia_lightning.training.CriticModule",
     "dia_lightning.diffusion.DenoiserModule": "dia_lightning.training.DenoiserModule",

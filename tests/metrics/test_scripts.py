@@ -18,10 +18,11 @@ from sacrebleu.metrics.bleu import BLEU
 from dia_lightning.callbacks import PredictionWriter
 from dia_lightning.data import PromptData
 from dia_lightning.errors import UserError
+from dia_lightning.lab.judges import Evaluation, Hacking
+from dia_lightning.lab.judges.hacking import copied, repetition
+from dia_lightning.lab.report.run import write_run_report
 from dia_lightning.metrics import (
     DistinctN,
-    Evaluation,
-    Hacking,
     ReferenceBLEU,
     ReferenceROUGE,
     SelfBLEU,
@@ -31,9 +32,7 @@ from dia_lightning.metrics import (
     self_bleu,
 )
 from dia_lightning.metrics import reasons as reasons_module
-from dia_lightning.metrics.hacking import copied, repetition
 from dia_lightning.metrics.reasons import reasons
-from dia_lightning.reports.run import write_run_report
 from dia_lightning.rewards import Coverage, Keyword, Length, check_reward
 from dia_lightning.samplers import BaseModel, GuidedSamplerModule
 from dia_lightning.types import Generations, Reward

@@ -188,7 +188,7 @@ def test_no_file_allows_anything(here: Path) -> None:
         " model.reward: evil.Bad}\ngrid: {t: {model.sampler.temperature: [1.0]}}\n",
         encoding="utf-8",
     )
-    from dia_lightning.study import command
+    from dia_lightning.lab.study import command
 
     with pytest.raises(UserError, match=r"^study small/t\S*: (--allow|.*--allow evil$)"):
         command.run(["small.yaml", "--out", "out"])

@@ -109,11 +109,11 @@ def test_what_a_nested_constructor_raises(mine: Run) -> None:
         "LookupError: two lines",
     )
     judge = {
-        "class_path": "dia_lightning.metrics.Judge",
+        "class_path": "dia_lightning.lab.judges.Judge",
         "init_args": {"reward": {"class_path": "mine.Wish"}},
     }
     evaluation = {
-        "class_path": "dia_lightning.metrics.Evaluation",
+        "class_path": "dia_lightning.lab.judges.Evaluation",
         "init_args": {"judges": [judge]},
     }
     given = f"--trainer.callbacks.evaluation={json.dumps(evaluation)}"
@@ -161,12 +161,10 @@ def test_names_that_no_output_can_have(mine: Run) -> None:
 
 @pytest.mark.parametrize("name", ["reward_zero", "training", "log_z", "nfe/base_lm", " "])
 def test_names_of_judges_that_no_output_can_have(mine: Run, name: str) -> None:
-    judge = {
-        "class_path": "dia_lightning.metrics.Judge",
-        "init_args": {"reward": {"class_path": "mine.Named"}, "name": name},
-    }
+    named = {"reward": {"class_path": "mine.Named"}, "name": name}
+    judge = {"class_path": "dia_lightning.lab.judges.Judge", "init_args": named}
     evaluation = {
-        "class_path": "dia_lightning.metrics.Evaluation",
+        "class_path": "dia_lightning.lab.judges.Evaluation",
         "init_args": {"judges": [judge]},
     }
     given = f"--trainer.callbacks.evaluation={json.dumps(evaluation)}"

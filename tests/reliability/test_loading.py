@@ -19,12 +19,12 @@ from dia_lightning.data import ModelSamples, TextFiles
 from dia_lightning.diffusion.checkpoint import read_network
 from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.errors import UserError
+from dia_lightning.lab.study.grid import Cell, read_study
+from dia_lightning.lab.study.worker import run_cell
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import Length
 from dia_lightning.samplers.networks import load_critic, load_denoiser
 from dia_lightning.settings import parser
-from dia_lightning.study.grid import Cell, read_study
-from dia_lightning.study.worker import run_cell
 from dia_lightning.training import CriticModule, DenoiserModule
 from tests.oracles.in_parts import in_parts
 

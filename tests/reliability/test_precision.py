@@ -234,9 +234,9 @@ def test_an_evaluation_that_fails_is_an_error_and_loses_no_text(
     def fails(*_: object) -> None:
         raise RuntimeError("no judge")
 
-    monkeypatch.setattr("dia_lightning.metrics.Evaluation.__call__", fails)
-    monkeypatch.setattr("dia_lightning.metrics.Evaluation.check", lambda *_: None)
-    evaluation = "--trainer.callbacks.evaluation=dia_lightning.metrics.Evaluation"
+    monkeypatch.setattr("dia_lightning.lab.judges.Evaluation.__call__", fails)
+    monkeypatch.setattr("dia_lightning.lab.judges.Evaluation.check", lambda *_: None)
+    evaluation = "--trainer.callbacks.evaluation=dia_lightning.lab.judges.Evaluation"
     code, _, err = lightning(
         "predict", "--config", "configs/zero_shot_tiny.yaml", *SIZE, evaluation
     )

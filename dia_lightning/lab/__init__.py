@@ -1,0 +1,1 @@
+"""The laboratory: studies, reports, preference tests, kits and judges. The library needs none."""

@@ -1,0 +1,1 @@
+"""Human preference: blinded pairs of texts, and what people chose."""
