@@ -70,7 +70,7 @@ class PredictionWriter(L.Callback):
         self, folder: str = "runs/predict", n_shown: int = 3, evaluation: Evaluation | None = None,
         tokenizer: Tokenizer = "auto",
     ) -> None:  # fmt: skip
-        check_tokenizer(tokenizer, "--trainer.callbacks.init_args.tokenizer")
+        check_tokenizer(tokenizer)
         self.folder, self.n_shown, self.evaluation, self.tokenizer = (
             Path(folder),
             n_shown,
@@ -92,12 +92,12 @@ class PredictionWriter(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(pl_module, GuidedSamplerModule) or not isinstance(data, PromptData):
             raise UserError(
-                f"--model: {type(pl_module).__name__} does not sample; give a sampler (for example"
-                " --config configs/dia_tiny.yaml), with --data PromptData"
+                f"model: {type(pl_module).__name__} given, allowed: GuidedSamplerModule, with"
+                " PromptData as data (see configs/dia_tiny.yaml)"
             )
         if sum(isinstance(callback, PredictionWriter) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise UserError(
-                "--trainer.callbacks: PredictionWriter given twice, allowed: once; a run has one"
+                "trainer.callbacks: PredictionWriter given twice, allowed: once; a run has one"
                 " folder"
             )
         self._records = data.records
@@ -117,9 +117,7 @@ class PredictionWriter(L.Callback):
         try:
             self._parts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"--trainer.callbacks: cannot write to {self.folder} ({error.strerror})"
-            ) from error
+            raise UserError(f"folder: cannot write to {self.folder} ({error.strerror})") from error
         self._together = Together(trainer.world_size)
         # The first process looks, before any of them writes, so that all share out the same
         # batches.
@@ -137,13 +135,10 @@ class PredictionWriter(L.Callback):
             lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(
-                f"--trainer.callbacks.init_args.folder: another run is writing to {self.folder};"
-                " wait, or give another folder"
+                f"folder: another run is writing to {self.folder}; wait, or give another folder"
             ) from error
         except OSError as error:
-            raise UserError(
-                f"--trainer.callbacks: cannot write to {self.folder} ({error.strerror})"
-            ) from error
+            raise UserError(f"folder: cannot write to {self.folder} ({error.strerror})") from error
         return lock
 
     @contextmanager
@@ -185,9 +180,8 @@ class PredictionWriter(L.Callback):
                 pl_module.finish()  # before anything else that waits for the others
                 n = self._n_resumed + self._together.total(self._n_written)
                 if trainer.is_global_zero:
-                    option = "--trainer.callbacks.init_args.folder"
                     wait_for_files(
-                        lambda: len(list(self._parts.glob("*.json"))) >= n, option, self.folder
+                        lambda: len(list(self._parts.glob("*.json"))) >= n, "folder", self.folder
                     )
                 self._merge(trainer, self.evaluation)
 
@@ -279,9 +273,7 @@ class PredictionWriter(L.Callback):
             return [from_json(fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
         except (ValueError, TypeError, KeyError) as error:
             mend = "delete it, and the same command draws it again"
-            raise UserError(
-                f"--trainer.callbacks.init_args.folder: {path} is damaged ({error}); {mend}"
-            ) from error
+            raise UserError(f"folder: {path} is damaged ({error}); {mend}") from error
 
     def _source(self, text: int) -> dict[str, str]:
         """What the text was made from, where its record has that."""
@@ -307,8 +299,8 @@ def _optional(lost: str) -> Iterator[None]:
 def _joined(figures: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     if taken := sorted(set(figures) & set(more)):
         raise UserError(
-            f"--trainer.callbacks.init_args.evaluation: {taken[0]!r} is another figure too; give"
-            " the judge another name"
+            f"evaluation: a judge named {taken[0]!r} given, allowed: any other name; another figure"
+            " has it"
         )
     return {**figures, **more}
 

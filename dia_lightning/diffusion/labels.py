@@ -32,7 +32,6 @@ class Labeller:
     """
 
     def __init__(self, reward: Reward | None, edges: Sequence[float] | None, drop: float) -> None:
-        option = "--model.init_args.label"
         if (
             reward is None
             or not edges
@@ -40,16 +39,16 @@ class Labeller:
             or any(b <= a for a, b in pairwise(edges))
         ):
             raise UserError(
-                f"{option}_edges: {edges} given, allowed: one or more rising numbers, with a"
+                f"label_edges: {edges} given, allowed: one or more rising numbers, with a"
                 " label_reward"
             )
         if reward.conditional:
             raise UserError(
-                f"{option}_reward: {reward.name!r} compares with a record, which a denoiser does"
-                " not see"
+                f"label_reward: {reward.name!r} given, allowed: a reward of the text"
+                " alone; this one compares with a record"
             )
         if not 0 < drop < 1:
-            raise UserError(f"{option}_drop: {drop} given, allowed: between 0 and 1")
+            raise UserError(f"label_drop: {drop} given, allowed: between 0 and 1")
         self.reward, self.edges, self.drop = (
             CachedReward(reward),
             [float(edge) for edge in edges],

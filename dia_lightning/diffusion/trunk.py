@@ -34,20 +34,14 @@ class NetworkSize:
     adapter_rank: int = 0
 
     def __post_init__(self) -> None:
-        for option in ("width", "layers", "heads", "max_length"):
-            if getattr(self, option) < 1:
-                raise UserError(
-                    f"--model.init_args.{option}: {getattr(self, option)} given, at least 1 allowed"
-                )
+        for name in ("width", "layers", "heads", "max_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: {getattr(self, name)} given, allowed: 1 or more")
         if self.adapter_rank < 0:
-            raise UserError(
-                f"--model.init_args.adapter_rank: {self.adapter_rank} given, must be 0 (none) or"
-                " more"
-            )
+            raise UserError(f"adapter_rank: {self.adapter_rank} given, allowed: 0 (none) or more")
         if self.width % (2 * self.heads):
             raise UserError(
-                f"--model.init_args.width: {self.width} given, must be a multiple of 2 × heads"
-                f" ({self.heads})"
+                f"width: {self.width} given, allowed: a multiple of 2 × heads ({self.heads})"
             )
 
     def check_length(self, length: int) -> None:
@@ -198,8 +192,8 @@ class Trunk(nn.Module):
         config = model.config
         if gpt is None or not hasattr(gpt, "wte") or not hasattr(gpt, "wpe"):
             raise UserError(
-                "--model.init_args.init_from_lm: needs GPT-2's architecture, base_lm is a"
-                f" {type(model).__name__}"
+                f"init_from_lm: true given, allowed: false; base_lm is a {type(model).__name__}, not"
+                " of GPT-2's architecture"
             )
         want = (config.n_embd, config.n_head, True)
         if (
@@ -208,8 +202,8 @@ class Trunk(nn.Module):
             self.size.layers <= config.n_layer,
         ) != want or self.size.rotary:
             raise UserError(
-                "--model.init_args.init_from_lm: width and heads must be those of base_lm "
-                f"({config.n_embd}, {config.n_head}), layers at most {config.n_layer}, rotary false"
+                "init_from_lm: true given, allowed: with width and heads of base_lm "
+                f"({config.n_embd}, {config.n_head}), up to {config.n_layer} layers, rotary false"
             )
         table, n = gpt.wte.weight.float(), self.size.max_length + 1
         self.z_in.weight.copy_(torch.eye(table.shape[1]) * unit)

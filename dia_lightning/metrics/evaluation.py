@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from dia_lightning.errors import UserError
 from dia_lightning.metrics.hacking import Hacking, flagged_texts, hacking_figures
-from dia_lightning.metrics.judge import OPTION, Judge, Row, RunTexts, prompt_groups, run_texts
+from dia_lightning.metrics.judge import Judge, Row, RunTexts, prompt_groups, run_texts
 from dia_lightning.metrics.reference import ReferenceBLEU, reference_rouge
 from dia_lightning.terminal import one_line
 from dia_lightning.types import Generations, Record
@@ -53,7 +53,7 @@ def references_of(records: Sequence[Record], field: str) -> list[list[str]]:
         ):
             has = ", ".join(record) or "none"
             raise UserError(
-                f"{OPTION}.references: {field!r} given, allowed: a field with a text or a list of"
+                f"references: {field!r} given, allowed: a field with a text or a list of"
                 f" texts for every prompt; text {i} has {value!r:.60} there (fields: {has})"
             )
         found.append(references)
@@ -83,7 +83,7 @@ class Evaluation:
         for judge in self.judges:
             if not judge.name.strip() or one_line(judge.name) != judge.name:
                 raise UserError(
-                    f"{OPTION}.judges: the name {judge.name!r} given, allowed: visible characters"
+                    f"judges: the name {judge.name!r} given, allowed: visible characters"
                     " in one line"
                 )
         # "nfe/base_lm" is how reports call what `nfe` has of "base_lm".
@@ -92,8 +92,7 @@ class Evaluation:
         )
         if taken:
             raise UserError(
-                f"{OPTION}.judges: two figures named {taken[0]!r}; give one judge another"
-                " init_args.name"
+                f"judges: two figures named {taken[0]!r} given, allowed: different names"
             )
 
     def rows(self) -> list[Row]:
@@ -115,12 +114,11 @@ class Evaluation:
             rewards: names under which the run reports its reward.
 
         Raises:
-            UserError: naming the option.
+            UserError: naming the argument.
         """
         for key in {key for key, _, _ in self.rows()} & {f"reward_{name}" for name in rewards}:
             raise UserError(
-                f"{OPTION}.judges: {key!r} is a figure of the reward too; give the judge another"
-                " init_args.name"
+                f"judges: the name {key!r} given, allowed: any other; a figure of the reward has it"
             )
         fewest = n_texts * min(Counter(prompt_groups(prompts, records)).values())
         for judge in self.judges:

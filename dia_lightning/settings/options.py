@@ -28,9 +28,21 @@ class OptionParser(argparse.ArgumentParser):
     def add_allow(self) -> None:
         """`--allow MODULE`, as for `parser.run`; a list."""
         self.add_argument(
-            "--allow", action="append", default=[], type=module_name, metavar="MODULE",
+            "--allow", action=_Allow, default=[], metavar="MODULE",
             help="let options name classes of a module of yours; may be given several times",
         )  # fmt: skip
+
+
+class _Allow(argparse.Action):
+    """Appends a module's name; as a `type` of argparse `module_name` could not say what is wrong
+    with it.
+    """
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+        option_string: str | None = None,
+    ) -> None:  # fmt: skip
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), module_name(values)])
 
 
 def module_name(text: str) -> str:
@@ -44,7 +56,7 @@ def module_name(text: str) -> str:
         or text.partition(".")[0] == "jsonargparse"
     ):
         raise UserError(
-            f"--allow: {text or 'nothing'} given, needed is the name of your module, as in --allow"
+            f"--allow: {text or 'nothing'} given, allowed: the name of your module, as in --allow"
             " my_rewards"
         )
     return text

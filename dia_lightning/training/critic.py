@@ -64,18 +64,13 @@ class CriticModule(NoisedRowsModule):
             base_lm, normalise, schedule, denoiser, max_length, lr, weight_decay, warmup_steps, seed
         )
         if objective not in OBJECTIVES:
-            raise UserError(
-                f"--model.init_args.objective: {objective!r} given, allowed are"
-                f" {', '.join(OBJECTIVES)}"
-            )
+            raise UserError(f"objective: {objective!r} given, allowed: {', '.join(OBJECTIVES)}")
         if objective == "soft" and lam == 0:
-            raise UserError(
-                "--model.init_args.lam: 0 given, --model.init_args.objective soft needs another λ"
-            )
+            raise UserError("lam: 0 given, allowed: any other number where objective is soft")
         if reward.conditional:
             raise UserError(
-                f"--model.init_args.reward: {reward.name!r} compares with a record, which a critic"
-                " does not see"
+                f"reward: {reward.name!r} given, allowed: a reward of the text alone; this one"
+                " compares with a record"
             )
         self.reward, self.objective, self.lam = CachedReward(reward), objective, lam
         size = NetworkSize(width, layers, heads, max_length, rotary, adapter_rank)
@@ -91,8 +86,8 @@ class CriticModule(NoisedRowsModule):
         rewards = self._rewards({k: v.to(self.device) for k, v in batch.items()})
         if not float(rewards.std()) > 0:
             raise UserError(
-                f"--model.init_args.reward: {self.reward.name} is {float(rewards.mean()):g} on"
-                " every sample"
+                f"reward: {self.reward.name!r} given, allowed: one that differs between samples; it"
+                f" is {float(rewards.mean()):g} on all of them"
             )
         self.network.mean.copy_(self._units * rewards.mean())
         self.network.scale.copy_(

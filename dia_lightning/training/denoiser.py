@@ -96,15 +96,11 @@ class DenoiserModule(NoisedRowsModule):
         super().__init__(
             base_lm, normalise, schedule, None, max_length, lr, weight_decay, warmup_steps, seed
         )
-        for option, value in (("time_warp", time_warp), ("self_condition", self_condition)):
+        for name, value in (("time_warp", time_warp), ("self_condition", self_condition)):
             if value < 0:
-                raise UserError(
-                    f"--model.init_args.{option}: {value} given, must be 0 (never) or more"
-                )
+                raise UserError(f"{name}: {value} given, allowed: 0 (never) or more")
         if loss not in LOSSES:
-            raise UserError(
-                f"--model.init_args.loss: {loss!r} given, allowed are {', '.join(LOSSES)}"
-            )
+            raise UserError(f"loss: {loss!r} given, allowed: {', '.join(LOSSES)}")
         self.loss_name, self.time_warp, self.self_condition = loss, time_warp, self_condition
         size = NetworkSize(width, layers, heads, max_length, rotary, adapter_rank)
         labelled = label_reward is not None or label_edges is not None
@@ -122,11 +118,10 @@ class DenoiserModule(NoisedRowsModule):
         self.register_buffer("loss_in_bin", torch.full((_BINS,), -1.0))
 
     def _init_from(self, path: str) -> None:
-        option = "--model.init_args.init_from"
-        settings, weights = read_network(path, "denoiser", option, self.embedding)
+        settings, weights = read_network(path, "denoiser", "init_from", self.embedding)
         if self.network.labels is not None:
             weights.setdefault("labels.weight", self.network.labels.weight.detach())
-        load_weights(self.network, settings, weights, option, path)
+        load_weights(self.network, settings, weights, "init_from", path)
 
     def labels(self, batch: dict[str, Tensor], stream: int | None = None) -> Tensor | None:
         """Each row's label (B,), where there are labels; with a `stream`, which numbers the

@@ -11,18 +11,18 @@ from dia_lightning.errors import UserError
 
 
 def check_recipe(lr: float, weight_decay: float, warmup_steps: int) -> None:
-    """That the options of a module make an optimiser.
+    """That the arguments of a module make an optimiser.
 
     Raises:
-        UserError: naming the option that does not.
+        UserError: naming the argument that does not.
     """
-    for option, value, fits, allowed in (
+    for name, value, fits, allowed in (
         ("lr", lr, 0 < lr < math.inf, "above 0"),
         ("weight_decay", weight_decay, 0 <= weight_decay < math.inf, "0 or more"),
         ("warmup_steps", warmup_steps, warmup_steps >= 0, "0 or more"),
     ):
         if not fits:
-            raise UserError(f"--model.init_args.{option}: {value} given, must be {allowed}")
+            raise UserError(f"{name}: {value} given, allowed: {allowed}")
 
 
 def adamw_warmup_cosine(
@@ -44,7 +44,7 @@ def adamw_warmup_cosine(
     check_recipe(lr, weight_decay, warmup_steps)
     if not 0 < total_steps < 1 << 60:
         raise UserError(
-            "--trainer.max_steps: give a number of steps, the cosine schedule needs its end"
+            "trainer.max_steps: none given, allowed: 1 or more; the cosine schedule needs its end"
         )
     named = [(n, p) for n, p in parameters if p.requires_grad]
     groups = [

@@ -56,7 +56,7 @@ class PPOModule(WatchedModule):
 
     The optimum is π*(x) ∝ p_θ(x) exp(r(x) / β), the target of DIA with λ = 1 / β. The policy starts
     from p_θ and has no dropout. The texts of step k on process i come from (seed, k, i).
-    `--trainer.max_steps` counts optimiser steps, of which every batch of texts makes epochs ×
+    `max_steps` of the Trainer counts optimiser steps, of which every batch of texts makes epochs ×
     minibatches. Data: `RolloutData`.
 
     Args:
@@ -82,7 +82,7 @@ class PPOModule(WatchedModule):
 
     beta_now: Tensor
 
-    mend = "lower --model.init_args.lr or --model.init_args.gradient_clip"
+    mend = "lower model.lr or model.gradient_clip"
 
     def __init__(
         self,
@@ -105,11 +105,9 @@ class PPOModule(WatchedModule):
         super().__init__()
         given = dict(locals())
         check_recipe(lr, 0.0, warmup_steps)
-        for option, (fits, allowed) in _limits(given).items():
+        for name, (fits, allowed) in _limits(given).items():
             if not fits:
-                raise UserError(
-                    f"--model.init_args.{option}: {given[option]!r} given, allowed: {allowed}"
-                )
+                raise UserError(f"{name}: {given[name]!r} given, allowed: {allowed}")
         self.automatic_optimization = False
         self.reward, self.base_lm, self.estimator = reward, base_lm, estimator
         self.beta, self.target_kl, self.clip, self.gae_lambda, self.value_coef = (
@@ -229,7 +227,7 @@ class PPOModule(WatchedModule):
             group = crowd_of(batch, 1)[2]
             if int(group.bincount().min()) < 2:
                 raise UserError(
-                    "--data.init_args.n_texts: rloo compares texts of one prompt, give 2 or more"
+                    "data.n_texts: 1 given, allowed: 2 or more; rloo compares texts of one prompt"
                 )
             scores = rollout.reward - self.beta_now * rollout.log_ratio.sum(1)
             return leave_one_out(scores, group).float(), rollout.reward.new_zeros(0)
@@ -325,7 +323,7 @@ class PPOModule(WatchedModule):
 
 
 def _limits(given: dict[str, Any]) -> dict[str, tuple[bool, str]]:
-    """For each option whether its value is allowed, and what is."""
+    """For each argument whether its value is allowed, and what is."""
     target_kl = given["target_kl"]
     return {
         "estimator": (given["estimator"] in ESTIMATORS, ", ".join(ESTIMATORS)),

@@ -16,7 +16,7 @@ class WatchedModule(KeepsBuffers, L.LightningModule):
     read it, and before anything is kept.
     """
 
-    mend = "lower --model.init_args.lr, or clip with --trainer.gradient_clip_val"
+    mend = "lower model.lr, or clip gradients with trainer.gradient_clip_val"
 
     def __init__(self) -> None:
         super().__init__()
