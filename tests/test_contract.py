@@ -78,7 +78,7 @@ def test_every_weight_comes_from_the_checkpoint(
     change, config, said = FAULTS[fault]
     folder = damaged(llama_folder, tmp_path / "lm", change, **config)
     for load in (BaseLM.load, Perplexity):
-        with pytest.raises(UserError, match=f"^--model.*cannot load .*{said}") as error:
+        with pytest.raises(UserError, match=f"^base_lm: cannot load .*{said}") as error:
             load(folder)
         assert "\n" not in str(error.value)
 

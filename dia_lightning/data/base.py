@@ -132,9 +132,9 @@ class TokenData(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer
-        if getattr(trainer, "overfit_batches", 0):
+        if given := getattr(trainer, "overfit_batches", 0):
             raise UserError(
-                "trainer.overfit_batches: given, which this data cannot do; train on fewer rows instead"
+                f"trainer.overfit_batches: {given} given, allowed: 0; train on fewer rows instead"
             )
         return self._loader(
             self.train_rows,

@@ -192,8 +192,8 @@ class Trunk(nn.Module):
         config = model.config
         if gpt is None or not hasattr(gpt, "wte") or not hasattr(gpt, "wpe"):
             raise UserError(
-                f"init_from_lm: true given, allowed: false; base_lm is a {type(model).__name__}, not"
-                " of GPT-2's architecture"
+                f"init_from_lm: true given, allowed: false; base_lm is a {type(model).__name__},"
+                " not of GPT-2's architecture"
             )
         want = (config.n_embd, config.n_head, True)
         if (

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dia_lightning.errors import UserError
+from dia_lightning.errors import UserError, renamed
 from dia_lightning.files import find_path
 
 _HUB_TIMEOUT_S = 10
@@ -60,21 +60,20 @@ def folder_of(base_lm: str, argument: str = "base_lm") -> str:
     """
     if base_lm.startswith(HUB):
         return str(from_hub(base_lm, "config.json", argument))
-    if base_lm in _PACKAGED:
-        return _dequantised(_packaged(base_lm, argument), argument)
-    found = find_path(base_lm)
+    found = None if base_lm in _PACKAGED else find_path(base_lm)
+    if base_lm in _PACKAGED or (found is not None and found.suffix == ".gguf" and found.is_file()):
+        with renamed(base_lm=argument):
+            return _dequantised(found or _packaged(base_lm))
     if found is not None and found.is_file():
-        if found.suffix != ".gguf":
-            raise UserError(
-                f"{argument}: {base_lm} given, which is a file; allowed: a folder in transformers'"
-                " format or a .gguf file"
-            )
-        return _dequantised(found, argument)
+        raise UserError(
+            f"{argument}: {base_lm} given, which is a file; allowed: a folder in transformers'"
+            " format or a .gguf file"
+        )
     if found is not None:
         if not (found / "config.json").is_file():
             raise UserError(
-                f"{argument}: {base_lm} given, allowed: a folder in transformers' format; it holds no"
-                " config.json"
+                f"{argument}: {base_lm} given, allowed: a folder in transformers' format; it holds"
+                " no config.json"
             )
         return str(found)
     if base_lm.startswith((".", "/", "~")) or base_lm.count("/") > 1:
@@ -87,7 +86,7 @@ def is_hub_id(base_lm: str) -> bool:
     return not base_lm.startswith(HUB) and base_lm not in _PACKAGED and find_path(base_lm) is None
 
 
-def _packaged(name: str, argument: str) -> Path:
+def _packaged(name: str) -> Path:
     """The file in an installed package, which is not imported: it may need what a sampler does
     not.
     """
@@ -96,7 +95,7 @@ def _packaged(name: str, argument: str) -> Path:
     path = Path(spec.origin).parent / file if spec and spec.origin else None
     if path is None or not path.is_file():
         raise UserError(
-            f"{argument}: {name} is not installed; install it with: pip install"
+            f"base_lm: {name} is not installed; install it with: pip install"
             f" 'dia-lightning[{extra}]'"
         )
     return path
@@ -107,7 +106,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dia-lightning"
 
 
-def _dequantised(file: Path, argument: str) -> str:
+def _dequantised(file: Path) -> str:
     """The copy of a GGUF file in transformers' format, made if it is not there, moved into place
     whole.
     """
@@ -122,13 +121,13 @@ def _dequantised(file: Path, argument: str) -> str:
         parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{digest}.", dir=parent))
         try:
-            _convert(file, partial, argument)
+            _convert(file, partial)
             _move(partial, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{argument}: cannot unpack {file} into {parent} ({error}); the variable XDG_CACHE_HOME"
+            f"base_lm: cannot unpack {file} into {parent} ({error}); the variable XDG_CACHE_HOME"
             " names another folder"
         ) from error
     return str(folder)
@@ -194,11 +193,11 @@ def _move(partial: Path, folder: Path) -> None:
             raise
 
 
-def _convert(file: Path, folder: Path, argument: str) -> None:
+def _convert(file: Path, folder: Path) -> None:
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"{argument}: reading {file.name} needs the package {missing[0]}: pip install"
+            f"base_lm: reading {file.name} needs the package {missing[0]}: pip install"
             " 'dia-lightning[smollm2]'"
         )
     import torch
@@ -227,7 +226,7 @@ def _convert(file: Path, folder: Path, argument: str) -> None:
         model.load_state_dict(read.state_dict())
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{argument}: cannot read {file} as a GGUF model ({reason})") from error
+        raise UserError(f"base_lm: cannot read {file} as a GGUF model ({reason})") from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -246,8 +245,8 @@ def from_hub(name: str, file: str, argument: str) -> Path:
     repo, _, folder = rest.partition("/")
     if not user or not repo or ".." in folder.split("/"):
         raise UserError(
-            f"{argument}: {name} given, allowed: hub:USER/REPO or hub:USER/REPO/FOLDER, REPO@REVISION"
-            " for one version"
+            f"{argument}: {name} given, allowed: hub:USER/REPO or hub:USER/REPO/FOLDER,"
+            " REPO@REVISION for one version"
         )
     return _fetched(f"{user}/{repo}", folder.strip("/"), file, argument)
 
@@ -292,5 +291,6 @@ def _fetched(repo_id: str, folder: str, file: str, argument: str) -> Path:
         what = f"{folder} of {repo_id!r}" if folder else repr(repo_id)
         kit = ", or use the shipped kit: checkpoints/tiny/lm" if argument == "base_lm" else ""
         raise UserError(
-            f"{argument}: cannot fetch {what} from the hub ({reason[:160]}); give a local folder{kit}"
+            f"{argument}: cannot fetch {what} from the hub ({reason[:160]}); give a local"
+            f" folder{kit}"
         ) from error

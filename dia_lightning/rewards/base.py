@@ -56,7 +56,8 @@ def reported_names(reward: Reward) -> list[str]:
             raise UserError(f"reward: two parts are reported as {name!r}; rename one")
         if name == "std":
             raise UserError(
-                f"reward: the name {name!r} given, allowed: any other; reward_{name} is another figure"
+                f"reward: the name {name!r} given, allowed: any other; reward_{name} is another"
+                " figure"
             )
     return names
 

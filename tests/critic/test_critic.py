@@ -170,5 +170,5 @@ def test_a_clean_critic_is_judged_on_noised_text_too(lm_folder: Path, tmp_path: 
 
 
 def test_a_soft_critic_needs_a_lambda(lm_folder: Path) -> None:
-    with pytest.raises(UserError, match=r"--model.init_args.lam: 0 given"):
+    with pytest.raises(UserError, match=r"lam: 0 given"):
         CriticModule(Regex("a"), str(lm_folder), objective="soft", lam=0, **TINY)

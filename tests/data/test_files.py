@@ -33,7 +33,7 @@ def refusal(source: str | Path) -> str:
     with pytest.raises(UserError) as caught:
         prompts_of(source)
     message = str(caught.value)
-    assert message.startswith("--data.init_args.prompts: ")
+    assert message.startswith("prompts: ")
     assert "\n" not in message
     assert len(message) < 400
     return message

@@ -113,7 +113,7 @@ def test_two_processes_draw_each_shard_once(lm_folder: Path, tmp_path: Path) -> 
     for rank in range(2):
         refused = (tmp_path / f"apart-{rank}").read_text()
         assert refused.startswith(
-            f"--data.init_args.cache: {tmp_path}/cache-{rank} lacks what other processes wrote"
+            f"cache: {tmp_path}/cache-{rank} lacks what other processes wrote"
         )
 
 

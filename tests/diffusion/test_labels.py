@@ -186,8 +186,8 @@ def test_it_goes_on_from_a_denoiser_without_labels_and_is_exported_with_them(
       "drop: 0.0 given"),
      ({"label_reward": None}, r"edges: \[11.0, 14.0\] given, .* with"), ({"label_drop": 1.0},
       "drop: 1.0 given"),
-     ({"label_reward": SlotConsistency()}, "reward: 'slots' compares with a record")],
+     ({"label_reward": SlotConsistency()}, "reward: 'slots' given, .* compares with a record")],
 )  # fmt: skip
 def test_mistakes_are_named(lm_folder: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=f"--model.init_args.label_{message}"):
+    with pytest.raises(UserError, match=f"^label_{message}"):
         module(lm_folder, **options)

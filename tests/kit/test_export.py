@@ -231,7 +231,7 @@ def test_what_a_kit_does_not_hold_is_said(
 
 
 def test_a_base_model_of_the_hub_stays_one(settings: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dia_lightning.lm.files._fetch", lambda repo_id: str(TINY / "lm"))
+    monkeypatch.setattr("dia_lightning.lm.files._fetched", lambda *_: TINY / "lm")
     config = settings({"base_lm": "ann/restaurants", "critic": None}, {"base_lm": "ann/restaurants"})
     for name, with_base_lm in (("named", False), ("copied", True)):
         export(config, tmp_path / name, with_base_lm=with_base_lm)

@@ -66,7 +66,7 @@ def test_two_processes_with_half_of_it_each_draw_the_texts_of_one(
 def test_what_cannot_be_shared_out_is_refused(tmp_path: Path, llama_folder: Path) -> None:
     with pytest.raises(
         UserError,
-        match=r"^--model.init_args.shard_base_lm: true given, but there is one process; needed",
+        match=r"^shard_base_lm: true given, but there is one process; needed",
     ):
         predict(tmp_path, suffixes(str(llama_folder), shard_base_lm=True), 2, 1)
     adapted = DenoiserModule(
@@ -88,7 +88,7 @@ def test_what_cannot_be_shared_out_is_refused(tmp_path: Path, llama_folder: Path
         GuidedSamplerModule(Regex("the"), policy, str(llama_folder), shard_base_lm=True)
     with pytest.raises(
         UserError,
-        match=r"^--model.init_args.shard_base_lm: true given, but Linear keeps its blocks in no",
+        match=r"^shard_base_lm: true given, but Linear keeps its blocks in no",
     ):
         blocks_of(nn.Linear(1, 1))
 

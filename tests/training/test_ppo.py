@@ -293,9 +293,7 @@ def test_rollout_data_repeats_prompts_and_passes_through_all(base: str) -> None:
      ("target_kl", -1.0, "above 0, or null"), ("gae_lambda", 1.1, "0 to 1")],
 )  # fmt: skip
 def test_mistakes_are_named(base: str, option: str, value: object, allowed: str) -> None:
-    with pytest.raises(
-        UserError, match=rf"init_args.{option}: .*{value}.* given, allowed: {allowed}"
-    ):
+    with pytest.raises(UserError, match=rf"^{option}: .*{value}.* given, allowed: {allowed}"):
         PPOModule(Table(), base, **{option: value})
 
 
