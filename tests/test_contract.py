@@ -77,8 +77,8 @@ def test_every_weight_comes_from_the_checkpoint(
 ) -> None:
     change, config, said = FAULTS[fault]
     folder = damaged(llama_folder, tmp_path / "lm", change, **config)
-    for load in (BaseLM.load, Perplexity):
-        with pytest.raises(UserError, match=f"^base_lm: cannot load .*{said}") as error:
+    for load, argument in ((BaseLM.load, "base_lm"), (Perplexity, "model")):
+        with pytest.raises(UserError, match=f"^{argument}: cannot load .*{said}") as error:
             load(folder)
         assert "\n" not in str(error.value)
 

@@ -93,8 +93,8 @@ def load_critic(
     settings, weights = read_network(path, "critic", "critic", embedding)
     if reward is not None and settings["reward"] != reward:
         raise UserError(
-            f"critic: {path} given, allowed: one trained on the reward {reward!r}; it was trained"
-            f" on {settings['reward']!r}"
+            f"critic: {path} given, allowed: one for the reward {reward!r}; it was trained on"
+            f" the reward {settings['reward']!r}"
         )
     schedule, size = make_schedule(settings["schedule"]), NetworkSize(**settings["size"])
     network = CriticNetwork(embedding.dim, schedule, size, lm and lm.model)

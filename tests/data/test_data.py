@@ -101,7 +101,7 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
     for path, column, message in (
         ("missing.csv", "x", "no such file"),
         ("a.csv", "ref", "no column 'ref', it has x"),
-        ("a.pdf", "x", "allowed are files ending in"),
+        ("a.pdf", "x", "allowed: files ending in"),
     ):
         with pytest.raises(UserError, match=message):
             read_texts(tmp_path / path, column)
@@ -141,7 +141,7 @@ def test_blanks_and_lengths_are_fixed_where_they_should_be(lm_folder: Path) -> N
         list(range(len(the), len(the) + 4))
     ] * 2
     assert batch.prompts == ["the", "the"]
-    with pytest.raises(UserError, match=r"length: 0 given, at least 1 allowed"):
+    with pytest.raises(UserError, match=r"length: 0 given, allowed: 1 or more"):
         PromptData(str(lm_folder), length=0, max_length=12).setup("predict")
     with pytest.raises(UserError, match="allowed are at most"):
         PromptData(str(lm_folder), length=12, max_length=12, prompts=["the"]).setup("predict")

@@ -151,7 +151,7 @@ def test_a_stray_carriage_return_keeps_parallel_lines_together(tmp_path: Path) -
 
 def test_gyafc_is_refused_where_it_is_not_as_it_comes(tmp_path: Path) -> None:
     folder = gyafc(tmp_path)
-    assert "allowed is gyafc:FOLDER:informal_to_formal or" in refusal(f"gyafc:{folder}:up")
+    assert "allowed: gyafc:FOLDER:informal_to_formal or" in refusal(f"gyafc:{folder}:up")
     assert "tune" in refusal(f"gyafc:{folder}:formal_to_informal", split="tune")
     written(folder, "Entertainment_Music/test/formal.ref2", "one\n")
     message = refusal(f"gyafc:{folder}:informal_to_formal", split="test")
@@ -186,7 +186,7 @@ def test_a_data_set_is_streamed_by_name(tmp_path: Path) -> None:
     assert "no column 'prompt.txt' in" in refusal(
         f"hub:{tmp_path / 'rtp'}", {"prompt": "prompt.txt"}
     )
-    assert "'name[]' given, but in" in refusal(f"hub:{tmp_path / 'bold'}", {"prompt": "name[]"})
+    assert "'name[]' given, allowed: columns that hold lists of one length" in refusal(f"hub:{tmp_path / 'bold'}", {"prompt": "name[]"})
     message = refusal(f"hub:{tmp_path / 'none'}")
     assert re.match(r"prompts: cannot stream '.*none' \(.+\)", message)
 
@@ -236,7 +236,7 @@ def test_a_subset_is_the_beginning_or_seeded(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.pdf", "x",
-         "allowed are files ending in .txt, .jsonl, .csv, .tsv, .json or .parquet,"
+         "allowed: files ending in .txt, .jsonl, .csv, .tsv, .json or .parquet,"
          " quoted:FILE.tsv, hub:NAME and "
          "gyafc:FOLDER:DIRECTION"),
         ("a.txt", "\n \n", "holds no prompt"),

@@ -19,7 +19,7 @@ import os, sys
 from pathlib import Path
 import lightning as L
 from dia_lightning.data import ModelSamples, shared
-from dia_lightning.diffusion import DenoiserModule
+from dia_lightning.training import DenoiserModule
 from dia_lightning.resources import UserError
 from tests.data.test_shared_drawing import made
 
