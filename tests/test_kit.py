@@ -26,12 +26,7 @@ KITS = (KIT, ROOT / "checkpoints/tiny_comments")
 ABLATIONS, LABELLED = ROOT / "checkpoints/ablations", ROOT / "checkpoints/tiny_labelled"
 SMOLLM2 = ROOT / "checkpoints/smollm2"
 FOLDERS = (*KITS, ABLATIONS, LABELLED, SMOLLM2)
-FILES = sorted(
-    path
-    for kit in FOLDERS
-    for path in kit.rglob("*")
-    if path.is_file() and path.suffix not in (".py", ".sh")
-)
+FILES = sorted(path for kit in FOLDERS for path in kit.rglob("*") if path.is_file() and path.suffix not in (".py", ".sh"))
 SMOLLM2_PARTS = ("denoiser", "critic", "critic_sentiment", "critic_toxicity", "critic_formality")
 MIB = 1 << 20
 
@@ -59,9 +54,7 @@ def test_it_is_small_and_holds_no_pickle() -> None:
 
 def test_weights_are_those_of_the_readme() -> None:
     table = (ROOT / "checkpoints/README.md").read_text(encoding="utf-8")
-    stated = dict(
-        re.findall(r"^\| `?(checkpoints/\S+?)`? \| `?([0-9a-f]{64})`? \|", table, re.MULTILINE)
-    )
+    stated = dict(re.findall(r"^\| `?(checkpoints/\S+?)`? \| `?([0-9a-f]{64})`? \|", table, re.MULTILINE))
     found = {
         path.relative_to(ROOT).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in FILES
@@ -81,19 +74,11 @@ def test_configs_name_no_folder_of_the_machine_it_was_made_on() -> None:
             settings = json.loads((kit / part / "config.json").read_text(encoding="utf-8"))
             assert settings["base_lm"] == f"checkpoints/{kit.name}/lm"
     for part in SMOLLM2_PARTS:
-        assert (
-            json.loads((SMOLLM2 / part / "config.json").read_text(encoding="utf-8"))["base_lm"]
-            == "smollm2"
-        )
-    assert (
-        json.loads((LABELLED / "denoiser/config.json").read_text(encoding="utf-8"))["base_lm"]
-        == "checkpoints/tiny/lm"
-    )
+        assert json.loads((SMOLLM2 / part / "config.json").read_text(encoding="utf-8"))["base_lm"] == "smollm2"
+    assert json.loads((LABELLED / "denoiser/config.json").read_text(encoding="utf-8"))["base_lm"] == "checkpoints/tiny/lm"
 
 
-def test_ablations_compare_networks_of_one_size(
-    kit_lm: BaseLM, kit_embedding: TokenEmbedding
-) -> None:
+def test_ablations_compare_networks_of_one_size(kit_lm: BaseLM, kit_embedding: TokenEmbedding) -> None:
     """All load, for the embeddings that they say; raw ones give other logits than the normalised partner, and denoise."""
     raw = TokenEmbedding(kit_lm.embedding_table(), len(kit_lm.tokenizer), normalise=False)
     critics = {
@@ -105,36 +90,24 @@ def test_ablations_compare_networks_of_one_size(
     assert objectives == ["mse", "soft", "clean", "mse", "mse"]
     assert critics["critic_soft"][1]["lam"] == 4
     rows = kit_lm.encode(
-        [
-            "The Eagle is a great and lovely restaurant.",
-            "The Eagle is a bad restaurant with a poor rating.",
-        ],
-        20,
+        ["The Eagle is a great and lovely restaurant.", "The Eagle is a bad restaurant with a poor rating."], 20
     )
     for name, embedding in (("denoiser", kit_embedding), ("denoiser_raw", raw)):
         network = load_denoiser(str(ABLATIONS / name), embedding)
         assert network.size.layers == 4
         with torch.no_grad():
-            logits = network(
-                embedding(rows) + 0.1 * torch.randn(*rows.shape, 128), torch.full(rows.shape, 0.06)
-            )
+            logits = network(embedding(rows) + 0.1 * torch.randn(*rows.shape, 128), torch.full(rows.shape, 0.06))
         assert float((logits.argmax(-1) == rows).float().mean()) > 0.9
     for network, settings in critics.values():
-        good, bad = network(
-            (kit_embedding if settings["normalise"] else raw)(rows), torch.zeros(rows.shape)
-        ).tolist()
+        good, bad = network((kit_embedding if settings["normalise"] else raw)(rows), torch.zeros(rows.shape)).tolist()
         assert good > bad
 
 
-def test_the_ablations_classifier_is_found_from_any_folder_and_guides(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_ablations_classifier_is_found_from_any_folder_and_guides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     reward = SequenceClassifier("checkpoints/ablations/classifier", "positive")
     critic = "checkpoints/ablations/critic_classifier"
-    good, bad = reward(
-        ["The Eagle is a great, excellent and lovely place.", "The Eagle is a pub near the river."]
-    ).tolist()
+    good, bad = reward(["The Eagle is a great, excellent and lovely place.", "The Eagle is a pub near the river."]).tolist()
     assert 0 >= good > bad + 1
     for guidance in (CriticGuidance(), RewardGradient()):
         module = GuidedSamplerModule(reward, Diffusion(guidance=guidance, steps=2), critic=critic)
@@ -150,24 +123,18 @@ def test_denoiser_and_critic_must_share_their_embeddings() -> None:
     }
     message = (
         r"^critic: checkpoints/ablations/critic was trained on normalised embeddings, "
-        r"but the rest is on raw ones \(when training: normalise\)$"
+        r"but the rest is on raw ones \(normalise, when they were trained\)$"
     )
     with pytest.raises(UserError, match=message):
         GuidedSamplerModule(VaderSentiment(), critic="checkpoints/ablations/critic", **options)
-    module = GuidedSamplerModule(
-        VaderSentiment(), critic="checkpoints/ablations/critic_raw", **options
-    )
+    module = GuidedSamplerModule(VaderSentiment(), critic="checkpoints/ablations/critic_raw", **options)
     assert not module.embedding.normalise
     # What a run does not use is not asked.
-    assert not GuidedSamplerModule(
-        VaderSentiment(), critic="checkpoints/tiny/critic", lam=0.0, **options
-    ).embedding.normalise
+    assert not GuidedSamplerModule(VaderSentiment(), critic="checkpoints/tiny/critic", lam=0.0, **options).embedding.normalise
     with pytest.raises(UserError, match=r"^denoiser: .* was trained on raw embeddings"):
         CriticModule(VaderSentiment(), denoiser="checkpoints/ablations/denoiser_raw")
     assert (
-        DenoiserModule(
-            normalise=False, layers=4, init_from="checkpoints/ablations/denoiser_raw"
-        ).settings()["normalise"]
+        DenoiserModule(normalise=False, layers=4, init_from="checkpoints/ablations/denoiser_raw").settings()["normalise"]
         is False
     )
 
@@ -183,16 +150,11 @@ def test_smollm2s_networks_know_its_texts() -> None:
     t = torch.zeros(row.shape)
     t[0, place] = 1.0
     z = torch.where(
-        t[..., None] > 0,
-        torch.randn(1, 20, embedding.dim, generator=torch.Generator().manual_seed(0)),
-        embedding(row),
+        t[..., None] > 0, torch.randn(1, 20, embedding.dim, generator=torch.Generator().manual_seed(0)), embedding(row)
     )
     with torch.no_grad():
         assert int(network(z, t)[0, place].argmax()) == int(row[0, place])
-    texts = [
-        "I love you, you are a great and wonderful friend!",
-        "I hate you, you are a stupid and horrible idiot!",
-    ]
+    texts = ["I love you, you are a great and wonderful friend!", "I hate you, you are a stupid and horrible idiot!"]
     for name, reward in (("critic", "kindness"), ("critic_sentiment", "sentiment")):
         critic, settings = load_critic(str(SMOLLM2 / name), embedding, reward, lm)
         kind, unkind = critic(embedding(lm.encode(texts, 20)), torch.zeros(2, 20)).tolist()
@@ -225,9 +187,7 @@ def test_the_base_model_knows_its_language(kit_lm: BaseLM) -> None:
     assert kit_lm.decode(rows, torch.zeros_like(rows, dtype=torch.bool)) == texts
 
 
-def test_the_denoiser_is_for_this_base_model_and_denoises(
-    kit_lm: BaseLM, kit_embedding: TokenEmbedding
-) -> None:
+def test_the_denoiser_is_for_this_base_model_and_denoises(kit_lm: BaseLM, kit_embedding: TokenEmbedding) -> None:
     network = load_denoiser(str(KIT / "denoiser"), kit_embedding)
     tokens = kit_lm.encode(["The Eagle is a family friendly restaurant near the river."], 20)
     z0 = kit_embedding(tokens)
@@ -245,28 +205,19 @@ def test_the_denoiser_is_for_this_base_model_and_denoises(
     assert agreement[1] < 0.7
 
 
-def test_the_labelled_denoiser_tells_its_labels_apart(
-    kit_lm: BaseLM, kit_embedding: TokenEmbedding
-) -> None:
+def test_the_labelled_denoiser_tells_its_labels_apart(kit_lm: BaseLM, kit_embedding: TokenEmbedding) -> None:
     """Told their own label, 256 texts of p_θ without any trace left in the noise are likelier than told none, or another's.
 
     Both mean differences were six standard errors and more at this seed; chance alone gives two in one case of forty.
     """
-    network, n_labels = load_labelled(
-        str(LABELLED / "denoiser"), kit_embedding, VaderSentiment().name
-    )
+    network, n_labels = load_labelled(str(LABELLED / "denoiser"), kit_embedding, VaderSentiment().name)
     settings = json.loads((LABELLED / "denoiser/config.json").read_text(encoding="utf-8"))["labels"]
     generator = torch.Generator().manual_seed(0)
     free = torch.zeros(256, 40, dtype=torch.bool)
     tokens = kit_lm.generate(torch.full(free.shape, kit_lm.end_id), free, generator)
-    own = 1 + torch.bucketize(
-        VaderSentiment()(kit_lm.decode(tokens, free)), torch.tensor(settings["edges"])
-    )
+    own = 1 + torch.bucketize(VaderSentiment()(kit_lm.decode(tokens, free)), torch.tensor(settings["edges"]))
     assert own.max() == n_labels
-    noise, ones = (
-        torch.randn(*tokens.shape, kit_embedding.dim, generator=generator),
-        torch.ones(tokens.shape),
-    )
+    noise, ones = torch.randn(*tokens.shape, kit_embedding.dim, generator=generator), torch.ones(tokens.shape)
 
     def surprise(label: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -278,9 +229,7 @@ def test_the_labelled_denoiser_tells_its_labels_apart(
         assert more.mean() > 2 * more.std() / 256**0.5
 
 
-def test_the_critic_is_for_this_base_model_and_ranks(
-    kit_lm: BaseLM, kit_embedding: TokenEmbedding
-) -> None:
+def test_the_critic_is_for_this_base_model_and_ranks(kit_lm: BaseLM, kit_embedding: TokenEmbedding) -> None:
     network, settings = load_critic(str(KIT / "critic"), kit_embedding)
     assert settings["reward"] == VaderSentiment().name
     texts = [

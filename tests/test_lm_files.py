@@ -245,8 +245,9 @@ def test_files_that_are_no_such_model_are_named(tmp_path: Path, llama_folder: Pa
         write_gguf(tmp_path / "a.gguf", llama_folder, leave_out="up_proj")
     )
     (tmp_path / "model.bin").touch()
-    assert "given, which is a file; allowed: a folder in transformers' format or a .gguf file" in fails(
-        tmp_path / "model.bin"
+    assert (
+        "given, which is a file; allowed: a folder in transformers' format or a .gguf file"
+        in fails(tmp_path / "model.bin")
     )
     (tmp_path / "folder").mkdir()
     assert "holds no config.json" in fails(tmp_path / "folder")

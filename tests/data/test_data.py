@@ -143,7 +143,7 @@ def test_blanks_and_lengths_are_fixed_where_they_should_be(lm_folder: Path) -> N
     assert batch.prompts == ["the", "the"]
     with pytest.raises(UserError, match=r"length: 0 given, allowed: 1 or more"):
         PromptData(str(lm_folder), length=0, max_length=12).setup("predict")
-    with pytest.raises(UserError, match="allowed are at most"):
+    with pytest.raises(UserError, match="allowed: at most"):
         PromptData(str(lm_folder), length=12, max_length=12, prompts=["the"]).setup("predict")
 
 

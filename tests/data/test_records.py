@@ -186,7 +186,9 @@ def test_a_data_set_is_streamed_by_name(tmp_path: Path) -> None:
     assert "no column 'prompt.txt' in" in refusal(
         f"hub:{tmp_path / 'rtp'}", {"prompt": "prompt.txt"}
     )
-    assert "'name[]' given, allowed: columns that hold lists of one length" in refusal(f"hub:{tmp_path / 'bold'}", {"prompt": "name[]"})
+    assert "'name[]' given, allowed: columns that hold lists of one length" in refusal(
+        f"hub:{tmp_path / 'bold'}", {"prompt": "name[]"}
+    )
     message = refusal(f"hub:{tmp_path / 'none'}")
     assert re.match(r"prompts: cannot stream '.*none' \(.+\)", message)
 

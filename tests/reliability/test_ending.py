@@ -107,8 +107,8 @@ def test_more_texts_than_can_be_numbered(lightning: Run) -> None:
     )
     assert_one_line(
         result,
-        "--data.init_args.n_texts: 10000000000 given",
-        "10000000 with --data.init_args.length",
+        "--data.n_texts: 10000000000 given",
+        "10000000 with --data.length",
     )
 
 

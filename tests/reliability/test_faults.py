@@ -177,7 +177,8 @@ def test_a_folder_belongs_to_one_run_until_that_ends(lightning: Run, tmp_path: P
         assert other.stdout.readline() == "held\n"
         result = lightning(*PREDICT, "--data.n_texts=2")
         assert_one_line(
-            result, f"{FOLDER}: another run is writing to out; wait, or give another folder"
+            result,
+            "--trainer.callbacks.folder: another run is writing to out; wait, or give another folder",
         )
         assert stamps("out/*", "out/parts/*/*") == before
     finally:

@@ -47,7 +47,7 @@ def test_a_loss_that_is_lost_ends_the_training(lightning: Run, kind: str) -> Non
     parts = [
         "train/loss is NaN or infinite in ",
         "batch 1",
-        "--model.init_args.lr",
+        "lower --model.lr, ",
         "--trainer.gradient_clip_val",
     ]
     assert_one_line(result, *parts)

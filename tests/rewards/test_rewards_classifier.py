@@ -327,7 +327,7 @@ def test_what_is_not_there_or_not_fit_is_named(
     for label in ("Good", "good ", "", 3, -1, "3"):
         with pytest.raises(
             UserError,
-            match=rf"^label: .* given, allowed: bad, good, odd, or an index up to 2$",
+            match=r"^label: .* given, allowed: bad, good, odd, or an index up to 2$",
         ):
             make(folder, label)
     for options, message in (
@@ -339,14 +339,14 @@ def test_what_is_not_there_or_not_fit_is_named(
     ):
         with pytest.raises(UserError, match=f"^{message}"):
             make(folder, **options)
-    with pytest.raises(UserError, match=f"^model: no such folder"):
+    with pytest.raises(UserError, match="^model: no such folder"):
         SequenceClassifier("./nowhere", 0)
-    with pytest.raises(UserError, match=f"^model: .* holds no config.json"):
+    with pytest.raises(UserError, match="^model: .* holds no config.json"):
         SequenceClassifier(str(tmp_path), 0)
     # A language model's head for classes would be drawn at random.
     with pytest.raises(
         UserError,
-        match=(rf"^model: .*it has no weights 'score.weight'.*: a trained sequence classifier"),
+        match=(r"^model: .*it has no weights 'score.weight'.*: a trained sequence classifier"),
     ):
         SequenceClassifier(str(lm_folder), 0)
 

@@ -58,7 +58,10 @@ def test_two_processes_with_half_of_it_each_draw_the_texts_of_one(
     for seen in (first, second):
         assert seen["tiny"] == pytest.approx(0.5, abs=0.01)
         assert seen["llama"] == pytest.approx(0.5, abs=0.01)
-        assert "shard_base_lm: true given, but a gradient is wanted through p_θ" in seen["gradient"]
+        assert (
+            "shard_base_lm: true given, allowed: false; a gradient is wanted through p_θ"
+            in seen["gradient"]
+        )
     assert "the service is down" in second["failed"]
     assert "shard_base_lm: true given, but another process has ended" in first["failed"]
 
@@ -66,7 +69,7 @@ def test_two_processes_with_half_of_it_each_draw_the_texts_of_one(
 def test_what_cannot_be_shared_out_is_refused(tmp_path: Path, llama_folder: Path) -> None:
     with pytest.raises(
         UserError,
-        match=r"^shard_base_lm: true given, but there is one process; needed",
+        match=r"^shard_base_lm: true given, allowed: with several processes .*there",
     ):
         predict(tmp_path, suffixes(str(llama_folder), shard_base_lm=True), 2, 1)
     adapted = DenoiserModule(
@@ -88,7 +91,7 @@ def test_what_cannot_be_shared_out_is_refused(tmp_path: Path, llama_folder: Path
         GuidedSamplerModule(Regex("the"), policy, str(llama_folder), shard_base_lm=True)
     with pytest.raises(
         UserError,
-        match=r"^shard_base_lm: true given, but Linear keeps its blocks in no",
+        match=r"^shard_base_lm: true given, allowed: false; Linear keeps its blocks in no",
     ):
         blocks_of(nn.Linear(1, 1))
 
