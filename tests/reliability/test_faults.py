@@ -178,7 +178,7 @@ def test_a_folder_belongs_to_one_run_until_that_ends(lightning: Run, tmp_path: P
         result = lightning(*PREDICT, "--data.n_texts=2")
         assert_one_line(
             result,
-            "--trainer.callbacks.folder: another run is writing to out; wait, or give another folder",
+            "--trainer.callbacks.folder: another run is writing to out; wait, or give another",
         )
         assert stamps("out/*", "out/parts/*/*") == before
     finally:

@@ -339,9 +339,9 @@ def test_what_is_not_there_or_not_fit_is_named(
     ):
         with pytest.raises(UserError, match=f"^{message}"):
             make(folder, **options)
-    with pytest.raises(UserError, match="^model: no such folder"):
+    with pytest.raises(UserError, match=r"^model: no such folder"):
         SequenceClassifier("./nowhere", 0)
-    with pytest.raises(UserError, match="^model: .* holds no config.json"):
+    with pytest.raises(UserError, match=r"^model: .* holds no config.json"):
         SequenceClassifier(str(tmp_path), 0)
     # A language model's head for classes would be drawn at random.
     with pytest.raises(
