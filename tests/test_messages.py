@@ -105,9 +105,9 @@ PARTS: dict[str, tuple[Callable[[], object], str, list[str], str]] = {
          "--model.critic=checkpoints/tiny/critic"], "--model.critic",
     ),
     "policy": (
-        lambda: module(BaseModel(policy="./nope")), "policy: no such folder: ./nope",
-        ["predict", "--model.sampler=BaseModel", "--model.sampler.policy=./nope"],
-        "--model.sampler.policy",
+        lambda: module(BaseModel(policy="./nope", label="ppo")), "policy: no such folder: ./nope",
+        ["predict", "--model.sampler=BaseModel", "--model.sampler.label=ppo",
+         "--model.sampler.policy=./nope"], "--model.sampler.policy",
     ),
     "model of a reward": (
         lambda: Perplexity("./nope"), "model: no such folder: ./nope",
@@ -147,6 +147,7 @@ PARTS: dict[str, tuple[Callable[[], object], str, list[str], str]] = {
         lambda: TextFiles("a.txt", tokenizer="./nope").setup("fit"),
         "tokenizer: no such folder: ./nope",
         ["fit", "--config", "configs/lm_tiny.yaml", "--data.path=a.txt",
+         "--data.train_vocab_size=0",
          "--data.tokenizer=./nope"], "--data.tokenizer",
     ),
     "tokenizer of the writer": (
@@ -180,7 +181,8 @@ def test_python_names_the_argument_and_a_command_the_option(
 
 def test_arguments_in_the_text_become_options_too(lightning: Run) -> None:
     """Typed ones as they were typed, others by their full name."""
-    code, _, err = lightning(*FIT, "--model.max_length=8", "--data.max_length=12")
+    few = [f"--data.{name}=2" for name in ("n_texts", "n_val", "shard_size")]
+    code, _, err = lightning(*FIT, *few, "--model.max_length=8", "--data.max_length=12")
     assert code == 2
     assert err == (
         "error: --model.max_length: 8 given, allowed: 12 or more, the tokens of a row"

@@ -16,7 +16,7 @@ import torch
 from dia_lightning.data.lazy import Missing, Repeated
 from dia_lightning.data.records import fill_template, read_records, template_fields
 from dia_lightning.data.text import read_texts
-from dia_lightning.errors import UserError
+from dia_lightning.errors import UserError, renamed
 from dia_lightning.files import is_text
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.types import Prompts, Record
@@ -89,8 +89,9 @@ def _ids(lm: BaseLM, prompts: list[str]) -> list[list[int]]:
         ]
         for parts in pieces
     ]
-    first = iter(lm.token_ids([parts[0] for parts in texts]))
-    later = iter(lm.continued_ids([part for parts in texts for part in parts[1:]]))
+    with renamed(texts="prompts"):
+        first = iter(lm.token_ids([parts[0] for parts in texts]))
+        later = iter(lm.continued_ids([part for parts in texts for part in parts[1:]]))
     rows = []
     for parts in pieces:
         row = next(first)
@@ -214,7 +215,8 @@ class PromptData(L.LightningDataModule):
 
     def _end_ids(self) -> list[int]:
         texts = self.end_tokens or []
-        ids = self.lm.continued_ids(texts)
+        with renamed(texts="end_tokens"):
+            ids = self.lm.continued_ids(texts)
         for text, found in zip(texts, ids, strict=True):
             if len(found) != 1:
                 raise UserError(

@@ -53,7 +53,7 @@ class TokenText:
             if ids and max(ids) >= self.vocab_size:
                 token = self.tokenizer.convert_ids_to_tokens(max(ids))
                 raise UserError(
-                    f"base_lm: {text[:40]!r} has the token {token!r}, which {self.name} has no"
+                    f"texts: {text[:40]!r} has the token {token!r}, which {self.name} has no"
                     " embedding for"
                 )
         return found
