@@ -215,6 +215,13 @@ def test_a_setting_of_a_file_is_named_with_the_file(lightning: Run) -> None:
     assert "mine.yaml): -1.0 given, allowed: above 0" in err
 
 
+def test_a_default_is_in_no_file(lightning: Run) -> None:
+    base = ["predict", "--model.sampler=BaseModel", "--model.sampler.policy=./nope"]
+    code, _, err = lightning(*base)
+    assert code == 2
+    assert err.startswith("error: --model.init_args.sampler.init_args.label: 'zero_shot' given")
+
+
 def test_the_innermost_name_wins_and_other_names_stay() -> None:
     with pytest.raises(UserError, match=r"^policy: no such folder"), renamed(base_lm="policy"):
         BaseLM.load("./nope")

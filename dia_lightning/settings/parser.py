@@ -212,7 +212,8 @@ class DiaCLI(BuildingCLI):
             above = [(len(str(value)), name) for name, value in options if is_above(value, error)]
             if not above and error.errno not in _FULL:
                 raise
-            option = max(above)[1] if above else "--trainer.default_root_dir"
+            named = max(above)[1] if above else "--trainer.default_root_dir"
+            option = typed_option(named.removeprefix("--").split("."), self._arguments)[0]
             kept = "; what is finished is kept" if error.errno in _FULL else ""
             raise UserError(
                 f"{option}: {error.filename or 'cannot write'}: {error.strerror}{kept}"

@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import import_module
+from inspect import signature
 from traceback import walk_tb
 from typing import Any, NamedTuple
 
+import lightning as L
 from jsonargparse import Namespace
 
 from dia_lightning.errors import UserError
@@ -85,7 +87,19 @@ def place(
     text = _OTHERS.sub(option, str(error)[len(error.argument) :])
     error.args = (error.argument + text,)
     if found:
-        error.rename(typed_option(min(found, key=distance).path, arguments)[0])
+        nearest = min(found, key=distance)
+        named = typed_option(nearest.path, arguments)[0]
+        error.rename(named.partition(" (in ")[0] if _is_default(nearest) else named)
+
+
+def _is_default(argument: Argument) -> bool:
+    """Whether no file needs to have set it."""
+    owner = L.Trainer if argument.path[0] == "trainer" else None
+    try:
+        parameters = signature(argument.owner or owner).parameters  # type: ignore[arg-type]
+        return bool(parameters[argument.path[-1]].default == argument.value)
+    except (TypeError, ValueError, KeyError):
+        return False
 
 
 def _bare(path: list[str]) -> list[str]:
