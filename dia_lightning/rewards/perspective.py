@@ -147,8 +147,8 @@ class Perspective(Reward):
         key = os.environ.get(self.key_variable, "").strip()
         if not key:
             raise UserError(
-                f"key_variable: the environment variable {self.key_variable} given, which is not"
-                " set; allowed: one that holds your key for the Perspective API"
+                f"key_variable: the environment variable {self.key_variable} is not set,"
+                " allowed: one that holds your key for the Perspective API"
             )
         if not re.fullmatch(r"[!-~]+", key):
             raise UserError(

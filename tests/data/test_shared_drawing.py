@@ -20,7 +20,7 @@ from pathlib import Path
 import lightning as L
 from dia_lightning.data import ModelSamples, shared
 from dia_lightning.training import DenoiserModule
-from dia_lightning.resources import UserError
+from dia_lightning.errors import UserError
 from tests.data.test_shared_drawing import made
 
 lm, work, what = sys.argv[1:]

@@ -346,7 +346,7 @@ def test_what_is_not_there_or_not_fit_is_named(
     # A language model's head for classes would be drawn at random.
     with pytest.raises(
         UserError,
-        match=(r"^model: .*it has no weights 'score.weight'.*: a trained sequence classifier"),
+        match=(r"^model: .*a trained sequence classifier; .*no weights 'score.weight'"),
     ):
         SequenceClassifier(str(lm_folder), 0)
 
@@ -372,7 +372,7 @@ def test_pickled_weights_and_remote_code_are_not_run(folders: Folders, tmp_path:
     weights = folder / "model.safetensors"
     torch.save(load_file(weights), folder / "pytorch_model.bin")
     weights.unlink()
-    with pytest.raises(UserError, match=r"^model: cannot load .*model \("):
+    with pytest.raises(UserError, match=r"^model: .*model given, .* cannot load it \("):
         make(folder)
     remote = make_classifier(tmp_path / "remote", "bert")
     config = json.loads((remote / "config.json").read_text())
@@ -382,6 +382,6 @@ def test_pickled_weights_and_remote_code_are_not_run(folders: Folders, tmp_path:
     }
     (remote / "config.json").write_text(json.dumps(config))
     (remote / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    with pytest.raises(UserError, match=r"^model: cannot load"):
+    with pytest.raises(UserError, match=r"^model: .* cannot load it"):
         make(remote)
     assert not (tmp_path / "ran").exists()

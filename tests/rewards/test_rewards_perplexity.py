@@ -44,5 +44,5 @@ def test_errors_name_the_rewards_own_option(lm_folder: Path) -> None:
         match=r"^model: no such folder: \./nowhere",
     ):
         Perplexity("./nowhere")
-    with pytest.raises(UserError, match=r"reward\.init_args\.device: 'gpu' given, allowed"):
+    with pytest.raises(UserError, match=r"^device: 'gpu' given, allowed"):
         Perplexity(str(lm_folder), device="gpu")
