@@ -266,11 +266,11 @@ def test_a_run_of_other_settings_gives_no_figures(settings: Change, tmp_path: Pa
         ({"model": {"denoiser": "none"}}, "--model.init_args.denoiser: no such file or folder: none"),
         (
             {"model": {"critic": "checkpoints/tiny/denoiser"}},
-            "--model.init_args.critic: .* holds a denoiser",
+            "^critic: .* holds a denoiser",
         ),
         (
             {"model": {"reward": {"class_path": "dia_lightning.rewards.Length", "init_args": {"target": 9}}}},
-            "--model.init_args.critic: .* was trained on the reward 'sentiment', the reward is 'length'",
+            "^critic: .* for the reward 'length'; it was trained on the reward 'sentiment'",
         ),
         (
             {"model": {"denoiser": None, "critic": None, "sampler": SUFFIX}},
