@@ -263,7 +263,7 @@ def test_a_run_of_other_settings_gives_no_figures(settings: Change, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": {"denoiser": "none"}}, "--model.init_args.denoiser: no such file or folder: none"),
+        ({"model": {"denoiser": "none"}}, r"--model.init_args.denoiser \(in mine.yaml\): no such file or folder: none"),
         (
             {"model": {"critic": "checkpoints/tiny/denoiser"}},
             "^critic: .* holds a denoiser",

@@ -81,12 +81,12 @@ def test_what_cannot_be_shared_out_is_refused(tmp_path: Path, llama_folder: Path
         Regex("the"), diffusion, str(llama_folder), denoiser, lam=0.0, shard_base_lm=True
     )
     with pytest.raises(
-        UserError, match=r"^shard_base_lm: true given, but denoiser or critic adapt"
+        UserError, match=r"^shard_base_lm: true given, allowed: false; denoiser or critic adapt"
     ):
         module.setup("predict")
     policy = BaseModel(policy=str(llama_folder), label="ppo")
     with pytest.raises(
-        UserError, match=r"^shard_base_lm: true given, but a policy is a second model"
+        UserError, match=r"^shard_base_lm: true given, allowed: false; a policy is a second model"
     ):
         GuidedSamplerModule(Regex("the"), policy, str(llama_folder), shard_base_lm=True)
     with pytest.raises(
