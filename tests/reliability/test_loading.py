@@ -263,7 +263,7 @@ def test_a_resumed_study_and_a_resumed_run_run_no_code(
     [part] = (tmp_path / "sampled").glob("parts/*/*.json")
     part.write_bytes(pickle.dumps(Bomb(tmp_path)))
     error = run_cell(sampling).error
-    assert error.startswith(f"--trainer.callbacks.init_args.folder: {part.resolve()} is damaged")
+    assert error.startswith(f"--trainer.callbacks.folder: {part.resolve()} is damaged")
     assert error.endswith("delete it, and the same command draws it again")
     assert not list(tmp_path.rglob("ran"))
     part.unlink()
