@@ -617,6 +617,6 @@ def test_parts_that_do_not_fit_are_named(
         model = deepcopy(llama.model)
         model.config.update(change)
         with pytest.raises(
-            UserError, match=r"adapter_rank: 3 given, allowed: 0; base_lm has biases or an activation"
+            UserError, match=r"adapter_rank: 3 given, allowed: 0; base_lm has biases or an"
         ):
             denoiser(BaseLM(model, llama.tokenizer))
