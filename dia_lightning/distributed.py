@@ -48,10 +48,10 @@ def refuse_lone(trainer: L.Trainer) -> None:
         time.sleep(_GRACE_S)  # torchrun kills the others when one ends
         raise SystemExit(2)
     here = os.environ.get("LOCAL_WORLD_SIZE", n)
-    nodes = f" --trainer.num_nodes {int(n) // int(here)}" if here != n else ""
+    nodes = f" trainer.num_nodes {int(n) // int(here)}" if here != n else ""
     raise UserError(
-        f"--trainer.devices: {n} processes were started (by torchrun, say) and the trainer knows of"
-        f" one; add --trainer.devices {here}{nodes} --trainer.strategy ddp"
+        f"trainer.devices: {n} processes were started (by torchrun, say) and the trainer knows of"
+        f" one; give trainer.devices {here}{nodes} trainer.strategy ddp"
     )
 
 
@@ -70,7 +70,7 @@ def one_fit(trainer: L.Trainer, command: str) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise UserError(
-            f"--trainer.default_root_dir: another fit is writing to {folder}; wait, or give another"
+            f"trainer.default_root_dir: another fit is writing to {folder}; wait, or give another"
             " folder"
         ) from error
     try:

@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend; the command prints it as one line and ends with exit
-    code 2.
+    """A mistake that the user can mend, in one line: "lr: -1 given, allowed: above 0".
+
+    It begins with the name of the argument at fault. Arguments of the run's other objects are
+    written `model.lr`, `data.n_texts` and `trainer.max_steps`. A command prints the options in
+    place of these names (`settings.places`) and ends with exit code 2.
     """
+
+    @property
+    def argument(self) -> str:
+        """The name that the message begins with; "" where it begins with none."""
+        found = re.match(r"[a-z]\w*(\.\w+)*(?=: )", str(self))
+        return found[0] if found else ""
+
+    def rename(self, name: str) -> None:
+        """Put `name` in place of `argument`."""
+        self.args = (name + str(self)[len(self.argument) :],)
+
+
+@contextmanager
+def renamed(**names: str) -> Iterator[None]:
+    """For a function that hands its argument on: `renamed(base_lm="policy")` makes a mistake in
+    base_lm, raised inside, one in policy.
+    """
+    try:
+        yield
+    except UserError as error:
+        if error.argument in names:
+            error.rename(names[error.argument])
+        raise
 
 
 def no_memory(error: BaseException) -> bool:

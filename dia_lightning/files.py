@@ -27,12 +27,12 @@ def is_text(value: str) -> bool:
     return True
 
 
-def lines(file: Path, option: str, newline: str | None = None) -> Iterator[tuple[int, str]]:
+def lines(file: Path, argument: str, newline: str | None = None) -> Iterator[tuple[int, str]]:
     r"""Each line of a UTF-8 file, or a UTF-16 one with a byte order mark: its number and the line.
 
     Args:
         file: to read.
-        option: the option that gave it, for messages.
+        argument: what messages call it.
         newline: as for `open`: None ends lines at "\n", "\r\n" and "\r" and gives each end as
             "\n"; "" ends them there too and keeps the ends; "\n" ends them at "\n" alone.
 
@@ -49,39 +49,39 @@ def lines(file: Path, option: str, newline: str | None = None) -> Iterator[tuple
             for number, line in enumerate(text, 1):
                 if not is_text(line):
                     kind = "UTF-16" if wide else "UTF-8"
-                    raise UserError(f"{option}: cannot read {file}, line {number} as {kind} text")
+                    raise UserError(f"{argument}: cannot read {file}, line {number} as {kind} text")
                 if "\0" in line:
                     where = f"{file}, line {number}"
-                    raise UserError(f"{option}: {where} holds a null byte, so it is no text")
+                    raise UserError(f"{argument}: {where} holds a null byte, so it is no text")
                 yield number, line
     except UnicodeError as error:
         where = f"{file} after line {number}"
-        raise UserError(f"{option}: cannot read {where} as text ({error})") from error
+        raise UserError(f"{argument}: cannot read {where} as text ({error})") from error
     except OSError as error:
-        raise UserError(f"{option}: cannot read {file} ({error.strerror})") from error
+        raise UserError(f"{argument}: cannot read {file} ({error.strerror})") from error
 
 
-def json_lines(file: Path, option: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_lines(file: Path, argument: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The object on each line and where it stands; empty lines are left out.
 
     Only a line feed ends a line: other separators (U+2028, U+0085) may stand inside a string.
     """
-    for number, line in lines(file, option, "\n"):
+    for number, line in lines(file, argument, "\n"):
         if line.strip():
             where = f"{file}, line {number}"
-            row = parse_json(line, where, option)
+            row = parse_json(line, where, argument)
             if not isinstance(row, dict):
-                raise UserError(f"{option}: {where} is no JSON object but {line.strip()!r:.60}")
+                raise UserError(f"{argument}: {where} is no JSON object but {line.strip()!r:.60}")
             yield where, row
 
 
-def parse_json(text: str, where: str, option: str, kind: str = "JSON object") -> Any:
+def parse_json(text: str, where: str, argument: str, kind: str = "JSON object") -> Any:
     """The value that `text` writes; where it writes none, the message says that it is no `kind`."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = str(error) or type(error).__name__
-        raise UserError(f"{option}: {where} is no {kind}: {reason:.100}") from error
+        raise UserError(f"{argument}: {where} is no {kind}: {reason:.100}") from error
 
 
 def no_formula(cell: Any) -> Any:
@@ -135,12 +135,12 @@ def is_shipped(path: str | Path) -> bool:
     )
 
 
-def require_path(path: str | Path, option: str) -> Path:
-    """Like `find_path`, but a path that exists nowhere is a `UserError` naming `option`."""
+def require_path(path: str | Path, argument: str) -> Path:
+    """Like `find_path`, but a path that exists nowhere is a `UserError` naming `argument`."""
     found = find_path(path)
     if found is None:
         raise UserError(
-            f"{option}: no such file or folder: {path} (looked in {Path.cwd()} and among the"
+            f"{argument}: no such file or folder: {path} (looked in {Path.cwd()} and among the"
             " shipped files)"
         )
     return found
@@ -185,7 +185,7 @@ def placed(value: Any, folder: Path) -> Any:
     return value
 
 
-def read_yaml(path: Path, option: str, **replaced: str) -> dict[str, Any]:
+def read_yaml(path: Path, argument: str, **replaced: str) -> dict[str, Any]:
     """The options in a YAML file, each `{name}` of `replaced` in its text replaced, and `{here}`
     (see `placed`).
 
@@ -195,23 +195,23 @@ def read_yaml(path: Path, option: str, **replaced: str) -> dict[str, Any]:
     import yaml  # type: ignore[import-untyped]
 
     if not path.is_file():
-        raise UserError(f"{option}: {path} is a folder, a YAML file is needed")
+        raise UserError(f"{argument}: {path} given, allowed: a YAML file; it is a folder")
     try:
         text = path.read_text(encoding="utf-8")
         for name, value in replaced.items():
             text = text.replace(f"{{{name}}}", value)
         content = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{option}: cannot read {path} as UTF-8 text ({error})") from error
+        raise UserError(f"{argument}: cannot read {path} as UTF-8 text ({error})") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{option}: {path}{where} is no YAML: {reason}") from error
+        raise UserError(f"{argument}: {path}{where} is no YAML: {reason}") from error
     if not isinstance(content, dict):
         raise UserError(
-            f"{option}: {path} holds {content!r:.40}, needed are options (`name: value`, one a"
-            " line)"
+            f"{argument}: {path} given, allowed: a file of options (`name: value`, one a line); it"
+            f" holds {content!r:.40}"
         )
     found: dict[str, Any] = placed(content, path.absolute().parent)
     return found

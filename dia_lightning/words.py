@@ -110,17 +110,17 @@ def bleu(tokenizer: str) -> Any:
     return found
 
 
-def check_tokenizer(tokenizer: str, option: str = "tokenizer") -> None:
-    """Raise UserError, which names `option`, unless the tokenizer is known and installed."""
+def check_tokenizer(tokenizer: str) -> None:
+    """Raise UserError unless the tokenizer is known and installed."""
     if tokenizer not in get_args(Tokenizer):
         allowed = ", ".join(get_args(Tokenizer))
-        raise UserError(f"{option}: {tokenizer!r} given, allowed: {allowed}")
+        raise UserError(f"tokenizer: {tokenizer!r} given, allowed: {allowed}")
     if tokenizer != "auto":
         try:
             bleu(tokenizer)
         except _NOT_INSTALLED as error:
             raise UserError(
-                f"{option}: {tokenizer} given, allowed: char, or this one after "
+                f"tokenizer: {tokenizer} given, allowed: char, or this one after "
                 "pip install 'sacrebleu[ja]' (MeCab and its IPA dictionary are not installed)"
             ) from error
 

@@ -118,7 +118,7 @@ def test_it_is_read_and_written_or_refused(
     folder = make(kind, **more)
     if how == REFUSED:
         with pytest.raises(
-            UserError, match=r"^--model\.init_args\.base_lm: \S+ (is no causal|cannot be read)"
+            UserError, match=r"^base_lm: \S+ (is no causal|cannot be read)"
         ) as refusal:
             BaseLM.load(str(folder))
         assert "\n" not in str(refusal.value)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GPTJConfig, GPTJForCausalLM
 
+from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.errors import UserError
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.lm.files import positions_of
@@ -77,8 +78,8 @@ def test_every_weight_comes_from_the_checkpoint(
 ) -> None:
     change, config, said = FAULTS[fault]
     folder = damaged(llama_folder, tmp_path / "lm", change, **config)
-    for load in (BaseLM.load, Perplexity):
-        with pytest.raises(UserError, match=f"^--model.*cannot load .*{said}") as error:
+    for load, argument in ((BaseLM.load, "base_lm"), (Perplexity, "model")):
+        with pytest.raises(UserError, match=f"^{argument}: cannot load .*{said}") as error:
             load(folder)
         assert "\n" not in str(error.value)
 
@@ -139,8 +140,10 @@ def test_a_special_token_that_nobody_asks_for_may_lie_beyond(
     """Gemma 3's image token; a prompt that has it is refused before a text is drawn."""
     more = {"additional_special_tokens": ["<image>"]}
     lm = BaseLM.load(with_tokens(lm_folder, tmp_path / "lm", lambda t: t.add_special_tokens(more)))
-    with pytest.raises(UserError, match="'the <image>' has the token '<image>'"):
+    with pytest.raises(UserError, match=r"^texts: 'the <image>' has the token '<image>'"):
         lm.token_ids(["the <image>"])
+    with pytest.raises(UserError, match=r"^prompts: 'the <image>' has the token '<image>'"):
+        prompt_rows(lm, ["the <image>"], 10)
 
 
 @pytest.mark.parametrize("value", [-1, 0])

@@ -1,6 +1,7 @@
 """Data flows in one direction: a file imports only from its left."""
 
 import ast
+import re
 from pathlib import Path
 
 import dia_lightning
@@ -46,3 +47,25 @@ def test_files_and_functions_stay_small() -> None:
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno is not None
                 assert node.end_lineno - node.lineno < 70, f"{file.name}: {node.name}"
+
+
+# The command line, and the laboratory.
+MAY_NAME_OPTIONS = (
+    "settings", "cli.py", "study", "reports", "kit", "doctor.py", "metrics/judge.py",
+    "metrics/hacking.py",
+)  # fmt: skip
+
+
+def test_the_library_knows_no_command_line() -> None:
+    """Messages name arguments; `settings.places` finds their options."""
+    option = re.compile(r"--(model|data|trainer)\b")
+    wrong = []
+    for file in PACKAGE.rglob("*.py"):
+        name = file.relative_to(PACKAGE).as_posix()
+        if name.startswith(MAY_NAME_OPTIONS):
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            said = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(said, str) and option.search(said):
+                wrong.append(f"{name}, line {node.lineno}: {said:.60}")
+    assert not wrong

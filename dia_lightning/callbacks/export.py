@@ -93,20 +93,13 @@ class Export(L.Callback):
 
 def training_costs(paths: dict[str, str]) -> dict[str, Any]:
     """The `costs.json` beside each of the exports at `paths`, those that have one."""
-    folders = {
-        name: local(path, "config.json", f"--model.init_args.{name}")
-        for name, path in paths.items()
-    }
+    folders = {name: local(path, "config.json", name) for name, path in paths.items()}
     found = {name: find_path(Path(folder) / "costs.json") for name, folder in folders.items()}
-    return {
-        name: _read_json(path, f"--model.init_args.{name}")
-        for name, path in found.items()
-        if path is not None
-    }
+    return {name: _read_json(path, name) for name, path in found.items() if path is not None}
 
 
-def _read_json(path: Path, option: str) -> Any:
+def _read_json(path: Path, argument: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{option}: cannot read {path} ({error})") from error
+        raise UserError(f"{argument}: cannot read {path} ({error})") from error

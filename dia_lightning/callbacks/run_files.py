@@ -98,8 +98,8 @@ def _figures(
 def _joined(figures: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     if taken := sorted(set(figures) & set(more)):
         raise UserError(
-            f"--trainer.callbacks.init_args.evaluation: {taken[0]!r} is another figure too; "
-            "give the judge another name"
+            f"evaluation: a judge named {taken[0]!r} given, allowed: any other name; another figure"
+            " has it"
         )
     return {**figures, **more}
 

@@ -58,7 +58,7 @@ class PredictionWriter(L.Callback):
         self, folder: str = "runs/predict", n_shown: int = 3, evaluation: Evaluator | None = None,
         tokenizer: Tokenizer = "auto",
     ) -> None:  # fmt: skip
-        check_tokenizer(tokenizer, "--trainer.callbacks.init_args.tokenizer")
+        check_tokenizer(tokenizer)
         self.folder, self.n_shown, self.evaluation, self.tokenizer = (
             Path(folder),
             n_shown,
@@ -80,12 +80,12 @@ class PredictionWriter(L.Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(pl_module, GuidedSamplerModule) or not isinstance(data, PromptData):
             raise UserError(
-                f"--model: {type(pl_module).__name__} does not sample; give a sampler (for example"
-                " --config configs/dia_tiny.yaml), with --data PromptData"
+                f"model: {type(pl_module).__name__} given, allowed: GuidedSamplerModule, with"
+                " PromptData as data (see configs/dia_tiny.yaml)"
             )
         if sum(isinstance(callback, PredictionWriter) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise UserError(
-                "--trainer.callbacks: PredictionWriter given twice, allowed: once; a run has one"
+                "trainer.callbacks: PredictionWriter given twice, allowed: once; a run has one"
                 " folder"
             )
         self._records = data.records
@@ -105,9 +105,7 @@ class PredictionWriter(L.Callback):
         try:
             self._parts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"--trainer.callbacks: cannot write to {self.folder} ({error.strerror})"
-            ) from error
+            raise UserError(f"folder: cannot write to {self.folder} ({error.strerror})") from error
         self._together = Together(trainer.world_size)
         # The first process looks, before any of them writes, so that all share out the same
         # batches.
@@ -125,13 +123,10 @@ class PredictionWriter(L.Callback):
             lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(
-                f"--trainer.callbacks.init_args.folder: another run is writing to {self.folder};"
-                " wait, or give another folder"
+                f"folder: another run is writing to {self.folder}; wait, or give another folder"
             ) from error
         except OSError as error:
-            raise UserError(
-                f"--trainer.callbacks: cannot write to {self.folder} ({error.strerror})"
-            ) from error
+            raise UserError(f"folder: cannot write to {self.folder} ({error.strerror})") from error
         return lock
 
     @contextmanager
@@ -173,9 +168,8 @@ class PredictionWriter(L.Callback):
                 pl_module.finish()  # before anything else that waits for the others
                 n = self._n_resumed + self._together.total(self._n_written)
                 if trainer.is_global_zero:
-                    option = "--trainer.callbacks.init_args.folder"
                     wait_for_files(
-                        lambda: len(list(self._parts.glob("*.json"))) >= n, option, self.folder
+                        lambda: len(list(self._parts.glob("*.json"))) >= n, "folder", self.folder
                     )
                 self._merge(trainer, self.evaluation)
 
@@ -240,9 +234,7 @@ class PredictionWriter(L.Callback):
             return [from_json(fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
         except (ValueError, TypeError, KeyError) as error:
             mend = "delete it, and the same command draws it again"
-            raise UserError(
-                f"--trainer.callbacks.init_args.folder: {path} is damaged ({error}); {mend}"
-            ) from error
+            raise UserError(f"folder: {path} is damaged ({error}); {mend}") from error
 
 
 @contextmanager

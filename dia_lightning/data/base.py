@@ -121,20 +121,20 @@ class TokenData(L.LightningDataModule):
     def __init__(self, max_length: int, batch_size: int, seed: int) -> None:
         super().__init__()
         if max_length < 2:
-            raise UserError(f"--data.init_args.max_length: {max_length} given, at least 2 allowed")
+            raise UserError(f"max_length: {max_length} given, allowed: 2 or more")
         if batch_size < 1:
-            raise UserError(f"--data.init_args.batch_size: {batch_size} given, at least 1 allowed")
+            raise UserError(f"batch_size: {batch_size} given, allowed: 1 or more")
         if not 0 <= seed < 1 << 32:
-            raise UserError(f"--data.init_args.seed: {seed} given, allowed are 0 to 4294967295")
+            raise UserError(f"seed: {seed} given, allowed: 0 to 4294967295")
         self.max_length, self.batch_size, self.seed = max_length, batch_size, seed
         self.train_rows: TokenRows
         self.val_rows: TokenRows
 
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer
-        if getattr(trainer, "overfit_batches", 0):
+        if given := getattr(trainer, "overfit_batches", 0):
             raise UserError(
-                "--trainer.overfit_batches: not for this data; train on fewer rows instead"
+                f"trainer.overfit_batches: {given} given, allowed: 0; train on fewer rows instead"
             )
         return self._loader(
             self.train_rows,

@@ -16,7 +16,7 @@ import torch
 from dia_lightning.data.lazy import Missing, Repeated
 from dia_lightning.data.records import fill_template, read_records, template_fields
 from dia_lightning.data.text import read_texts
-from dia_lightning.errors import UserError
+from dia_lightning.errors import UserError, renamed
 from dia_lightning.files import is_text
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.types import Prompts, Record
@@ -48,19 +48,17 @@ def prompt_rows(
     for prompt in prompts:
         if len(prompt) > _LETTERS * max_length:
             raise UserError(
-                f"--data.init_args.prompts: {prompt[:40]!r} has {len(prompt)} letters, too many for"
-                f" {max_length} tokens (--data.init_args.max_length)"
+                f"prompts: {prompt[:40]!r} has {len(prompt)} letters, too many for"
+                f" {max_length} tokens (data.max_length)"
             )
         if not is_text(prompt):
-            raise UserError(
-                f"--data.init_args.prompts: {prompt[:40]!r} is no text that UTF-8 can hold"
-            )
+            raise UserError(f"prompts: {prompt[:40]!r} is no text that UTF-8 can hold")
         for count in _BLANK.findall(prompt):
             # Not made into a number where that takes more digits than Python allows.
             if len(count) > 9 or int(count) > max_length:
                 raise UserError(
-                    f"--data.init_args.prompts: {prompt[:40]!r} has a blank of {count:.20} tokens,"
-                    f" allowed are at most {max_length} (--data.init_args.max_length)"
+                    f"prompts: {prompt[:40]!r} has a blank of {count:.20} tokens,"
+                    f" allowed: at most {max_length} (data.max_length)"
                 )
     tokens = torch.full((len(prompts), max_length), lm.end_id, dtype=torch.int64)
     mask = torch.zeros_like(tokens, dtype=torch.bool)
@@ -70,8 +68,8 @@ def prompt_rows(
         whole = has_blank(prompt)
         if len(ids) > max_length or (len(ids) == max_length and not whole):
             raise UserError(
-                f"--data.init_args.prompts: {prompt[:40]!r} has {len(ids)} tokens, allowed are at"
-                f" most {max_length - 1} (--data.init_args.max_length is {max_length})"
+                f"prompts: {prompt[:40]!r} has {len(ids)} tokens, allowed: at"
+                f" most {max_length - 1} (data.max_length is {max_length})"
             )
         values = torch.tensor(ids, dtype=torch.int64)
         row[: len(ids)] = torch.where(values < 0, lm.end_id, values)
@@ -91,8 +89,9 @@ def _ids(lm: BaseLM, prompts: list[str]) -> list[list[int]]:
         ]
         for parts in pieces
     ]
-    first = iter(lm.token_ids([parts[0] for parts in texts]))
-    later = iter(lm.continued_ids([part for parts in texts for part in parts[1:]]))
+    with renamed(texts="prompts"):
+        first = iter(lm.token_ids([parts[0] for parts in texts]))
+        later = iter(lm.continued_ids([part for parts in texts for part in parts[1:]]))
     rows = []
     for parts in pieces:
         row = next(first)
@@ -167,14 +166,14 @@ class PromptData(L.LightningDataModule):
         end_tokens: list[str] | None = None,
     ) -> None:
         super().__init__()
-        for option, value in (
+        for name, value in (
             ("n_texts", n_texts),
             ("batch_size", batch_size),
             ("max_length", max_length),
             ("limit", limit),
         ):
             if value is not None and value < 1:
-                raise UserError(f"--data.init_args.{option}: {value} given, at least 1 allowed")
+                raise UserError(f"{name}: {value} given, allowed: 1 or more")
         self.base_lm, self.prompts, self.n_texts = base_lm, prompts, n_texts
         self.fields, self.split, self.limit, self.template = fields, split, limit, template
         self.batch_size, self.max_length, self.length = batch_size, max_length, length
@@ -192,15 +191,15 @@ class PromptData(L.LightningDataModule):
         self.lm = getattr(model, "lm", None) or BaseLM.load(self.base_lm)
         if self.max_length > self.lm.max_length:
             raise UserError(
-                f"--data.init_args.max_length: {self.max_length} given, {self.lm.name} allows at"
-                f" most {self.lm.max_length}"
+                f"max_length: {self.max_length} given, allowed: up to {self.lm.max_length} for"
+                f" {self.lm.name}"
             )
         self.lm.add_ends(self._end_ids())
         records = self._read()
         prompts = [self._prompt(record) for record in records]
         if len(prompts) * self.n_texts > sys.maxsize:
             raise UserError(
-                f"--data.init_args.n_texts: {self.n_texts} given, more texts than can be numbered"
+                f"n_texts: {self.n_texts} given, allowed: as many texts as can be numbered"
             )
         self.texts, self.records = Repeated(prompts, self.n_texts), Repeated(records, self.n_texts)
         self.lengths = self._lengths(len(self.texts))
@@ -216,11 +215,12 @@ class PromptData(L.LightningDataModule):
 
     def _end_ids(self) -> list[int]:
         texts = self.end_tokens or []
-        ids = self.lm.continued_ids(texts)
+        with renamed(texts="end_tokens"):
+            ids = self.lm.continued_ids(texts)
         for text, found in zip(texts, ids, strict=True):
             if len(found) != 1:
                 raise UserError(
-                    f"--data.init_args.end_tokens: {text!r} given, allowed: what is one token of"
+                    f"end_tokens: {text!r} given, allowed: what is one token of"
                     f" {self.lm.name}, it is {len(found)}"
                 )
         return [found[0] for found in ids]
@@ -233,8 +233,7 @@ class PromptData(L.LightningDataModule):
             return read_records(self.prompts, self.fields, self.split, self.limit, needs=needs)
         if not self.prompts:
             raise UserError(
-                "--data.init_args.prompts: an empty list given; leave the option out to sample"
-                " without"
+                "prompts: an empty list given, allowed: one prompt or more, or null for none"
             )
         return [{"prompt": prompt} for prompt in self.prompts[: self.limit]]
 
@@ -249,23 +248,22 @@ class PromptData(L.LightningDataModule):
             return []
         if isinstance(self.length, int):
             if self.length < 1:
-                raise UserError(f"--data.init_args.length: {self.length} given, at least 1 allowed")
+                raise UserError(f"length: {self.length} given, allowed: 1 or more")
             return Repeated([self.length], n)
         if n > _MOST_DRAWN:
             raise UserError(
-                f"--data.init_args.n_texts: {self.n_texts} given; a length is drawn for each of {n}"
-                f" texts before the first, allowed are {_MOST_DRAWN} with --data.init_args.length"
+                f"n_texts: {self.n_texts} given; a length is drawn for each of {n}"
+                f" texts before the first, allowed: {_MOST_DRAWN} with data.length"
                 f" {self.length}"
             )
         column = "ref" if self.length.lower().endswith(".csv") else "text"
         seen = self.lm.tokenizer(
-            read_texts(self.length, column, "--data.init_args.length"), add_special_tokens=False
+            read_texts(self.length, column, "length"), add_special_tokens=False
         )["input_ids"]
         fitting = [len(ids) for ids in seen if 0 < len(ids) < self.max_length]
         if not fitting:
             raise UserError(
-                f"--data.init_args.length: {self.length} has no text of 1 to {self.max_length - 1}"
-                " tokens"
+                f"length: {self.length} has no text of 1 to {self.max_length - 1} tokens"
             )
         return random.Random(0).choices(fitting, k=n)
 

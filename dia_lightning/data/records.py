@@ -27,7 +27,7 @@ def read_records(
     limit: int | None = None,
     seed: int | None = None,
     needs: Sequence[str] = (),
-    option: str = "--data.init_args.prompts",
+    argument: str = "prompts",
 ) -> list[Record]:
     """The records of a file, a corpus or a data set, in its order.
 
@@ -47,7 +47,7 @@ def read_records(
         limit: how many records at most: the first ones, or with `seed` a random subset.
         seed: of that subset; the subset of a smaller limit is part of that of a larger one.
         needs: fields that every record must have, as a text.
-        option: that messages name.
+        argument: that messages name.
 
     Raises:
         UserError: naming the file, the line and the fault; if the source is missing, of another
@@ -55,17 +55,17 @@ def read_records(
             nothing.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"--data.init_args.limit: {limit} given, at least 1 allowed")
-    rows = read_rows(str(source), split, option)
+        raise UserError(f"limit: {limit} given, allowed: 1 or more")
+    rows = read_rows(str(source), split, argument)
     records = (
-        _checked(record, needs, where, option)
+        _checked(record, needs, where, argument)
         for where, row in rows
-        for record in _records(row, fields, where, option)
+        for record in _records(row, fields, where, argument)
     )
     chosen = _choose(records, limit, seed)
     if not chosen:
         raise UserError(
-            f"{option}: {source} holds no prompt; leave the option out to sample without prompts"
+            f"{argument}: {source} holds no prompt; leave it out to sample without prompts"
         )
     return chosen
 
@@ -118,15 +118,15 @@ def _parts(template: str) -> list[tuple[str, str | None, int]]:
 
 
 def _template_error(template: str, fault: str) -> UserError:
-    return UserError(f"--data.init_args.template: {template!r:.80} given, {fault}")
+    return UserError(f"template: {template!r:.80} given, {fault}")
 
 
 def _records(
-    row: Mapping[str, Any], fields: Fields | None, where: str, option: str
+    row: Mapping[str, Any], fields: Fields | None, where: str, argument: str
 ) -> Iterator[Record]:
     """The record of a row, or one for each element of a column that is named with `[]`."""
     if fields is None:
-        yield {field: _value(field, value, where, option) for field, value in row.items()}
+        yield {field: _value(field, value, where, argument) for field, value in row.items()}
         return
     many = [
         columns
@@ -140,8 +140,8 @@ def _records(
     ):
         given = ", ".join(map(repr, many))
         raise UserError(
-            f"--data.init_args.fields: {given} given, but in {where} there are no lists of one"
-            " length"
+            f"fields: {given} given, allowed: columns that hold lists of one length; in"
+            f" {where} they do not"
         )
     for i in range(len(elements[many[0]]) if many else 1):
         record: dict[str, Any] = {}
@@ -153,9 +153,9 @@ def _records(
                 )
             else:
                 value = [text for column in columns for text in _texts(_column(row, column, where))]
-            record[field] = _value(field, value, where, option)
+            record[field] = _value(field, value, where, argument)
             if record[field] in (None, "", []):
-                raise UserError(f"{option}: {where}: the field {field!r} is empty")
+                raise UserError(f"{argument}: {where}: the field {field!r} is empty")
         yield record
 
 
@@ -167,9 +167,7 @@ def _column(row: Mapping[str, Any], column: str, where: str) -> Any:
     for key in column.split("."):
         if not isinstance(value, Mapping) or key not in value:
             has = ", ".join(map(str, row)) or "none"
-            raise UserError(
-                f"--data.init_args.fields: no column {column!r} in {where}, columns there: {has}"
-            )
+            raise UserError(f"fields: no column {column!r} in {where}, columns there: {has}")
         value = value[key]
     return value
 
@@ -183,28 +181,28 @@ def _texts(value: Any) -> list[Any]:
     ]
 
 
-def _value(field: str, value: Any, where: str, option: str) -> Any:
+def _value(field: str, value: Any, where: str, argument: str) -> Any:
     """A column's value as a record's field holds it."""
     if field not in ("prompt", "source", "references"):
         return value
     texts = [value] if value == "" else _texts(value)
     if not texts and field != "references":
-        raise UserError(f"{option}: {where}: the field {field!r} is empty")
+        raise UserError(f"{argument}: {where}: the field {field!r} is empty")
     for text in texts:
         if not isinstance(text, str):
-            raise UserError(f"{option}: {where}: the {field} is no string but {text!r:.60}")
+            raise UserError(f"{argument}: {where}: the {field} is no string but {text!r:.60}")
         if not is_text(text):
-            raise UserError(f"{option}: {where}: the {field} is no text that UTF-8 can hold")
+            raise UserError(f"{argument}: {where}: the {field} is no text that UTF-8 can hold")
     return [text for text in texts if text] if field == "references" else " ".join(texts)
 
 
-def _checked(record: Record, needs: Sequence[str], where: str, option: str) -> Record:
+def _checked(record: Record, needs: Sequence[str], where: str, argument: str) -> Record:
     """`record`, after a look for the fields that are needed."""
     for field in needs:
         if not isinstance(record.get(field), str):
             has = ", ".join(record) or "none"
             raise UserError(
-                f"{option}: {where} has no text in the field {field!r}, fields there: {has}"
+                f"{argument}: {where} has no text in the field {field!r}, fields there: {has}"
             )
     return record
 

@@ -44,7 +44,7 @@ class RolloutData(PromptData):
 
     Every prompt of a batch comes `n_texts` times. Prompts are passed through in an order that is
     shuffled anew in each pass; without prompts all texts begin with nothing. The run ends by
-    `--trainer.max_steps`.
+    `max_steps` of the Trainer.
 
     Args:
         base_lm, prompts, fields, split, limit, template, max_length, reward_sees_prompt: as for
@@ -83,8 +83,7 @@ class RolloutData(PromptData):
         )
         if batch_size % self.n_texts:
             raise UserError(
-                f"--data.init_args.batch_size: {batch_size} given, allowed: a multiple of n_texts"
-                f" ({n_texts})"
+                f"batch_size: {batch_size} given, allowed: a multiple of n_texts ({n_texts})"
             )
         self.seed = seed
         self._turn, self._order = -1, [0]
@@ -95,8 +94,8 @@ class RolloutData(PromptData):
         self._prompts = list(self.texts.items)
         for prompt in filter(has_blank, self._prompts):
             raise UserError(
-                f"--data.init_args.prompts: {prompt[:40]!r} has blanks, which a causal model cannot"
-                " fill"
+                f"prompts: {prompt[:40]!r} given, allowed: without blanks; a causal model cannot"
+                " fill them"
             )
 
     def rollout(self, index: int) -> Prompts:

@@ -69,13 +69,11 @@ class ModelSamples(TokenData):
         seed: int = 0,
     ) -> None:
         super().__init__(max_length, batch_size, seed)
-        for option, value in (("n_texts", n_texts), ("n_val", n_val), ("shard_size", shard_size)):
+        for name, value in (("n_texts", n_texts), ("n_val", n_val), ("shard_size", shard_size)):
             if value < 1:
-                raise UserError(f"--data.init_args.{option}: {value} given, at least 1 allowed")
+                raise UserError(f"{name}: {value} given, allowed: 1 or more")
         if not 0 < temperature < math.inf:
-            raise UserError(
-                f"--data.init_args.temperature: {temperature} given, must be above 0, finite"
-            )
+            raise UserError(f"temperature: {temperature} given, allowed: above 0, finite")
         self.base_lm, self.n_texts, self.n_val = base_lm, n_texts, n_val
         self.prompts, self.temperature, self.shard_size = prompts, temperature, shard_size
         self.cache = Path(cache)
@@ -135,7 +133,7 @@ class ModelSamples(TokenData):
         if share := together.agree(self._missing(folder))[rank::world]:
             self._draw_shards(folder, share, shown=rank == 0)
         together.total(len(share))
-        wait_for_files(lambda: not self._missing(folder), "--data.init_args.cache", self.cache)
+        wait_for_files(lambda: not self._missing(folder), "cache", self.cache)
 
     def _draw_shards(self, folder: Path, shards: list[int], shown: bool) -> None:
         from rich.progress import track
@@ -190,8 +188,8 @@ class ModelSamples(TokenData):
         )
         for prompt in filter(has_blank, prompts):
             raise UserError(
-                f"--data.init_args.prompts: {prompt[:40]!r} has blanks, which p_θ cannot fill from"
-                " both sides"
+                f"prompts: {prompt[:40]!r} given, allowed: without blanks; p_θ cannot fill them"
+                " from both sides"
             )
         return prompts
 
@@ -202,8 +200,8 @@ class ModelSamples(TokenData):
             UserError: if rows are longer than p_θ's, or the processes do not share the cache.
         """
         if self.max_length > self.lm.max_length:
-            allowed = f"{self.base_lm} allows at most {self.lm.max_length}"
-            raise UserError(f"--data.init_args.max_length: {self.max_length} given, {allowed}")
+            allowed = f"allowed: up to {self.lm.max_length} for {self.base_lm}"
+            raise UserError(f"max_length: {self.max_length} given, {allowed}")
         folder = self.folder
         self._draw_missing(folder)
         shards = [
@@ -236,9 +234,8 @@ def _read_shard(path: Path, vocab_size: int) -> dict[str, Tensor]:
         ):
             raise ValueError("it holds numbers that are no tokens")
     except (SafetensorError, KeyError, ValueError) as error:
-        option = "--data.init_args.cache"
         raise UserError(
-            f"{option}: {path} is damaged ({error}); delete it, and the same command draws it again"
+            f"cache: {path} is damaged ({error}); delete it, and the same command draws it again"
         ) from error
     return rows
 

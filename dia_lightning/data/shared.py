@@ -44,7 +44,7 @@ class Together:
         return int(total)
 
 
-def wait_for_files(are_there: Callable[[], bool], option: str, folder: Path) -> None:
+def wait_for_files(are_there: Callable[[], bool], argument: str, folder: Path) -> None:
     """Returns when they are: a network file system may show what another node wrote some seconds
     late.
 
@@ -55,7 +55,7 @@ def wait_for_files(are_there: Callable[[], bool], option: str, folder: Path) -> 
     while not are_there():
         if time.monotonic() > end:
             raise UserError(
-                f"{option}: {folder} lacks what other processes wrote; give a folder that all nodes"
-                " share"
+                f"{argument}: {folder} lacks what other processes wrote; give a folder that all"
+                " nodes share"
             )
         time.sleep(1)

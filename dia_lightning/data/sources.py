@@ -26,64 +26,64 @@ _DIRECTIONS = {
 _HUB_AND_GYAFC = ", hub:NAME and gyafc:FOLDER:DIRECTION"
 
 
-def read_rows(source: str, split: str, option: str) -> Iterator[Row]:
+def read_rows(source: str, split: str, argument: str) -> Iterator[Row]:
     """The rows of a file, of `hub:NAME`, `hub:NAME:CONFIG` or `gyafc:FOLDER:DIRECTION`."""
     kind, _, name = source.partition(":")
     if kind == "hub":
         dataset, _, config = name.partition(":")
-        return hub_rows(dataset, config or None, split, option)
+        return hub_rows(dataset, config or None, split, argument)
     if kind == "gyafc":
         folder, _, direction = name.rpartition(":")
-        return gyafc_rows(folder, direction, split, option)
-    return file_rows(source, option, "prompt", _HUB_AND_GYAFC)
+        return gyafc_rows(folder, direction, split, argument)
+    return file_rows(source, argument, "prompt", _HUB_AND_GYAFC)
 
 
-def file_rows(source: str, option: str, column: str, others: str = "") -> Iterator[Row]:
+def file_rows(source: str, argument: str, column: str, others: str = "") -> Iterator[Row]:
     """The rows of a file by its ending; `quoted:FILE.tsv` has the quotation marks of CSV.
 
     column: the name for texts of files without columns.
     others: what is allowed besides files, for the message.
     """
     name = source.removeprefix("quoted:")
-    file = require_path(name, option)
+    file = require_path(name, argument)
     ending = file.suffix.lower()
     if ending not in _READERS or (name != source and ending != ".tsv"):
         *kinds, last = _READERS
         files = f"files ending in {', '.join(kinds)} or {last}, quoted:FILE.tsv{others}"
-        raise UserError(f"{option}: {source} given, allowed are {files}")
-    rows = quoted_tsv_rows(file, option) if name != source else _READERS[ending](file, option)
+        raise UserError(f"{argument}: {source} given, allowed: {files}")
+    rows = quoted_tsv_rows(file, argument) if name != source else _READERS[ending](file, argument)
     return ((where, {column: row} if isinstance(row, str) else row) for where, row in rows)
 
 
-def txt_rows(file: Path, option: str) -> Iterator[_Found]:
+def txt_rows(file: Path, argument: str) -> Iterator[_Found]:
     """Each line that is not empty, without the space around it."""
-    for number, line in lines(file, option):
+    for number, line in lines(file, argument):
         if text := line.strip():
             yield f"{file}, line {number}", text
 
 
-def csv_rows(file: Path, option: str) -> Iterator[Row]:
+def csv_rows(file: Path, argument: str) -> Iterator[Row]:
     """The rows of a file by RFC 4180."""
-    return _under_header(_csv_cells(file, option, ","), option)
+    return _under_header(_csv_cells(file, argument, ","), argument)
 
 
-def quoted_tsv_rows(file: Path, option: str) -> Iterator[Row]:
+def quoted_tsv_rows(file: Path, argument: str) -> Iterator[Row]:
     """Those of one that has tabs in the place of commas."""
-    return _under_header(_csv_cells(file, option, "\t"), option)
+    return _under_header(_csv_cells(file, argument, "\t"), argument)
 
 
-def tsv_rows(file: Path, option: str) -> Iterator[Row]:
+def tsv_rows(file: Path, argument: str) -> Iterator[Row]:
     """The rows of a file in which a row is a line and a quotation mark a plain character."""
     cells = (
-        (f"{file}, line {n}", line.rstrip("\n").split("\t")) for n, line in lines(file, option)
+        (f"{file}, line {n}", line.rstrip("\n").split("\t")) for n, line in lines(file, argument)
     )
-    return _under_header(cells, option, plain=True)
+    return _under_header(cells, argument, plain=True)
 
 
-def _csv_cells(file: Path, option: str, delimiter: str) -> _Cells:
+def _csv_cells(file: Path, argument: str, delimiter: str) -> _Cells:
     # The standard limit is 128 KiB a cell; for the whole process, since the module has no other.
     csv.field_size_limit(max(csv.field_size_limit(), 1 << 28))
-    texts = (line for _, line in lines(file, option, ""))
+    texts = (line for _, line in lines(file, argument, ""))
     reader = csv.reader(texts, delimiter=delimiter, strict=True)
     start = 1
     try:
@@ -91,24 +91,25 @@ def _csv_cells(file: Path, option: str, delimiter: str) -> _Cells:
             yield f"{file}, line {start}", cells
             start = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{option}: cannot read {file}, line {start} ({error})") from error
+        raise UserError(f"{argument}: cannot read {file}, line {start} ({error})") from error
 
 
-def _under_header(rows: _Cells, option: str, plain: bool = False) -> Iterator[Row]:
+def _under_header(rows: _Cells, argument: str, plain: bool = False) -> Iterator[Row]:
     """Cells without the space around them, by the names in the first row; None for an empty one."""
     header: list[str] = []
     for where, cells in rows:
         if not any(map(str.strip, cells)):
             continue
         if not header:
-            header = _header(cells, where, option)
+            header = _header(cells, where, argument)
             if plain and all(name[:1] == name[-1:] == '"' for name in header):
                 quoted = "the header is in quotation marks"
-                raise UserError(f"{option}: {where}: {quoted}; quoted:FILE.tsv reads such a file")
+                raise UserError(f"{argument}: {where}: {quoted}; quoted:FILE.tsv reads such a file")
             continue
         if any(cell.strip() for cell in cells[len(header) :]):
             raise UserError(
-                f"{option}: {where} has {len(cells)} cells, the header names {len(header)} columns"
+                f"{argument}: {where} has {len(cells)} cells, the header names {len(header)}"
+                " columns"
             )
         texts = [cell.strip() or None for cell in cells]
         yield (
@@ -117,26 +118,26 @@ def _under_header(rows: _Cells, option: str, plain: bool = False) -> Iterator[Ro
         )
 
 
-def _header(cells: list[str], where: str, option: str) -> list[str]:
+def _header(cells: list[str], where: str, argument: str) -> list[str]:
     header = [cell.strip() for cell in cells]
-    _no_name_twice(header, where, option)
+    _no_name_twice(header, where, argument)
     return header
 
 
-def _no_name_twice(names: list[str], where: str, option: str) -> None:
+def _no_name_twice(names: list[str], where: str, argument: str) -> None:
     for name in filter(None, names):
         if names.count(name) > 1:
-            raise UserError(f"{option}: {where}: the header names the column {name!r} twice")
+            raise UserError(f"{argument}: {where}: the header names the column {name!r} twice")
 
 
-def parquet_rows(file: Path, option: str) -> Iterator[Row]:
+def parquet_rows(file: Path, argument: str) -> Iterator[Row]:
     """The rows as plain Python values: lists and structs are lists and dictionaries."""
     import pyarrow
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(file) as content:
-            _no_name_twice(content.schema_arrow.names, str(file), option)
+            _no_name_twice(content.schema_arrow.names, str(file), argument)
             rows = (row for batch in content.iter_batches() for row in batch.to_pylist())
             for number, row in enumerate(rows, 1):
                 yield f"{file}, row {number}", row
@@ -144,26 +145,26 @@ def parquet_rows(file: Path, option: str) -> Iterator[Row]:
         raise
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-        raise UserError(f"{option}: cannot read {file} as parquet ({reason})") from error
+        raise UserError(f"{argument}: cannot read {file} as parquet ({reason})") from error
 
 
-def json_rows(file: Path, option: str) -> Iterator[_Found]:
+def json_rows(file: Path, argument: str) -> Iterator[_Found]:
     """The elements of a list, objects or texts, as they are; or the prompts of BOLD's object."""
-    text = "".join(line for _, line in lines(file, option, ""))
+    text = "".join(line for _, line in lines(file, argument, ""))
     kind = "JSON document (JSON lines belong in a .jsonl file)"
-    content = parse_json(text, str(file), option, kind)
+    content = parse_json(text, str(file), argument, kind)
     if not isinstance(content, list):
-        yield from bold_rows(content, file, option)
+        yield from bold_rows(content, file, argument)
         return
     for number, element in enumerate(content, 1):
         where = f"{file}, element {number}"
         if not isinstance(element, dict | str):
             kind = type(element).__name__
-            raise UserError(f"{option}: {where} is no JSON object or string but of type {kind}")
+            raise UserError(f"{argument}: {where} is no JSON object or string but of type {kind}")
         yield where, element
 
 
-def bold_rows(content: Any, file: Path, option: str) -> Iterator[Row]:
+def bold_rows(content: Any, file: Path, argument: str) -> Iterator[Row]:
     """`prompt`, `category` and `name` of BOLD's objects: category → name → list of prompts
     (arXiv:2101.11718).
     """
@@ -171,19 +172,19 @@ def bold_rows(content: Any, file: Path, option: str) -> Iterator[Row]:
         isinstance(names, dict) for names in content.values()
     ):
         bold = "no JSON object of categories that hold names (BOLD)"
-        raise UserError(f"{option}: {file} is no JSON list of objects or strings, and {bold}")
+        raise UserError(f"{argument}: {file} is no JSON list of objects or strings, and {bold}")
     for category, names in content.items():
         for name, prompts in names.items():
             where = f"{file}, {category}/{name}"
             if not isinstance(prompts, list):
-                raise UserError(f"{option}: {where} is no list of prompts")
+                raise UserError(f"{argument}: {where} is no list of prompts")
             for prompt in prompts:
                 text = prompt.strip() if isinstance(prompt, str) else prompt
                 if text != "":
                     yield where, {"prompt": text, "category": category, "name": name}
 
 
-def hub_rows(dataset: str, config: str | None, split: str, option: str) -> Iterator[Row]:
+def hub_rows(dataset: str, config: str | None, split: str, argument: str) -> Iterator[Row]:
     """Rows of a data set that the library `datasets` finds under this name, streamed."""
     import datasets
 
@@ -193,10 +194,10 @@ def hub_rows(dataset: str, config: str | None, split: str, option: str) -> Itera
             yield f"{dataset}, row {number}", row
     except Exception as error:
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise UserError(f"{option}: cannot stream {dataset!r} ({reason})") from error
+        raise UserError(f"{argument}: cannot stream {dataset!r} ({reason})") from error
 
 
-def gyafc_rows(folder: str, direction: str, split: str, option: str) -> Iterator[Row]:
+def gyafc_rows(folder: str, direction: str, split: str, argument: str) -> Iterator[Row]:
     """`source`, `references` and `domain` of the GYAFC corpus (Rao and Tetreault 2018).
 
     DOMAIN/train has two files of parallel lines, `informal` and `formal`. In DOMAIN/tune and
@@ -206,20 +207,22 @@ def gyafc_rows(folder: str, direction: str, split: str, option: str) -> Iterator
     """
     if direction not in _DIRECTIONS:
         allowed = " or ".join(f"gyafc:FOLDER:{name}" for name in _DIRECTIONS)
-        raise UserError(f"{option}: gyafc:{folder}:{direction} given, allowed is {allowed}")
-    root = require_path(folder, option)
+        raise UserError(f"{argument}: gyafc:{folder}:{direction} given, allowed: {allowed}")
+    root = require_path(folder, argument)
     domains = [root / name for name in _DOMAINS if (root / name).is_dir()] or [root]
-    parts = [require_path(domain / split, option) for domain in domains]
+    parts = [require_path(domain / split, argument) for domain in domains]
     source, target = _DIRECTIONS[direction]
     for domain, part in zip(domains, parts, strict=True):
         names = [target] if split == "train" else [f"{target}.ref{i}" for i in range(4)]
-        files = [require_path(part / name, option) for name in (source, *names)]
-        columns = [[line.strip() for _, line in lines(file, option, "\n")] for file in files]
+        files = [require_path(part / name, argument) for name in (source, *names)]
+        columns = [[line.strip() for _, line in lines(file, argument, "\n")] for file in files]
         if len({len(column) for column in columns}) > 1:
             counts = ", ".join(
                 f"{file.name} {len(column)}" for file, column in zip(files, columns, strict=True)
             )
-            raise UserError(f"{option}: files of {part} differ in their number of lines: {counts}")
+            raise UserError(
+                f"{argument}: files of {part} differ in their number of lines: {counts}"
+            )
         for number, (text, *references) in enumerate(zip(*columns, strict=True), 1):
             yield (
                 f"{files[0]}, line {number}",

@@ -18,7 +18,7 @@ from dia_lightning.lm.files import folder_of
 END_OF_TEXT = "<|endoftext|>"
 
 
-def read_texts(path: str | Path, column: str, option: str = "--data.init_args.path") -> list[str]:
+def read_texts(path: str | Path, column: str, argument: str = "path") -> list[str]:
     """Texts of a file of any kind that holds prompts, without the space around them.
 
     `column` names the field that holds them; a `.txt` file (one a line) and a `.json` list of
@@ -29,26 +29,26 @@ def read_texts(path: str | Path, column: str, option: str = "--data.init_args.pa
             no text.
     """
     texts, columns = [], dict[str, None]()
-    for where, row in file_rows(str(path), option, column):
+    for where, row in file_rows(str(path), argument, column):
         columns |= dict.fromkeys(row)
-        texts.append(_text(row.get(column), column, where, option))
+        texts.append(_text(row.get(column), column, where, argument))
     if columns and column not in columns:
         raise UserError(
-            f"{option}: {path} has no column {column!r}, it has {', '.join(map(str, columns))}"
+            f"{argument}: {path} has no column {column!r}, it has {', '.join(map(str, columns))}"
         )
     if not any(texts):
-        raise UserError(f"{option}: {path} holds no text")
+        raise UserError(f"{argument}: {path} holds no text")
     return list(filter(None, texts))
 
 
-def _text(value: Any, column: str, where: str, option: str) -> str:
+def _text(value: Any, column: str, where: str, argument: str) -> str:
     """A text without the space around it, "" where there is none."""
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{option}: {where}: the field {column!r} is no string but {value!r:.60}")
+        raise UserError(f"{argument}: {where}: the field {column!r} is no string but {value!r:.60}")
     if not is_text(value):
-        raise UserError(f"{option}: {where}: the field {column!r} is no text that UTF-8 can hold")
+        raise UserError(f"{argument}: {where}: the field {column!r} is no text that UTF-8 can hold")
     return value.strip()
 
 
@@ -93,9 +93,7 @@ class _Corpus(TokenData):
     ) -> None:  # fmt: skip
         super().__init__(max_length, batch_size, seed)
         if not 0 < val_fraction < 1:
-            raise UserError(
-                f"--data.init_args.val_fraction: {val_fraction} given, allowed is 0 < fraction < 1"
-            )
+            raise UserError(f"val_fraction: {val_fraction} given, allowed: 0 < fraction < 1")
         self.tokenizer_path, self.train_vocab_size, self.val_fraction = (
             tokenizer,
             train_vocab_size,
@@ -128,25 +126,18 @@ class _Corpus(TokenData):
     def setup(self, stage: str) -> None:
         from transformers import AutoTokenizer
 
-        option = "--data.init_args.tokenizer"
-        try:
-            found = find_path(self.tokenizer_path)
-            folder = (
-                str(found)
-                if found is not None and found.is_dir()
-                else folder_of(self.tokenizer_path)
-            )
-        except UserError as error:
-            raise UserError(str(error).replace("--model.init_args.base_lm", option)) from error
+        found = find_path(self.tokenizer_path)
+        given = found is not None and found.is_dir()
+        folder = str(found) if given else folder_of(self.tokenizer_path, "tokenizer")
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-            raise UserError(f"{option}: cannot load {self.tokenizer_path} ({reason})") from error
+            raise UserError(f"tokenizer: cannot load {self.tokenizer_path} ({reason})") from error
         if self.tokenizer.eos_token_id is None:
-            raise UserError(f"{option}: {self.tokenizer_path} has no end token")
+            raise UserError(f"tokenizer: {self.tokenizer_path} has no end token")
         train, val = self.train_and_val_texts()
         self.train_rows = encode_rows(self.tokenizer, train, self.max_length)
         self.val_rows = encode_rows(self.tokenizer, val, self.max_length)
@@ -191,9 +182,7 @@ class TextFiles(_Corpus):
         texts = read_texts(self.path, self.column)
         if self.val_path is None:
             return self.split(texts)
-        return list(dict.fromkeys(texts)), read_texts(
-            self.val_path, self.column, "--data.init_args.val_path"
-        )
+        return list(dict.fromkeys(texts)), read_texts(self.val_path, self.column, "val_path")
 
 
 class HubText(_Corpus):
@@ -227,7 +216,7 @@ class HubText(_Corpus):
             tokenizer, train_vocab_size, train_lowercase, max_length, batch_size, val_fraction, seed
         )
         if n_texts < 2:
-            raise UserError(f"--data.init_args.n_texts: {n_texts} given, at least 2 allowed")
+            raise UserError(f"n_texts: {n_texts} given, allowed: 2 or more")
         self.dataset, self.config, self.hub_split, self.column, self.n_texts = (
             dataset,
             config,
@@ -240,10 +229,10 @@ class HubText(_Corpus):
         return self.split(list(islice(self._stream(), self.n_texts)))
 
     def _stream(self) -> Iterator[str]:
-        option = "--data.init_args.dataset"
-        for where, row in hub_rows(self.dataset, self.config, self.hub_split, option):
+        argument = "dataset"
+        for where, row in hub_rows(self.dataset, self.config, self.hub_split, argument):
             if self.column not in row:
                 fault = f"no column {self.column!r}, columns there: {', '.join(row)}"
-                raise UserError(f"{option}: cannot stream {self.dataset!r} ({fault})")
-            if text := _text(row[self.column], self.column, where, option):
+                raise UserError(f"{argument}: cannot stream {self.dataset!r} ({fault})")
+            if text := _text(row[self.column], self.column, where, argument):
                 yield text

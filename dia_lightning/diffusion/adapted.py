@@ -222,25 +222,22 @@ class AdaptedTrunk(nn.Module):
 
 
 def _check_fits(size: NetworkSize, model: Any) -> None:
-    option = "--model.init_args.adapter_rank:"
+    given = f"adapter_rank: {size.adapter_rank} given,"
     if model is None:
-        raise UserError(
-            f"{option} {size.adapter_rank} given, needs the base model (`lm`) whose blocks are"
-            " adapted"
-        )
+        raise UserError(f"{given} allowed: with the base model (`lm`) whose blocks are adapted")
     config = model.config
     if config.model_type != "llama":
-        raise UserError(f"{option} needs Llama's architecture, base_lm is a {type(model).__name__}")
+        raise UserError(
+            f"{given} allowed: 0; base_lm is a {type(model).__name__}, not of Llama's architecture"
+        )
     has = (config.hidden_size, config.num_attention_heads, True)
     if (size.width, size.heads, size.layers <= config.num_hidden_layers) != has:
         raise UserError(
-            f"{option} width and heads must be those of base_lm ({config.hidden_size},"
-            f" {config.num_attention_heads}), layers at most {config.num_hidden_layers}"
+            f"{given} allowed: with width and heads of base_lm ({config.hidden_size},"
+            f" {config.num_attention_heads}) and up to {config.num_hidden_layers} layers"
         )
     if config.attention_bias or config.mlp_bias or config.hidden_act != "silu":
-        raise UserError(
-            f"{option} base_lm has biases or another activation than SiLU, adapted blocks do not"
-        )
+        raise UserError(f"{given} allowed: 0; base_lm has biases or an activation other than SiLU")
 
 
 def make_trunk(dim: int, size: NetworkSize, model: Any) -> Trunk | AdaptedTrunk:

@@ -49,7 +49,7 @@ def save_weights(weights: dict[str, Tensor], settings: dict[str, Any], folder: P
 
 
 def read_network(
-    path: str, kind: str, option: str, embedding: TokenEmbedding
+    path: str, kind: str, argument: str, embedding: TokenEmbedding
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Settings and weights of the `kind` of network at `path`; from a `.ckpt` the averaged (EMA)
     weights where it has them.
@@ -59,30 +59,30 @@ def read_network(
             embedding table, or on raw rows where `embedding` has rows of one norm, or the other way
             round.
     """
-    settings, weights = _read(path, kind, option)
+    settings, weights = _read(path, kind, argument)
     if settings["embedding"] != embedding.fingerprint():
         raise UserError(
-            f"{option}: {path} was trained on the embeddings of another base model"
+            f"{argument}: {path} was trained on the embeddings of another base model"
             f" ({settings['base_lm']}); give that one as base_lm, or train for yours"
         )
     if settings["normalise"] != embedding.normalise:
         has, needed = ("normalised", "raw") if settings["normalise"] else ("raw", "normalised")
         raise UserError(
-            f"{option}: {path} was trained on {has} embeddings, but the rest is on {needed} ones "
-            "(when training: --model.init_args.normalise)"
+            f"{argument}: {path} was trained on {has} embeddings, but the rest is on {needed} ones "
+            "(normalise, when they were trained)"
         )
     return settings, weights
 
 
-def is_normalised(path: str, kind: str, option: str) -> bool:
+def is_normalised(path: str, kind: str, argument: str) -> bool:
     """Whether the network at `path` was trained on embeddings of one norm; UserError as for
     `read_network`.
     """
-    return bool(_read(path, kind, option)[0]["normalise"])
+    return bool(_read(path, kind, argument)[0]["normalise"])
 
 
-def _read(path: str, kind: str, option: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    found = require_path(local(path, "config.json", option), option)
+def _read(path: str, kind: str, argument: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    found = require_path(local(path, "config.json", argument), argument)
     try:
         settings, weights = _read_folder(found) if found.is_dir() else _read_ckpt(found)
     except UserError:
@@ -90,21 +90,26 @@ def _read(path: str, kind: str, option: str) -> tuple[dict[str, Any], dict[str, 
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise UserError(
-            f"{option}: {path} is no checkpoint of a {kind}, or it is damaged ({reason})"
+            f"{argument}: {path} is no checkpoint of a {kind}, or it is damaged ({reason})"
         ) from error
     if settings.get("kind") != kind:
         raise UserError(
-            f"{option}: {path} holds a {settings.get('kind', 'foreign model')}, a {kind} is needed"
+            f"{argument}: {path} given, allowed: a {kind}; it holds a"
+            f" {settings.get('kind', 'foreign model')}"
         )
     if settings.get("schema") != _SCHEMA:
         raise UserError(
-            f"{option}: {path} has schema {settings.get('schema')}, this version reads {_SCHEMA}"
+            f"{argument}: {path} has schema {settings.get('schema')}, this version reads {_SCHEMA}"
         )
     return {"normalise": True, **settings}, weights
 
 
 def load_weights(
-    network: nn.Module, settings: dict[str, Any], weights: dict[str, Tensor], option: str, path: str
+    network: nn.Module,
+    settings: dict[str, Any],
+    weights: dict[str, Tensor],
+    argument: str,
+    path: str,
 ) -> None:
     """Put `weights`, read from `path` with `settings`, into `network`.
 
@@ -118,7 +123,7 @@ def load_weights(
         trunk.fingerprint(),
     ):
         raise UserError(
-            f"{option}: {path} adapts the blocks of another base model with the same embeddings"
+            f"{argument}: {path} adapts the blocks of another base model with the same embeddings"
             f" ({settings['base_lm']}); give that one as base_lm, or train for yours"
         )
     try:
@@ -126,7 +131,7 @@ def load_weights(
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(
-            f"{option}: {path} does not fit a network of this size ({reason[:160]})"
+            f"{argument}: {path} does not fit a network of this size ({reason[:160]})"
         ) from error
 
 

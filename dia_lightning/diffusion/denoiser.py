@@ -59,8 +59,8 @@ class DenoiserNetwork(nn.Module):
         if size.adapter_rank:
             if tied_head:
                 raise UserError(
-                    "--model.init_args.tied_head: true given, with adapter_rank the head is that of"
-                    " base_lm: false"
+                    "tied_head: true given, allowed: false; with adapter_rank the head is that"
+                    " of base_lm"
                 )
             self.head: nn.Linear = FrozenLinear(model.get_output_embeddings())
             return
@@ -132,7 +132,7 @@ class DenoiserNetwork(nn.Module):
         false`).
         """
         if self.tied_head:
-            raise UserError("--model.init_args.init_from_lm: needs tied_head: false")
+            raise UserError("init_from_lm: true given, allowed: with tied_head false")
         self.trunk.init_from_lm(model, bos_id, self.embedding.unit)
         if self.size.adapter_rank:
             return

@@ -40,7 +40,8 @@ class RewardLabels:
             raise UserError(f"edges: {edges} given, allowed: one or more rising numbers")
         if reward.conditional:
             raise UserError(
-                f"reward: {reward.name!r} compares with a record, which a denoiser does not see"
+                f"reward: {reward.name!r} given, allowed: a reward of the text alone; this one"
+                " compares with a record"
             )
         if not 0 < drop < 1:
             raise UserError(f"drop: {drop} given, allowed: between 0 and 1")

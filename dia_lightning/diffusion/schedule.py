@@ -106,9 +106,7 @@ def make_schedule(name: str) -> Schedule:
         UserError: for a name that is none of `SCHEDULES`.
     """
     if name not in SCHEDULES:
-        raise UserError(
-            f"--model.init_args.schedule: {name!r} given, allowed are {', '.join(SCHEDULES)}"
-        )
+        raise UserError(f"schedule: {name!r} given, allowed: {', '.join(SCHEDULES)}")
     return SCHEDULES[name]()
 
 

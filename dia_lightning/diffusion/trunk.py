@@ -197,8 +197,8 @@ class Trunk(nn.Module):
         config = model.config
         if gpt is None or not hasattr(gpt, "wte") or not hasattr(gpt, "wpe"):
             raise UserError(
-                "--model.init_args.init_from_lm: needs GPT-2's architecture, base_lm is a"
-                f" {type(model).__name__}"
+                f"init_from_lm: true given, allowed: false; base_lm is a {type(model).__name__},"
+                " not of GPT-2's architecture"
             )
         want = (config.n_embd, config.n_head, True)
         if (
@@ -207,8 +207,8 @@ class Trunk(nn.Module):
             self.size.layers <= config.n_layer,
         ) != want or self.size.rotary:
             raise UserError(
-                "--model.init_args.init_from_lm: width and heads must be those of base_lm "
-                f"({config.n_embd}, {config.n_head}), layers at most {config.n_layer}, rotary false"
+                "init_from_lm: true given, allowed: with width and heads of base_lm "
+                f"({config.n_embd}, {config.n_head}), up to {config.n_layer} layers, rotary false"
             )
         table, n = gpt.wte.weight.float(), self.size.max_length + 1
         self.z_in.weight.copy_(torch.eye(table.shape[1]) * unit)

@@ -61,9 +61,7 @@ class BaseLM(TokenText):
 
     def __init__(self, model: Any, tokenizer: Any, name: str = "") -> None:
         if tokenizer.eos_token_id is None:
-            raise UserError(
-                f"--model.init_args.base_lm: the tokenizer of {name!r} has no end token"
-            )
+            raise UserError(f"base_lm: the tokenizer of {name!r} has no end token")
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
@@ -128,9 +126,7 @@ class BaseLM(TokenText):
             model = load_whole(AutoModelForCausalLM, folder, use_safetensors=True, dtype=dtype)
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            raise UserError(
-                f"--model.init_args.base_lm: cannot load {base_lm} ({reason})"
-            ) from error
+            raise UserError(f"base_lm: cannot load {base_lm} ({reason})") from error
         return cls(model, tokenizer, base_lm)
 
     def multiplied(self) -> list[tuple[nn.Module, int]]:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dia_lightning.errors import UserError
 
-OPTION = "--model.init_args.base_lm"
 _ROWS, _LENGTH = 4, 8
 # Largest difference of logits that counts as none, as a share of the largest logit.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -35,7 +34,7 @@ def check_table(tokenizer: Any, rows: int, name: str) -> None:
     beyond = sorted((i, token) for token, i in numbers.items() if i >= rows and i not in spare)
     if beyond:
         raise UserError(
-            f"{OPTION}: the tokenizer of {name!r} has tokens up to number {beyond[-1][0]} (first"
+            f"base_lm: the tokenizer of {name!r} has tokens up to number {beyond[-1][0]} (first"
             f" too many: {beyond[0][1]!r}), the model's table {rows} rows (0 to {rows - 1}); resize"
             " the table with resize_token_embeddings, or use the tokenizer that belongs to the"
             " model"
@@ -56,20 +55,20 @@ def check_reading(lm: Any) -> None:
         first, again, changed = (lm.probe_logits(x) for x in (rows, rows, other))
     except Exception as error:
         raise UserError(
-            f"{OPTION}: {lm.name} cannot be read as a language model ({_reason(error)})"
+            f"base_lm: {lm.name} cannot be read as a language model ({_reason(error)})"
         ) from error
     if not first.isfinite().all():
         raise UserError(
-            f"{OPTION}: {lm.name} gives logits that are NaN or infinite; its weights are damaged"
+            f"base_lm: {lm.name} gives logits that are NaN or infinite; its weights are damaged"
         )
     if not same(first, again):
         raise UserError(
-            f"{OPTION}: {lm.name} reads the same tokens differently each time; needed is a"
-            " fixed p_θ"
+            f"base_lm: {lm.name} given, allowed: a fixed p_θ; it reads the same tokens differently"
+            " each time"
         )
     if not same(first[:, :-1], changed[:, :-1], 0.1):
         raise UserError(
-            f"{OPTION}: {lm.name} is no causal language model: a later token changes what "
+            f"base_lm: {lm.name} is no causal language model: a later token changes what "
             f"{type(lm.model).__name__} predicts before it (an encoder?)"
         )
 

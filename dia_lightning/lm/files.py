@@ -15,10 +15,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dia_lightning.errors import UserError
+from dia_lightning.errors import UserError, renamed
 from dia_lightning.files import find_path
 
-_OPTION = "--model.init_args.base_lm"
 _HUB_TIMEOUT_S = 10
 HUB = "hub:"
 # Of a repository only this is fetched: no pickle and no code.
@@ -47,8 +46,9 @@ _POSITIONS = (
 )
 
 
-def folder_of(base_lm: str) -> str:
-    """The local folder in transformers' format (safetensors) that `base_lm` names.
+def folder_of(base_lm: str, argument: str = "base_lm") -> str:
+    """The local folder in transformers' format (safetensors) that `base_lm` names; messages call it
+    `argument`.
 
     A GGUF file is dequantised to bfloat16 once, into the user's cache (`$XDG_CACHE_HOME` or
     ~/.cache), under the file's hash.
@@ -59,26 +59,26 @@ def folder_of(base_lm: str) -> str:
             be written, or the hub does not answer in 30 s.
     """
     if base_lm.startswith(HUB):
-        return str(from_hub(base_lm, "config.json", _OPTION))
-    if base_lm in _PACKAGED:
-        return _dequantised(_packaged(base_lm))
-    found = find_path(base_lm)
+        return str(from_hub(base_lm, "config.json", argument))
+    found = None if base_lm in _PACKAGED else find_path(base_lm)
+    if base_lm in _PACKAGED or (found is not None and found.suffix == ".gguf" and found.is_file()):
+        with renamed(base_lm=argument):
+            return _dequantised(found or _packaged(base_lm))
     if found is not None and found.is_file():
-        if found.suffix != ".gguf":
-            raise UserError(
-                f"{_OPTION}: {base_lm} is a file, needed is a folder in transformers' format or a"
-                " .gguf file"
-            )
-        return _dequantised(found)
+        raise UserError(
+            f"{argument}: {base_lm} given, which is a file; allowed: a folder in transformers'"
+            " format or a .gguf file"
+        )
     if found is not None:
         if not (found / "config.json").is_file():
             raise UserError(
-                f"{_OPTION}: {base_lm} holds no config.json, so it is no transformers folder"
+                f"{argument}: {base_lm} given, allowed: a folder in transformers' format; it holds"
+                " no config.json"
             )
         return str(found)
     if base_lm.startswith((".", "/", "~")) or base_lm.count("/") > 1:
-        raise UserError(f"{_OPTION}: no such folder: {base_lm}")
-    return _fetch(base_lm)
+        raise UserError(f"{argument}: no such folder: {base_lm}")
+    return str(_fetched(base_lm, "", "config.json", argument))
 
 
 def is_hub_id(base_lm: str) -> bool:
@@ -95,7 +95,7 @@ def _packaged(name: str) -> Path:
     path = Path(spec.origin).parent / file if spec and spec.origin else None
     if path is None or not path.is_file():
         raise UserError(
-            f"{_OPTION}: {name} is not installed; install it with: pip install"
+            f"base_lm: {name} is not installed; install it with: pip install"
             f" 'dia-lightning[{extra}]'"
         )
     return path
@@ -127,7 +127,7 @@ def _dequantised(file: Path) -> str:
             shutil.rmtree(partial, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{_OPTION}: cannot unpack {file} into {parent} ({error}); the variable XDG_CACHE_HOME"
+            f"base_lm: cannot unpack {file} into {parent} ({error}); the variable XDG_CACHE_HOME"
             " names another folder"
         ) from error
     return str(folder)
@@ -197,7 +197,7 @@ def _convert(file: Path, folder: Path) -> None:
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"{_OPTION}: reading {file.name} needs the package {missing[0]}: pip install"
+            f"base_lm: reading {file.name} needs the package {missing[0]}: pip install"
             " 'dia-lightning[smollm2]'"
         )
     import torch
@@ -226,12 +226,12 @@ def _convert(file: Path, folder: Path) -> None:
         model.load_state_dict(read.state_dict())
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{_OPTION}: cannot read {file} as a GGUF model ({reason})") from error
+        raise UserError(f"base_lm: cannot read {file} as a GGUF model ({reason})") from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def from_hub(name: str, file: str, option: str) -> Path:
+def from_hub(name: str, file: str, argument: str) -> Path:
     """The folder that `hub:USER/REPO` or `hub:USER/REPO/FOLDER` names, fetched; `file` is one that
     it must have.
 
@@ -245,26 +245,21 @@ def from_hub(name: str, file: str, option: str) -> Path:
     repo, _, folder = rest.partition("/")
     if not user or not repo or ".." in folder.split("/"):
         raise UserError(
-            f"{option}: {name} given, allowed: hub:USER/REPO or hub:USER/REPO/FOLDER, REPO@REVISION"
-            " for one version"
+            f"{argument}: {name} given, allowed: hub:USER/REPO or hub:USER/REPO/FOLDER,"
+            " REPO@REVISION for one version"
         )
-    return _fetched(f"{user}/{repo}", folder.strip("/"), file, option)
+    return _fetched(f"{user}/{repo}", folder.strip("/"), file, argument)
 
 
-def local(path: str, file: str, option: str) -> str:
+def local(path: str, file: str, argument: str) -> str:
     """`path` itself, or where what it names on the hub is on this machine; UserError as for
     `from_hub`.
     """
-    return str(from_hub(path, file, option)) if path.startswith(HUB) else path
-
-
-def _fetch(repo_id: str) -> str:
-    """Download a base model's config, tokenizer and safetensors from the hub."""
-    return str(_fetched(repo_id, "", "config.json", _OPTION))
+    return str(from_hub(path, file, argument)) if path.startswith(HUB) else path
 
 
 @cache
-def _fetched(repo_id: str, folder: str, file: str, option: str) -> Path:
+def _fetched(repo_id: str, folder: str, file: str, argument: str) -> Path:
     """Download `folder` of USER/REPO or USER/REPO@REVISION, or say within 30 s that it cannot be
     done.
     """
@@ -294,9 +289,8 @@ def _fetched(repo_id: str, folder: str, file: str, option: str) -> Path:
                 return kept
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         what = f"{folder} of {repo_id!r}" if folder else repr(repo_id)
-        kit = (
-            f", or use the shipped kit: {_OPTION} checkpoints/tiny/lm" if option == _OPTION else ""
-        )
+        kit = ", or use the shipped kit: checkpoints/tiny/lm" if argument == "base_lm" else ""
         raise UserError(
-            f"{option}: cannot fetch {what} from the hub ({reason[:160]}); give a local folder{kit}"
+            f"{argument}: cannot fetch {what} from the hub ({reason[:160]}); give a local"
+            f" folder{kit}"
         ) from error

@@ -12,7 +12,6 @@ from torch import Tensor
 from dia_lightning.errors import UserError
 from dia_lightning.types import leading, text_mask
 
-_OPTION = "--model.init_args.base_lm"
 # A piece that goes on from another text is encoded behind one of these, the tokens of which are
 # then cut off.
 _BEFORE = ("\n", "a", ".", "0")
@@ -54,7 +53,7 @@ class TokenText:
             if ids and max(ids) >= self.vocab_size:
                 token = self.tokenizer.convert_ids_to_tokens(max(ids))
                 raise UserError(
-                    f"{_OPTION}: {text[:40]!r} has the token {token!r}, which {self.name} has no"
+                    f"texts: {text[:40]!r} has the token {token!r}, which {self.name} has no"
                     " embedding for"
                 )
         return found

@@ -36,16 +36,16 @@ def check_order(name: str, order: int) -> None:
         raise ValueError(f"{name} must be an integer, at least 1, got {order!r}")
 
 
-def check_names(option: str, names: Sequence[str]) -> None:
+def check_names(name: str, names: Sequence[str]) -> None:
     """Raise unless `names` is a sequence of strings (TypeError), all different (ValueError)."""
     if (
         isinstance(names, str)
         or not isinstance(names, Sequence)
         or not all(isinstance(name, str) for name in names)
     ):
-        raise TypeError(f"{option} must be a sequence of names, got {names!r}")
+        raise TypeError(f"{name} must be a sequence of names, got {names!r}")
     if len(set(names)) < len(names):
-        raise ValueError(f"{option} must be different from each other, got {list(names)}")
+        raise ValueError(f"{name} must be different from each other, got {list(names)}")
 
 
 def _check_pair(**pair: Tensor) -> None:

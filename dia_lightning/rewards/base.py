@@ -50,16 +50,14 @@ def reported_names(reward: Reward) -> list[str]:
     part_names: Any = getattr(reward, "part_names", None)
     names = [reward.name] if part_names is None else list(part_names())
     if fault := name_fault(reward):
-        raise UserError(f"--model.reward: {type(reward).__name__} {fault}")
+        raise UserError(f"reward: {type(reward).__name__} {fault}")
     for name in names:
         if names.count(name) > 1:
-            raise UserError(
-                f"--model.reward: two parts are reported as {name!r}; give one another name"
-            )
+            raise UserError(f"reward: two parts are reported as {name!r}; rename one")
         if name == "std":
             raise UserError(
-                f"--model.reward: the name {name!r} is given, and reward_{name} is another figure;"
-                " rename it"
+                f"reward: the name {name!r} given, allowed: any other; reward_{name} is another"
+                " figure"
             )
     return names
 

@@ -9,7 +9,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from dia_lightning.errors import UserError
-from dia_lightning.rewards.options import OPTION
 
 _AT_ONCE = 500  # below SQLite's limit on the parameters of one question
 _LOCK_S = 60.0
@@ -68,5 +67,5 @@ class ScoreCache:
                 yield database
         except (sqlite3.Error, OSError, ValueError) as error:
             raise UserError(
-                f"{OPTION}.cache: {self.path} given, which cannot be used as a cache ({error})"
+                f"cache: {self.path} given, which cannot be used as a cache ({error})"
             ) from error

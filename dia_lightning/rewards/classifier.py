@@ -17,7 +17,7 @@ from dia_lightning.errors import UserError
 from dia_lightning.lm.files import folder_of, load_whole, positions_of
 from dia_lightning.lm.token_text import readable
 from dia_lightning.rewards.base import RewardError
-from dia_lightning.rewards.options import OPTION, require, require_sign
+from dia_lightning.rewards.options import require, require_sign
 from dia_lightning.types import Reward
 
 # One tokenised text or pair, special tokens included.
@@ -217,16 +217,8 @@ def load_classifier(model: str) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
 
-    option = f"{OPTION}.model"
     logging.disable_progress_bar()
-    try:
-        folder = folder_of(model)
-    except UserError as error:
-        raise UserError(
-            str(error)
-            .replace("--model.init_args.base_lm", option, 1)
-            .split(", or use the shipped kit")[0]
-        ) from error
+    folder = folder_of(model, "model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -237,7 +229,8 @@ def load_classifier(model: str) -> tuple[Any, Any]:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"{option}: cannot load {model} ({reason}); allowed: a trained sequence classifier"
+            f"model: {model} given, allowed: a trained sequence classifier; cannot load it"
+            f" ({reason})"
         ) from error
     config = network.config.get_text_config()
     ids = (config.pad_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, 0)

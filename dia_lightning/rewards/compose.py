@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dia_lightning.errors import UserError
 from dia_lightning.rewards.base import RewardError, call_reward
-from dia_lightning.rewards.options import OPTION
 from dia_lightning.types import Record, Reward
 
 # Rounding in float32 may carry a probability above 1.
@@ -114,7 +113,7 @@ class ProductOfExperts(Composed):
     ) -> None:
         super().__init__(_different(rewards), name)
         if not 0 < floor < 1:
-            raise UserError(f"{OPTION}.floor: {floor} given, allowed: a number above 0 and below 1")
+            raise UserError(f"floor: {floor} given, allowed: a number above 0 and below 1")
         self.weights, self.floor = _one_each(weights, rewards), floor
 
     def combine(self, values: Tensor, texts: Sequence[str]) -> Tensor:
@@ -143,7 +142,7 @@ class Hinge(Composed):
     def __init__(self, reward: Reward, threshold: float, name: str = "hinge") -> None:
         super().__init__([reward], name)
         if not math.isfinite(threshold):
-            raise UserError(f"{OPTION}.threshold: {threshold} given, allowed: a finite number")
+            raise UserError(f"threshold: {threshold} given, allowed: a finite number")
         self.reward, self.threshold = reward, threshold
 
     def combine(self, values: Tensor, texts: Sequence[str]) -> Tensor:
@@ -154,8 +153,7 @@ def _different(rewards: list[Reward]) -> list[Reward]:
     names = [reward.name for reward in rewards]
     if not rewards or len(set(names)) < len(names):
         raise UserError(
-            f"{OPTION}.rewards: names {names} given, allowed: one reward or more, with different"
-            " names"
+            f"rewards: names {names} given, allowed: one reward or more, with different names"
         )
     return rewards
 
@@ -164,8 +162,7 @@ def _one_each(weights: list[float] | None, rewards: list[Reward]) -> list[float]
     weights = [1.0] * len(rewards) if weights is None else weights
     if len(weights) != len(rewards) or not all(map(math.isfinite, weights)):
         raise UserError(
-            f"{OPTION}.weights: {weights} given, allowed: {len(rewards)} finite numbers, one a"
-            " reward"
+            f"weights: {weights} given, allowed: {len(rewards)} finite numbers, one a reward"
         )
     return weights
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from dia_lightning.errors import UserError
 from dia_lightning.rewards.base import field_of
-from dia_lightning.rewards.options import OPTION
 from dia_lightning.types import Record, Reward
 from dia_lightning.words import words
 
@@ -37,7 +36,7 @@ class Coverage(Reward):
 
     def __init__(self, source_field: str = "source", n: int = 3, name: str = "coverage") -> None:
         if n < 1:
-            raise UserError(f"{OPTION}.n: {n} given, allowed: a number of words from 1")
+            raise UserError(f"n: {n} given, allowed: a number of words from 1")
         self.source_field, self.n, self.name = source_field, n, name
 
     def __call__(self, texts: Sequence[str], records: Sequence[Record] = ()) -> Tensor:

@@ -13,7 +13,7 @@ from dia_lightning.errors import UserError
 from dia_lightning.lm.token_text import readable
 from dia_lightning.rewards.base import RewardError, field_of
 from dia_lightning.rewards.classifier import load_classifier, logits_of, tokenize, window_of
-from dia_lightning.rewards.options import OPTION, require
+from dia_lightning.rewards.options import require
 from dia_lightning.types import Record, Reward
 
 # Full stops, with closing quotes or brackets, before white space and anything but a small letter;
@@ -186,7 +186,7 @@ def _entailment_index(config: Any, model: str) -> int:
     if len(found) != 1:
         labels = ", ".join(names)
         raise UserError(
-            f"{OPTION}.model: {model} given with the labels {labels}, allowed: a model with one"
+            f"model: {model} given with the labels {labels}, allowed: a model with one"
             " label for entailment"
         )
     return found[0]

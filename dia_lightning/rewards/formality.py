@@ -16,7 +16,6 @@ from torch import Tensor
 
 from dia_lightning.errors import UserError
 from dia_lightning.rewards import formality_words as words
-from dia_lightning.rewards.options import OPTION
 from dia_lightning.types import Reward
 
 WEIGHTS = Path(__file__).with_name("formality.json")
@@ -79,7 +78,7 @@ class Formality(Reward):
         name: str = "formality",
     ) -> None:
         if output not in _OUTPUTS:
-            raise UserError(f"{OPTION}.output: {output!r} given, allowed: {', '.join(_OUTPUTS)}")
+            raise UserError(f"output: {output!r} given, allowed: {', '.join(_OUTPUTS)}")
         self.output, self.formal, self.name = output, formal, name
 
     def __call__(self, texts: Sequence[str]) -> Tensor:

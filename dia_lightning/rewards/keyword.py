@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from dia_lightning.errors import UserError
-from dia_lightning.rewards.options import OPTION
 from dia_lightning.types import Reward
 from dia_lightning.words import whole_word
 
@@ -32,7 +31,7 @@ class Keyword(Reward):
 
     def __init__(self, words: list[str], name: str = "keyword") -> None:
         if not words or not all(word.strip() for word in words):
-            raise UserError(f"{OPTION}.words: {words} given, allowed: one word or more, none empty")
+            raise UserError(f"words: {words} given, allowed: one word or more, none empty")
         self.words, self.name = words, name
         self._patterns = [whole_word(word) for word in words]
 
@@ -62,7 +61,7 @@ class Regex(Reward):
             self._compiled = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
         except (re.error, OverflowError, RecursionError) as error:
             raise UserError(
-                f"{OPTION}.pattern: {pattern!r:.100} given, allowed: a regular expression in"
+                f"pattern: {pattern!r:.100} given, allowed: a regular expression in"
                 f" Python's syntax ({error})"
             ) from error
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from dia_lightning.errors import UserError
-from dia_lightning.rewards.options import OPTION
 from dia_lightning.types import Reward
 from dia_lightning.words import n_words
 
@@ -29,7 +28,7 @@ class Length(Reward):
 
     def __init__(self, target: int, name: str = "length") -> None:
         if target < 1:
-            raise UserError(f"{OPTION}.target: {target} given, allowed: a number of words from 1")
+            raise UserError(f"target: {target} given, allowed: a number of words from 1")
         self.target, self.name = target, name
 
     def __call__(self, texts: Sequence[str]) -> Tensor:

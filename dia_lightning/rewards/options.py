@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dia_lightning.errors import UserError
 
-OPTION = "--model.init_args.reward.init_args"
-
 
 def require(holds: bool, name: str, given: object, allowed: str) -> None:
     """A `UserError` that names the argument `name`, what was given and what is allowed, unless
     `holds`.
     """
     if not holds:
-        raise UserError(f"{OPTION}.{name}: {given!r:.100} given, allowed: {allowed}")
+        raise UserError(f"{name}: {given!r:.100} given, allowed: {allowed}")
 
 
 def require_sign(sign: float) -> None:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dia_lightning.errors import UserError
+from dia_lightning.errors import UserError, renamed
 from dia_lightning.lm.base_lm import BaseLM
-from dia_lightning.rewards.options import OPTION
 from dia_lightning.types import Reward, text_mask
 
 # Longer texts are scored by their beginning, so that one of them does not widen the whole batch.
@@ -35,18 +34,13 @@ class Perplexity(Reward):
 
     def __init__(self, model: str, device: str = "cpu", name: str = "fluency") -> None:
         self.model, self.device, self.name = model, device, name
-        try:
+        with renamed(base_lm="model"):
             self._lm = BaseLM.load(model)
-        except UserError as error:
-            raise UserError(
-                str(error).replace("--model.init_args.base_lm", f"{OPTION}.model")
-            ) from error
         try:
             self._lm.to(torch.device(device))
         except (RuntimeError, AssertionError) as error:
             raise UserError(
-                f"{OPTION}.device: {device!r} given, allowed: a device that torch finds here"
-                f" ({error})"
+                f"device: {device!r} given, allowed: a device that torch finds here ({error})"
             ) from error
 
     def __call__(self, texts: Sequence[str]) -> Tensor:

@@ -18,7 +18,7 @@ from dia_lightning.errors import UserError
 from dia_lightning.rewards.base import RewardError
 from dia_lightning.rewards.cache import ScoreCache
 from dia_lightning.rewards.http import JsonService, Reply
-from dia_lightning.rewards.options import OPTION, require, require_sign
+from dia_lightning.rewards.options import require, require_sign
 from dia_lightning.types import Reward
 
 _URL = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
@@ -104,7 +104,7 @@ class Perspective(Reward):
         if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.key_variable):
             # What was given may be a key.
             raise UserError(
-                f"{OPTION}.key_variable: allowed: the name of an environment variable, in capitals,"
+                "key_variable: allowed: the name of an environment variable, in capitals,"
                 " not the key itself"
             )
         _check_url(self.url)
@@ -147,13 +147,13 @@ class Perspective(Reward):
         key = os.environ.get(self.key_variable, "").strip()
         if not key:
             raise UserError(
-                f"{OPTION}.key_variable: the environment variable {self.key_variable} is not set,"
-                " needed: your key for the Perspective API"
+                f"key_variable: the environment variable {self.key_variable} is not set,"
+                " allowed: one that holds your key for the Perspective API"
             )
         if not re.fullmatch(r"[!-~]+", key):
             raise UserError(
-                f"{OPTION}.key_variable: {self.key_variable} holds characters that no key has, or"
-                " more than one line"
+                f"key_variable: {self.key_variable} given, which holds characters that no key"
+                " has, or more than one line"
             )
         return key
 
@@ -234,9 +234,7 @@ def _check_url(url: str) -> None:
         good = False
     if not good:
         # What was given may hold a key.
-        raise UserError(
-            f"{OPTION}.url: allowed: an https address (http on this machine) without '?' and '@'"
-        )
+        raise UserError("url: allowed: an https address (http on this machine) without '?' and '@'")
 
 
 def _message(content: Any) -> str:

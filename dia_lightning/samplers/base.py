@@ -84,9 +84,7 @@ class Sampler(Part, ABC):
 
 
 def require(name: str, value: object, ok: bool, allowed: str) -> None:
-    """Raises the UserError of a setting unless `ok`; the parser puts the option's path before
-    it.
-    """
+    """Raises the UserError of a setting unless `ok`."""
     if not ok:
         raise UserError(f"{name}: {value} given, allowed: {allowed}")
 
@@ -108,9 +106,8 @@ def refuse_blanks(batch: Prompts, sampler: Sampler) -> None:
     """Raises a UserError where a text is not free to its end: p_θ writes from left to right."""
     if bool(must_go_on(batch.prompt_mask).any()):
         raise UserError(
-            f"--data.init_args: blanks or a length given, but {type(sampler).__name__} writes from"
-            " left to right; allowed: the sampler Diffusion or Source, with moves that need no"
-            " suffix"
+            f"prompts: blanks or a length given, but {type(sampler).__name__} writes from left to"
+            " right; allowed: the sampler Diffusion or Source, with moves that need no suffix"
         )
 
 

@@ -16,7 +16,7 @@ import torch
 
 from dia_lightning.data.samples import tokenizer_content
 from dia_lightning.diffusion.adapted import AdaptedTrunk
-from dia_lightning.errors import UserError
+from dia_lightning.errors import UserError, renamed
 from dia_lightning.files import find_path
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.lm.loaded import as_base_lm
@@ -142,14 +142,15 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
         if path is None:
             return None
         if self.shard_base_lm:
-            raise UserError("shard_base_lm: true given, but a policy is a second model")
-        try:
+            raise UserError("shard_base_lm: true given, allowed: false; a policy is a second model")
+        with renamed(base_lm="policy"):
             policy = BaseLM.load(path)
-        except UserError as error:
-            raise UserError(str(error).replace("--model.init_args.base_lm", "policy", 1)) from error
         self.policy_network = policy.model
         if tokenizer_content(policy.tokenizer) != tokenizer_content(self.lm.tokenizer):
-            raise UserError(f"policy: {path} has another tokenizer than base_lm, {self.base_lm}")
+            raise UserError(
+                f"policy: {path} given, allowed: a model with the tokenizer of base_lm,"
+                f" {self.base_lm}"
+            )
         return policy
 
     def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
@@ -169,8 +170,8 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
         if self.shard_base_lm and self._sharded is None:
             if any(isinstance(part, AdaptedTrunk) for part in self.modules()):
                 raise UserError(
-                    "shard_base_lm: true given, but denoiser or critic adapt p_θ's own blocks "
-                    "(adapter_rank), which they read whole; allowed: false"
+                    "shard_base_lm: true given, allowed: false; denoiser or critic adapt p_θ's own"
+                    " blocks (adapter_rank), which they read whole"
                 )
             self._sharded = ShardedBaseLM(self.lm, self.device, self.trainer.world_size)
         self.lm.to(self.device)

@@ -33,7 +33,7 @@ def embedding_for(
     kind, path = next(
         ((kind, path) for kind, path in given.items() if path is not None), ("", None)
     )
-    normalise = path is None or is_normalised(path, kind, f"--model.init_args.{kind}")
+    normalise = path is None or is_normalised(path, kind, kind)
     return TokenEmbedding(lm.embedding_table(), len(lm.tokenizer), normalise)
 
 
@@ -63,8 +63,8 @@ def load_labelled(
     if labels is None or labels["reward"] != reward:
         has = "no labels" if labels is None else f"labels of the reward {labels['reward']!r}"
         raise UserError(
-            f"--model.init_args.denoiser: {path} has {has}, needed are labels of {reward!r}, see"
-            " labels"
+            f"denoiser: {path} given, allowed: one with labels of {reward!r} (trained with"
+            f" labels); it has {has}"
         )
     return network, labels["n_labels"]
 
@@ -72,13 +72,13 @@ def load_labelled(
 def _load_denoiser(
     path: str, embedding: TokenEmbedding, lm: BaseLM | None
 ) -> tuple[DenoiserNetwork, dict[str, Any]]:
-    settings, weights = read_network(path, "denoiser", "--model.init_args.denoiser", embedding)
+    settings, weights = read_network(path, "denoiser", "denoiser", embedding)
     schedule, size = make_schedule(settings["schedule"]), NetworkSize(**settings["size"])
     n_labels = settings.get("labels", {}).get("n_labels", 0)
     network = DenoiserNetwork(
         embedding, schedule, size, settings["tied_head"], n_labels, lm and lm.model
     )
-    return _frozen(network, settings, weights, "--model.init_args.denoiser", path), settings
+    return _frozen(network, settings, weights, "denoiser", path), settings
 
 
 def load_critic(
@@ -90,15 +90,15 @@ def load_critic(
     Raises:
         UserError: as for `load_denoiser`, or if it was trained on another reward.
     """
-    settings, weights = read_network(path, "critic", "--model.init_args.critic", embedding)
+    settings, weights = read_network(path, "critic", "critic", embedding)
     if reward is not None and settings["reward"] != reward:
         raise UserError(
-            f"--model.init_args.critic: {path} was trained on the reward {settings['reward']!r},"
-            f" the reward is {reward!r}"
+            f"critic: {path} given, allowed: one for the reward {reward!r}; it was trained on"
+            f" the reward {settings['reward']!r}"
         )
     schedule, size = make_schedule(settings["schedule"]), NetworkSize(**settings["size"])
     network = CriticNetwork(embedding.dim, schedule, size, lm and lm.model)
-    return _frozen(network, settings, weights, "--model.init_args.critic", path), settings
+    return _frozen(network, settings, weights, "critic", path), settings
 
 
 class RewardValue(nn.Module):
@@ -126,24 +126,21 @@ def load_value(
             another λ.
     """
     if path is None:
-        raise UserError(
-            "--model.init_args.critic: none given, needed for guidance at --model.init_args.lam"
-            " above 0"
-        )
+        raise UserError("critic: none given, needed for guidance at lam above 0")
     network, settings = load_critic(path, embedding, reward, lm)
     soft = settings["objective"] == "soft"
     if soft and settings["lam"] != lam:
         raise UserError(
-            f"--model.init_args.lam: {lam} given, but the soft critic {path} was trained for"
-            f" {settings['lam']}"
+            f"lam: {lam} given, allowed: {settings['lam']}, for which the soft critic {path} was"
+            " trained"
         )
     return RewardValue(network, lam if soft else 1.0)
 
 
 def _frozen(
-    network: N, settings: dict[str, Any], weights: dict[str, Tensor], option: str, path: str
+    network: N, settings: dict[str, Any], weights: dict[str, Tensor], argument: str, path: str
 ) -> N:
-    load_weights(network, settings, weights, option, path)
+    load_weights(network, settings, weights, argument, path)
     return network.eval().requires_grad_(False)
 
 

@@ -13,7 +13,7 @@ from dia_lightning.data.shared import Together
 from dia_lightning.errors import UserError
 from dia_lightning.lm.base_lm import BaseLM
 
-_OPTION = "--model.init_args.shard_base_lm: true given, but"
+_GIVEN = "shard_base_lm: true given,"
 
 
 class ShardedBaseLM:
@@ -42,8 +42,8 @@ class ShardedBaseLM:
 
         if world == 1:
             raise UserError(
-                f"{_OPTION} there is one process; needed are several (--trainer.devices,"
-                " --trainer.num_nodes)"
+                f"{_GIVEN} allowed: with several processes (trainer.devices, trainer.num_nodes);"
+                " there is one"
             )
         self._body: nn.Module = getattr(lm.model, "base_model", lm.model)
         self._token = torch.full((1, 1), lm.bos_id, device=device)
@@ -72,8 +72,8 @@ class ShardedBaseLM:
             isinstance(x, Tensor) and x.requires_grad for x in (*args, *kwargs.values())
         ):
             raise UserError(
-                f"{_OPTION} a gradient is wanted through p_θ, which must then be whole; allowed:"
-                " false"
+                f"{_GIVEN} allowed: false; a gradient is wanted through p_θ, which must"
+                " then be whole"
             )
         if not self._serving:
             self._is_needed(True)
@@ -86,7 +86,8 @@ class ShardedBaseLM:
             return self._together.total(int(here)) > 0
         except RuntimeError as error:
             raise UserError(
-                f"{_OPTION} another process has ended, which is needed to run p_θ; see what it says"
+                f"{_GIVEN} but another process has ended, which is needed to run p_θ; see what"
+                " it says"
             ) from error
 
 
@@ -100,6 +101,6 @@ def blocks_of(body: nn.Module) -> nn.ModuleList:
     lists = [module for module in body.modules() if isinstance(module, nn.ModuleList)]
     if not lists:
         raise UserError(
-            f"{_OPTION} {type(body).__name__} keeps its blocks in no list; allowed: false"
+            f"{_GIVEN} allowed: false; {type(body).__name__} keeps its blocks in no list"
         )
     return max(lists, key=lambda blocks: sum(weight.numel() for weight in blocks.parameters()))

@@ -54,14 +54,14 @@ def source_rows(lm: BaseLM, batch: Prompts) -> Tensor:
         if not isinstance(source, str):
             has = ", ".join(record) or "none"
             raise UserError(
-                "--data.init_args.prompts: a field 'source', the text to rewrite, is needed"
+                "prompts: no field 'source' given, which is the text to rewrite"
                 f" (fields there: {has})"
             )
         ids = lm.tokenizer(source, add_special_tokens=False)["input_ids"]
         if n_prompt + len(ids) > wide:
             raise UserError(
-                f"--data.init_args.prompts: the source {source[:40]!r} has {len(ids)} tokens,"
-                f" allowed are {wide - n_prompt} (--data.init_args.max_length is {wide})"
+                f"prompts: the source {source[:40]!r} has {len(ids)} tokens,"
+                f" allowed: at most {wide - n_prompt} (data.max_length is {wide})"
             )
         row[n_prompt:] = lm.end_id
         row[n_prompt : n_prompt + len(ids)] = torch.tensor(ids, dtype=row.dtype)

@@ -324,6 +324,6 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a.double() * b.double()).reshape(len(a), -1).sum(1)
 
 
-def _check(option: str, value: object, ok: bool, allowed: str) -> None:
+def _check(name: str, value: object, ok: bool, allowed: str) -> None:
     if not ok:
-        raise ValueError(f"{option}: {value} given, allowed: {allowed}")
+        raise ValueError(f"{name}: {value} given, allowed: {allowed}")

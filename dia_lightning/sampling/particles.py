@@ -91,7 +91,7 @@ class Steering:
     resampling: one of RESAMPLING. tempering: progress in [0, 1] → λ_s / λ, of the potential `das`.
 
     Raises:
-        ValueError: naming the option, what was given and what is allowed.
+        ValueError: naming the argument, what was given and what is allowed.
     """
 
     reward: Callable[[Tensor], Tensor]

@@ -5,10 +5,9 @@ option.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -20,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _Instan
 from dia_lightning.errors import UserError, no_memory, root_user_error
 from dia_lightning.rewards.base import name_fault
 from dia_lightning.settings.messages import typed_option
+from dia_lightning.settings.places import class_of, place
 from dia_lightning.types import Reward
 
 
@@ -90,23 +90,26 @@ class BuildingCLI(LightningCLI):
             if isinstance(made, Reward) and (fault := name_fault(made)):
                 raise UserError(f"{self._option(path)}: {_path_of(cls)} {fault}")
         except UserError as error:
-            raise _NotBuilt(self._placed(path, cls, error)) from None
+            self._place(error, path)
+            raise _NotBuilt(error) from None
         except Exception as error:
             raise _NotBuilt(
                 error if no_memory(error) else self._mistake(path, cls, error)
             ) from None
         return made
 
-    def _placed(self, path: list[str], cls: type, error: UserError) -> UserError:
-        """`error`, where it names an argument of `cls` or of one of its parts with the option
-        before it.
-        """
-        name, colon, rest = str(error).partition(": ")
-        if not colon or name not in inspect.signature(cls).parameters:
-            return error
-        inner = [] if is_dataclass(cls) and _group_of(cls, self._settings) else ["init_args"]
-        error.args = (f"{self._option([*path, *inner, name])}: {rest}",)
-        return error
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Says which options the arguments are that a mistake names."""
+        try:
+            yield
+        except Exception as raised:
+            if (error := root_user_error(raised)) is not None:
+                self._place(error)
+            raise
+
+    def _place(self, error: UserError, built: Sequence[str] = ()) -> None:
+        place(error, self.config[self.subcommand], self._arguments, built)
 
     def _mistake(self, path: list[str], made: Any, error: BaseException) -> UserError:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300].removesuffix(": ")
@@ -205,15 +208,6 @@ def is_above(value: Any, error: OSError) -> bool:
         return False
     path = Path(error.filename).absolute()
     return Path(value).absolute() in (path, *path.parents)
-
-
-def class_of(setting: Any) -> Any:
-    """What a `class_path` names; None where there is none."""
-    module, _, name = str(setting.get("class_path", "")).rpartition(".")
-    try:
-        return getattr(import_module(module), name, None) if module else None
-    except ImportError:
-        return None
 
 
 def _path_of(made: Any) -> str:

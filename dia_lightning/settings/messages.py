@@ -198,28 +198,6 @@ def refuse_lost(arguments: Iterable[str]) -> None:
         seen += [option] if option.startswith("--") else []
 
 
-def located(message: str, arguments: Sequence[str]) -> str:
-    """What a part says of a setting, as "particles: 0 given", with the option that names it
-    before it.
-    """
-    name, _, rest = message.partition(": ")
-    if not name.isidentifier():
-        return message
-    # Of parts that share a setting's name, the one with this value.
-    named = [a for a in _joined(arguments) if a.partition("=")[0].endswith(f".{name}")]
-    value = rest.partition(" given")[0]
-    option = max(reversed(named), key=lambda a: a.partition("=")[2] == value, default="")
-    files = [b for a, b in pairwise(arguments) if a == "--config"]
-    where = option.partition("=")[0] or (f"--config {files[-1]}: {name}" if files else name)
-    return f"{where}: {rest}"
-
-
-def _joined(arguments: Sequence[str]) -> list[str]:
-    """Options with their values in one word each."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
-    return [a if "=" in a else f"{a}={b}" for a, b in pairs if a.startswith("--")]
-
-
 def _denied(option: str, name: str) -> str:
     *most, last = TRUSTED
     module = name.rpartition(".")[0] or name

@@ -51,7 +51,7 @@ def module_name(text: str) -> str:
         or text.partition(".")[0] == "jsonargparse"
     ):
         raise UserError(
-            f"--allow: {text or 'nothing'} given, needed is the name of your module, as in --allow"
+            f"--allow: {text or 'nothing'} given, allowed: the name of your module, as in --allow"
             " my_rewards"
         )
     return text

@@ -27,9 +27,10 @@ from dia_lightning.diffusion.checkpoint import load_checkpoint
 from dia_lightning.distributed import one_fit, one_for_all, refuse_lone
 from dia_lightning.errors import INTERRUPTS, UserError, root_user_error
 from dia_lightning.files import placed
-from dia_lightning.settings.building import BuildingCLI, class_of, is_above, leaves
-from dia_lightning.settings.messages import TRUSTED, explain, located, refuse_lost, typed_option
+from dia_lightning.settings.building import BuildingCLI, is_above, leaves
+from dia_lightning.settings.messages import TRUSTED, explain, refuse_lost, typed_option
 from dia_lightning.settings.options import NEGATIVE
+from dia_lightning.settings.places import class_of
 from dia_lightning.terminal import ignore_warnings
 
 # What no user can act on: advertising, and what is absent.
@@ -170,7 +171,7 @@ class DiaCLI(BuildingCLI):
             )
 
     def instantiate_classes(self) -> None:
-        with self.building():
+        with self.placing(), self.building():
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -191,7 +192,8 @@ class DiaCLI(BuildingCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         alone = one_fit(self.trainer, subcommand)
-        with self._mistakes_of_the_trainer(), alone, one_for_all(self.trainer), self.building():
+        together = one_for_all(self.trainer)
+        with self.placing(), self._mistakes_of_the_trainer(), alone, together, self.building():
             super()._run_subcommand(subcommand)
 
     @contextmanager
@@ -206,7 +208,8 @@ class DiaCLI(BuildingCLI):
             above = [(len(str(value)), name) for name, value in options if is_above(value, error)]
             if not above and error.errno not in _FULL:
                 raise
-            option = max(above)[1] if above else "--trainer.default_root_dir"
+            named = max(above)[1] if above else "--trainer.default_root_dir"
+            option = typed_option(named.removeprefix("--").split("."), self._arguments)[0]
             kept = "; what is finished is kept" if error.errno in _FULL else ""
             raise UserError(
                 f"{option}: {error.filename or 'cannot write'}: {error.strerror}{kept}"
@@ -239,7 +242,7 @@ class _ModelOnly(_OptionsOnly):
     """Builds the module, and no trainer: the options may ask for devices that are elsewhere."""
 
     def instantiate_classes(self) -> None:
-        with self.building():
+        with self.placing(), self.building():
             self.model = self._get(self.parser.instantiate_classes(self.config), "model")
 
 
@@ -340,9 +343,6 @@ def _called(cli: type[DiaCLI], arguments: list[str], allow: Sequence[str]) -> Di
         raise UserError(
             explain(str(failed), failed.error, arguments, _option_names(failed.parser, arguments))
         ) from failed
-    except UserError as error:
-        error.args = (located(str(error), arguments),)
-        raise
     except OmegaConfBaseException as error:
         path = re.sub(r"\[\d+\]", "", str(error.full_key or "")).split(".")[1:]
         option = typed_option(path, arguments)[0] if path else "--config"

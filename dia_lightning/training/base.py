@@ -87,17 +87,15 @@ class NoisedRowsModule(WatchedModule):
         self.lm = BaseLM.load(base_lm)
         if self.max_length > self.lm.max_length:
             raise UserError(
-                f"max_length: {self.max_length} given, {base_lm} allows at most"
-                f" {self.lm.max_length}"
+                f"max_length: {self.max_length} given, allowed: up to {self.lm.max_length} for"
+                f" {base_lm}"
             )
         self.embedding = TokenEmbedding(
             self.lm.embedding_table(), len(self.lm.tokenizer), noising.normalise
         )
         self.schedule_name, self.schedule = noising.schedule, make_schedule(noising.schedule)
         if denoiser is not None:
-            settings, weights = read_network(
-                denoiser, "denoiser", "--model.init_args.denoiser", self.embedding
-            )
+            settings, weights = read_network(denoiser, "denoiser", "denoiser", self.embedding)
             self.schedule_name, self.schedule = (
                 settings["schedule"],
                 make_schedule(settings["schedule"]),
@@ -120,21 +118,21 @@ class NoisedRowsModule(WatchedModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if data.max_length > self.max_length:
             raise UserError(
-                f"--model.init_args.max_length: {self.max_length} given, rows have up to"
-                f" {data.max_length} tokens (--data.init_args.max_length)"
+                f"max_length: {self.max_length} given, allowed: {data.max_length} or more, the"
+                " tokens of a row (data.max_length)"
             )
         if isinstance(data, ModelSamples) and fingerprint(data.lm) != fingerprint(self.lm):
             raise UserError(
-                f"--data.init_args.base_lm: {data.base_lm} is another model than"
-                f" {self.base_lm_name} (--model.init_args.base_lm); give the same for both"
+                f"data.base_lm: {data.base_lm} given, allowed: the same model as"
+                f" {self.base_lm_name} (model.base_lm)"
             )
         tokenizer = getattr(data, "tokenizer", None)
         if tokenizer is not None and tokenizer_content(tokenizer) != tokenizer_content(
             self.lm.tokenizer
         ):
             raise UserError(
-                f"--data.init_args.tokenizer: {data.tokenizer_path} is not the tokenizer of"
-                f" {self.base_lm_name} (--model.init_args.base_lm); give that model"
+                f"data.tokenizer: {data.tokenizer_path} given, allowed: the tokenizer of"
+                f" {self.base_lm_name} (model.base_lm)"
             )
         if isinstance(self.network.trunk, AdaptedTrunk):
             self.lm.to(self.device)
@@ -153,7 +151,7 @@ class NoisedRowsModule(WatchedModule):
         """
         if not self.to_compile:
             return
-        self.to_compile, option = False, "--model.init_args.compile: true given"
+        self.to_compile, given = False, "compile: true given, allowed: false"
         plain = float(loss().detach())
         for block in self.network.trunk.blocks:
             block.compile()
@@ -161,12 +159,12 @@ class NoisedRowsModule(WatchedModule):
             compiled = float(loss().detach())
         except Exception as error:
             reason = str(getattr(error, "inner_exception", error)).strip().splitlines()[0][:160]
-            raise UserError(f"{option}, but torch cannot compile here ({reason})") from error
+            raise UserError(f"{given}; torch cannot compile here ({reason})") from error
         if not abs(compiled - plain) <= _COMPILED[
             torch.is_autocast_enabled(self.device.type)
         ] * max(1.0, abs(plain)):
             raise UserError(
-                f"{option}, but the first batch has a loss of {compiled:.6g} compiled and"
+                f"{given}; the first batch has a loss of {compiled:.6g} compiled and"
                 f" {plain:.6g} as it is"
             )
 

@@ -49,17 +49,13 @@ class LMModule(WatchedModule):
             "heads": heads,
             "positions": positions,
         }
-        for option, value in sizes.items():
+        for name, value in sizes.items():
             if value < 1:
-                raise UserError(f"--model.init_args.{option}: {value} given, at least 1 allowed")
+                raise UserError(f"{name}: {value} given, allowed: 1 or more")
         if width % heads:
-            raise UserError(
-                f"--model.init_args.width: {width} given, must be a multiple of heads ({heads})"
-            )
+            raise UserError(f"width: {width} given, allowed: a multiple of heads ({heads})")
         if not 0 <= dropout < 1:
-            raise UserError(
-                f"--model.init_args.dropout: {dropout} given, allowed is 0 ≤ dropout < 1"
-            )
+            raise UserError(f"dropout: {dropout} given, allowed: 0 ≤ dropout < 1")
         self.optimizer = optimizer
         config = GPT2Config(
             vocab_size=vocab_size, n_embd=width, n_layer=layers, n_head=heads,
@@ -72,8 +68,8 @@ class LMModule(WatchedModule):
         tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         if len(tokenizer) != self.model.config.vocab_size:
             raise UserError(
-                f"--model.init_args.vocab_size: {self.model.config.vocab_size}, but the tokenizer"
-                f" has {len(tokenizer)}"
+                f"vocab_size: {self.model.config.vocab_size} given, allowed: {len(tokenizer)}, the"
+                " size of the tokenizer"
             )
         self.end_id: int = tokenizer.eos_token_id
         for config in (self.model.config, self.model.generation_config):

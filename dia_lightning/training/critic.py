@@ -52,14 +52,15 @@ class CriticModule(NoisedRowsModule):
         if objective not in OBJECTIVES:
             raise UserError(f"objective: {objective!r} given, allowed: {', '.join(OBJECTIVES)}")
         if objective == "soft" and lam == 0:
-            raise UserError("lam: 0 given, the objective soft needs another λ")
+            raise UserError("lam: 0 given, allowed: any other number where objective is soft")
         if init_from not in ("base_lm", "random"):
             raise UserError(f"init_from: {init_from!r} given, allowed: base_lm, random")
         if network.tied_head:
-            raise UserError("tied_head: true given, a critic reads out no tokens; allowed: false")
+            raise UserError("tied_head: true given, allowed: false; a critic reads out no tokens")
         if reward.conditional:
             raise UserError(
-                f"reward: {reward.name!r} compares with a record, which a critic does not see"
+                f"reward: {reward.name!r} given, allowed: a reward of the text alone; this one"
+                " compares with a record"
             )
         self.reward, self.objective, self.lam = CachedReward(reward), objective, lam
         self.network = CriticNetwork(self.embedding.dim, self.schedule, network.size, self.lm.model)
@@ -74,8 +75,8 @@ class CriticModule(NoisedRowsModule):
         rewards = self._rewards({k: v.to(self.device) for k, v in batch.items()})
         if not float(rewards.std()) > 0:
             raise UserError(
-                f"--model.init_args.reward: {self.reward.name} is {float(rewards.mean()):g} on"
-                " every sample"
+                f"reward: {self.reward.name!r} given, allowed: one that differs between samples; it"
+                f" is {float(rewards.mean()):g} on all of them"
             )
         self.network.mean.copy_(self._units * rewards.mean())
         self.network.scale.copy_(

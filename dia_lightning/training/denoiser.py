@@ -87,11 +87,10 @@ class DenoiserModule(NoisedRowsModule):
         self.register_buffer("loss_in_bin", torch.full((_BINS,), -1.0))
 
     def _init_from(self, path: str) -> None:
-        option = "init_from"
-        settings, weights = read_network(path, "denoiser", option, self.embedding)
+        settings, weights = read_network(path, "denoiser", "init_from", self.embedding)
         if self.network.labels is not None:
             weights.setdefault("labels.weight", self.network.labels.weight.detach())
-        load_weights(self.network, settings, weights, option, path)
+        load_weights(self.network, settings, weights, "init_from", path)
 
     def labels(self, batch: dict[str, Tensor], stream: int | None = None) -> Tensor | None:
         """Each row's label (B,), where there are labels; with a `stream`, which numbers the

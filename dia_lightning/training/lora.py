@@ -30,7 +30,7 @@ def add_adapters(model: Any, rank: int, seed: int) -> Any:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise UserError(
-            f"lora_rank: {rank} given, which needs peft ({error}); pip install"
+            f"lora_rank: {rank} given, allowed: null; peft is not installed ({error}), pip install"
             " 'dia-lightning[lora]'"
         ) from error
     from transformers.pytorch_utils import Conv1D

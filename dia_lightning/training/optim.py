@@ -45,7 +45,10 @@ class AdamW:
             UserError: if their number is unknown (neither `max_steps` nor `max_epochs` given).
         """
         if not 0 < total_steps < 1 << 60:
-            raise UserError("max_steps: none given, the cosine schedule needs its end")
+            raise UserError(
+                "trainer.max_steps: none given, allowed: 1 or more; the cosine schedule needs"
+                " its end"
+            )
         named = [(n, p) for n, p in parameters if p.requires_grad]
         groups = [
             {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": self.weight_decay},

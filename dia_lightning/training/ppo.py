@@ -107,7 +107,7 @@ class PPOModule(WatchedModule):
 
     The optimum is π*(x) ∝ p_θ(x) exp(r(x) / β), the target of DIA with λ = 1 / β. The policy starts
     from p_θ and has no dropout. The texts of step k on process i come from (seed, k, i).
-    `--trainer.max_steps` counts optimiser steps, of which every batch of texts makes epochs ×
+    `max_steps` of the Trainer counts optimiser steps, of which every batch of texts makes epochs ×
     minibatches. Data: `RolloutData`.
 
     Args:
@@ -126,7 +126,7 @@ class PPOModule(WatchedModule):
 
     beta_now: Tensor
 
-    mend = "lower lr or gradient_clip"
+    mend = "lower model.optimizer.lr or model.updates.gradient_clip"
 
     def __init__(
         self,
@@ -258,7 +258,10 @@ class PPOModule(WatchedModule):
         if not isinstance(self.estimator, GAE):
             group = crowd_of(batch, 1)[2]
             if int(group.bincount().min()) < 2:
-                raise UserError("n_texts: LeaveOneOut compares texts of one prompt, give 2 or more")
+                raise UserError(
+                    "data.n_texts: 1 given, allowed: 2 or more; LeaveOneOut compares texts of one"
+                    " prompt"
+                )
             scores = rollout.reward - self.beta_now * rollout.log_ratio.sum(1)
             return leave_one_out(scores, group).float(), rollout.reward.new_zeros(0)
         rewards = token_rewards(

@@ -16,7 +16,7 @@ class WatchedModule(KeepsBuffers, L.LightningModule):
     read it, and before anything is kept.
     """
 
-    mend = "lower lr, or clip gradients (the Trainer's gradient_clip_val)"
+    mend = "lower model.optimizer.lr, or clip gradients with trainer.gradient_clip_val"
 
     def __init__(self) -> None:
         super().__init__()

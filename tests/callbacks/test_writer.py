@@ -328,7 +328,7 @@ def test_every_prompt_is_checked_before_the_first_batch(lm_folder: Path) -> None
     data = PromptData(
         str(lm_folder), ["the"] * 5 + ["the " * 30], n_texts=1, batch_size=2, max_length=12
     )
-    with pytest.raises(UserError, match="allowed are at most 11"):
+    with pytest.raises(UserError, match="allowed: at most 11"):
         data.setup("predict")
 
 

@@ -101,7 +101,7 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
     for path, column, message in (
         ("missing.csv", "x", "no such file"),
         ("a.csv", "ref", "no column 'ref', it has x"),
-        ("a.pdf", "x", "allowed are files ending in"),
+        ("a.pdf", "x", "allowed: files ending in"),
     ):
         with pytest.raises(UserError, match=message):
             read_texts(tmp_path / path, column)
@@ -141,9 +141,9 @@ def test_blanks_and_lengths_are_fixed_where_they_should_be(lm_folder: Path) -> N
         list(range(len(the), len(the) + 4))
     ] * 2
     assert batch.prompts == ["the", "the"]
-    with pytest.raises(UserError, match=r"length: 0 given, at least 1 allowed"):
+    with pytest.raises(UserError, match=r"length: 0 given, allowed: 1 or more"):
         PromptData(str(lm_folder), length=0, max_length=12).setup("predict")
-    with pytest.raises(UserError, match="allowed are at most"):
+    with pytest.raises(UserError, match="allowed: at most"):
         PromptData(str(lm_folder), length=12, max_length=12, prompts=["the"]).setup("predict")
 
 
@@ -276,7 +276,7 @@ def test_a_data_set_is_streamed_and_its_tokenizer_found(lm_folder: Path, tmp_pat
         torch.cat([data.train_rows.tokens, data.val_rows.tokens]), skip_special_tokens=True
     )
     assert sorted(texts) == sorted(f"the food number {i} is good" for i in range(20))
-    with pytest.raises(UserError, match=r"--data.init_args.dataset: cannot stream .*\(.*text"):
+    with pytest.raises(UserError, match=r"^dataset: cannot stream .*\(.*text"):
         HubText(str(folder), tokenizer=str(lm_folder)).setup("fit")
 
 
@@ -287,34 +287,34 @@ def test_a_tokenizer_is_looked_up_on_the_hub(
     (tmp_path / "a.txt").write_text("the good food\nthe bad food\n")
     asked: list[str] = []
 
-    def fetch(repo_id: str) -> str:
+    def fetch(repo_id: str, *_: str) -> Path:
         asked.append(repo_id)
-        return str(lm_folder)
+        return lm_folder
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dia_lightning.lm.files._fetch", fetch)
+    monkeypatch.setattr("dia_lightning.lm.files._fetched", fetch)
     data = TextFiles("a.txt", tokenizer="gpt2")
     data.setup("fit")
     assert asked == ["gpt2"]
     assert data.train_rows.end_id == data.tokenizer.eos_token_id
 
-    def unreachable(repo_id: str) -> str:
-        raise UserError(f"--model.init_args.base_lm: cannot fetch {repo_id!r}")
+    def unreachable(repo_id: str, folder: str, file: str, argument: str) -> Path:
+        raise UserError(f"{argument}: cannot fetch {repo_id!r}")
 
-    monkeypatch.setattr("dia_lightning.lm.files._fetch", unreachable)
-    with pytest.raises(UserError, match=r"^--data.init_args.tokenizer: cannot fetch 'gpt2'"):
+    monkeypatch.setattr("dia_lightning.lm.files._fetched", unreachable)
+    with pytest.raises(UserError, match=r"^tokenizer: cannot fetch 'gpt2'"):
         TextFiles("a.txt", tokenizer="gpt2").setup("fit")
 
 
 def test_impossible_data_options_are_named(lm_folder: Path) -> None:
     for options, message in (
-        ({"seed": 1 << 70}, "--data.init_args.seed: .* allowed are 0 to"),
-        ({"seed": -1}, "--data.init_args.seed"),
-        ({"max_length": 999}, "--data.init_args.max_length: 999 given, .* at most 31"),
+        ({"seed": 1 << 70}, "seed: .* allowed: 0 to"),
+        ({"seed": -1}, "seed"),
+        ({"max_length": 999}, "max_length: 999 given, allowed: up to 31 for"),
     ):
         with pytest.raises(UserError, match=message):
             ModelSamples(str(lm_folder), **options).setup("fit")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"--data.init_args.n_texts: 0 given"):
+    with pytest.raises(UserError, match=r"^n_texts: 0 given"):
         HubText("x", n_texts=0)
 
 

@@ -33,7 +33,7 @@ def refusal(source: str | Path) -> str:
     with pytest.raises(UserError) as caught:
         prompts_of(source)
     message = str(caught.value)
-    assert message.startswith("--data.init_args.prompts: ")
+    assert message.startswith("prompts: ")
     assert "\n" not in message
     assert len(message) < 400
     return message
@@ -116,7 +116,7 @@ def test_quotes_in_a_tsv_are_read_where_that_is_said(tmp_path: Path) -> None:
     assert "line 1: the header is in quotation marks; quoted:FILE.tsv" in refusal(file)
     texts = ['said "no"\tor\nso', "no"]
     assert prompts_of(f"quoted:{file}") == read_texts(f"quoted:{file}", "prompt") == texts
-    assert "allowed are files" in refusal(f"quoted:{written(tmp_path, 'a.csv', content)}")
+    assert "allowed: files" in refusal(f"quoted:{written(tmp_path, 'a.csv', content)}")
     assert "line 2" in refusal(f"quoted:{written(tmp_path, 'a.tsv', 'prompt' + chr(10) + chr(34))}")
 
 

@@ -151,7 +151,7 @@ def test_a_stray_carriage_return_keeps_parallel_lines_together(tmp_path: Path) -
 
 def test_gyafc_is_refused_where_it_is_not_as_it_comes(tmp_path: Path) -> None:
     folder = gyafc(tmp_path)
-    assert "allowed is gyafc:FOLDER:informal_to_formal or" in refusal(f"gyafc:{folder}:up")
+    assert "allowed: gyafc:FOLDER:informal_to_formal or" in refusal(f"gyafc:{folder}:up")
     assert "tune" in refusal(f"gyafc:{folder}:formal_to_informal", split="tune")
     written(folder, "Entertainment_Music/test/formal.ref2", "one\n")
     message = refusal(f"gyafc:{folder}:informal_to_formal", split="test")
@@ -186,9 +186,11 @@ def test_a_data_set_is_streamed_by_name(tmp_path: Path) -> None:
     assert "no column 'prompt.txt' in" in refusal(
         f"hub:{tmp_path / 'rtp'}", {"prompt": "prompt.txt"}
     )
-    assert "'name[]' given, but in" in refusal(f"hub:{tmp_path / 'bold'}", {"prompt": "name[]"})
+    assert "'name[]' given, allowed: columns that hold lists of one length" in refusal(
+        f"hub:{tmp_path / 'bold'}", {"prompt": "name[]"}
+    )
     message = refusal(f"hub:{tmp_path / 'none'}")
-    assert re.match(r"--data.init_args.prompts: cannot stream '.*none' \(.+\)", message)
+    assert re.match(r"prompts: cannot stream '.*none' \(.+\)", message)
 
 
 def test_a_configuration_and_a_split_reach_the_library_and_no_more_is_read_than_asked(
@@ -229,14 +231,14 @@ def test_a_subset_is_the_beginning_or_seeded(tmp_path: Path) -> None:
     # standard errors: 6e-7.
     first = sum(number < 100 for seed in range(100) for number in numbers(limit=20, seed=seed))
     assert abs(first - 1000) < 106
-    assert refusal(file, limit=0).startswith("--data.init_args.limit: 0 given")
+    assert refusal(file, limit=0).startswith("limit: 0 given")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("a.pdf", "x",
-         "allowed are files ending in .txt, .jsonl, .csv, .tsv, .json or .parquet,"
+         "allowed: files ending in .txt, .jsonl, .csv, .tsv, .json or .parquet,"
          " quoted:FILE.tsv, hub:NAME and "
          "gyafc:FOLDER:DIRECTION"),
         ("a.txt", "\n \n", "holds no prompt"),
@@ -269,21 +271,17 @@ def test_what_cannot_be_read_is_named_with_its_line(
     tmp_path: Path, name: str, content: str | bytes, message: str
 ) -> None:
     found = refusal(written(tmp_path, name, content), needs=["prompt"])
-    assert found.startswith("--data.init_args.prompts: ")
+    assert found.startswith("prompts: ")
     assert message in found
 
 
 def test_missing_files_and_columns_are_named(tmp_path: Path) -> None:
-    assert refusal(tmp_path / "none.txt", option="--x").startswith("--x: no such file")
+    assert refusal(tmp_path / "none.txt", argument="--x").startswith("--x: no such file")
     (tmp_path / "folder.txt").mkdir()
     assert "Is a directory" in refusal(tmp_path / "folder.txt")
     file = written(tmp_path, "a.tsv", "toxic\tneutral1\nbad\tgood\nworse\t\n")
     message = refusal(file, {"source": "toxc"})
-    assert (
-        message
-        == f"--data.init_args.fields: no column 'toxc' in {file}, line 2, columns there: toxic,"
-        " neutral1"
-    )
+    assert message == f"fields: no column 'toxc' in {file}, line 2, columns there: toxic, neutral1"
     assert "line 3: the field 'references' is empty" in refusal(
         file, {"source": "toxic", "references": ["neutral1"]}
     )
@@ -321,9 +319,7 @@ def test_a_template_is_filled_with_plain_fields_alone() -> None:
     ):
         with pytest.raises(UserError) as caught:
             fill_template(template, record)
-        assert str(caught.value).startswith(f"--data.init_args.template: {template!r} given, "), (
-            template
-        )
+        assert str(caught.value).startswith(f"template: {template!r} given, "), template
         assert message in str(caught.value), template
 
 

@@ -19,8 +19,8 @@ import os, sys
 from pathlib import Path
 import lightning as L
 from dia_lightning.data import ModelSamples, shared
-from dia_lightning.diffusion import DenoiserModule
-from dia_lightning.resources import UserError
+from dia_lightning.training import DenoiserModule
+from dia_lightning.errors import UserError
 from tests.data.test_shared_drawing import made
 
 lm, work, what = sys.argv[1:]
@@ -113,7 +113,7 @@ def test_two_processes_draw_each_shard_once(lm_folder: Path, tmp_path: Path) -> 
     for rank in range(2):
         refused = (tmp_path / f"apart-{rank}").read_text()
         assert refused.startswith(
-            f"--data.init_args.cache: {tmp_path}/cache-{rank} lacks what other processes wrote"
+            f"cache: {tmp_path}/cache-{rank} lacks what other processes wrote"
         )
 
 

@@ -193,7 +193,7 @@ def test_it_goes_on_from_a_denoiser_without_labels_and_is_exported_with_them(
      ({"label_edges": [1.0, 1.0]}, r"edges: \[1.0, 1.0\] given"), ({"label_drop": 0.0},
       "drop: 0.0 given"),
      ({"label_drop": 1.0}, "drop: 1.0 given"),
-     ({"label_reward": SlotConsistency()}, "reward: 'slots' compares with a record")],
+     ({"label_reward": SlotConsistency()}, "reward: 'slots' given, .* compares with a record")],
 )  # fmt: skip
 def test_mistakes_are_named(lm_folder: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=f"^{message}"):

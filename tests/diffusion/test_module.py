@@ -193,16 +193,16 @@ def test_data_of_another_base_model_is_refused(lm_folder: Path, tmp_path: Path) 
         tmp_path / "tokenizer"
     )
     module = DenoiserModule(str(lm_folder), **in_parts(DenoiserModule, **TINY))
-    both = r"--data.init_args.base_lm: .* \(--model.init_args.base_lm\)"
+    both = r"^data.base_lm: .* \(model.base_lm\)"
     refuse(module, ModelSamples(str(tmp_path / "lm"), max_length=8), both)
     (tmp_path / "a.txt").write_text("the good food\nthe bad food\n")
     corpus = TextFiles(str(tmp_path / "a.txt"), tokenizer=str(tmp_path / "tokenizer"), max_length=8)
     corpus.setup("fit")
-    refuse(module, corpus, r"--data.init_args.tokenizer: .* \(--model.init_args.base_lm\)")
+    refuse(module, corpus, r"^data.tokenizer: .* \(model.base_lm\)")
     refuse(
         module,
         ModelSamples(str(lm_folder), max_length=9),
-        r"--model.init_args.max_length: 8 .*--data.init_args.max_length",
+        r"^max_length: 8 .*data.max_length",
     )
     module._trainer = SimpleNamespace(datamodule=ModelSamples(str(lm_folder), max_length=8))  # type: ignore[assignment]
     module.setup("fit")

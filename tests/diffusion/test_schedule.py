@@ -43,9 +43,7 @@ def test_known_values() -> None:
 
 
 def test_an_unknown_schedule_is_named() -> None:
-    with pytest.raises(
-        UserError, match=r"schedule: 'cosin' given, allowed are cosine, sqrt, linear"
-    ):
+    with pytest.raises(UserError, match=r"schedule: 'cosin' given, allowed: cosine, sqrt, linear"):
         make_schedule("cosin")
 
 

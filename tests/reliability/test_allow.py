@@ -165,7 +165,7 @@ def test_allow_names_modules_for_one_call(here: Path) -> None:
 def test_what_cannot_be_allowed(given: list[str]) -> None:
     with pytest.raises(
         UserError,
-        match=r"^--allow: .* given, needed is the name of your module, as in --allow my_rewards",
+        match=r"^--allow: .* given, allowed: the name of your module, as in --allow my_rewards",
     ):
         cli.split_allow(["predict", "--allow", *given])
 

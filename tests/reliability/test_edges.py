@@ -125,7 +125,7 @@ def test_one_prompt_one_text(lightning: Run) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
-        ("empty.txt", b"", ["holds no prompt", "leave the option out"]),
+        ("empty.txt", b"", ["holds no prompt", "leave it out"]),
         ("bom.txt", b"\xef\xbb\xbf", ["holds no prompt"]),
         ("utf16.txt", "The food\n".encode("utf-16-le"), ["line 1", "null byte"]),
         ("latin.txt", b"The food\nCaf\xe9\n", ["line 2", "UTF-8"]),
@@ -144,7 +144,7 @@ def test_prompt_files_that_cannot_be(
 ) -> None:
     Path(name).write_bytes(content)
     result = lightning(*PLAIN, f"--data.prompts={name}")
-    assert_one_line(result, "--data.init_args.prompts", *parts)
+    assert_one_line(result, "--data.prompts: ", *parts)
     assert len(result[2]) < 400
 
 
@@ -191,10 +191,10 @@ def test_training_on_rows_one_by_one(lightning: Run) -> None:
     code, _, err = lightning(*FIT, "--data.n_texts=2", "--data.batch_size=1", "--data.n_val=1")
     assert code == 0, err
     assert_one_line(
-        lightning(*FIT, "--data.max_length=1"), "--data.init_args.max_length: 1 given", "at least 2"
+        lightning(*FIT, "--data.max_length=1"), "--data.max_length: 1 given", "2 or more"
     )
     assert_one_line(
-        lightning(*FIT, "--data.batch_size=0"), "--data.init_args.batch_size: 0 given", "at least 1"
+        lightning(*FIT, "--data.batch_size=0"), "--data.batch_size: 0 given", "1 or more"
     )
 
 
@@ -228,8 +228,8 @@ def move(options: str) -> list[str]:
         (move("adapt: 2, positions: RandomTokens"), ["adapt: 2 given", "Spans"]),
         ([*DIFFUSION, "--model.base_lm=bare", "--model.denoiser=null"],
          ["--model.denoiser: none given"]),
-        (["--data.prompts=[]"], ["--data.init_args.prompts", "empty list"]),
-        (["--data.max_length=1000000"], ["--data.init_args.max_length: 1000000 given", "at most"]),
+        (["--data.prompts=[]"], ["--data.prompts: ", "empty list"]),
+        (["--data.max_length=1000000"], ["--data.max_length: 1000000 given", "up to"]),
     ],
     ids=lambda value: value[-1] if "=" in value[0] else "",
 )  # fmt: skip

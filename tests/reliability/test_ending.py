@@ -96,7 +96,7 @@ def test_more_texts_than_can_be_numbered(lightning: Run) -> None:
     assert_one_line(
         lightning(*PREDICT, f"--data.n_texts={10**19}"),
         "n_texts",
-        "more texts than can be numbered",
+        "as many texts as can be numbered",
     )
     Path("lengths.txt").write_text("The food\n", encoding="utf-8")
     result = lightning(
@@ -107,8 +107,8 @@ def test_more_texts_than_can_be_numbered(lightning: Run) -> None:
     )
     assert_one_line(
         result,
-        "--data.init_args.n_texts: 10000000000 given",
-        "10000000 with --data.init_args.length",
+        "--data.n_texts: 10000000000 given",
+        "10000000 with --data.length",
     )
 
 
@@ -152,7 +152,8 @@ def test_a_second_fit_in_one_folder_is_refused(lightning: Run) -> None:
     with FileLock(folder / ".fit.lock"):
         assert_one_line(
             lightning(*short),
-            "--trainer.default_root_dir: another fit is writing to runs/ddpm_tiny",
+            "--trainer.default_root_dir (in ",
+            "configs/ddpm_tiny.yaml): another fit is writing to runs/ddpm_tiny",
         )
         assert not list(folder.rglob("*.ckpt"))
     assert lightning(*short)[0] == 0  # what a killed one left behind refuses nothing

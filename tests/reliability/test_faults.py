@@ -25,7 +25,7 @@ FEW = [
     "--trainer.callbacks.folder=out",
 ]
 PREDICT = ["predict", "--config", "configs/zero_shot_tiny.yaml", *FEW]
-FOLDER = "--trainer.callbacks.init_args.folder"
+FOLDER = "--trainer.callbacks.folder"
 # Kills the process of one rank with its second batch; waits a moment before, so that the others are
 # at work.
 KILLER = """import os, signal, time, torch
@@ -134,7 +134,9 @@ def test_a_full_disk_costs_fit_no_checkpoint(lightning: Run, lm_folder: Path) ->
     ]
     with disk_of(500):
         assert_one_line(
-            lightning(*fit, "--trainer.max_steps=1"), "--data.init_args.cache: ", "File too large"
+            lightning(*fit, "--trainer.max_steps=1"),
+            "--data.init_args.cache (in ",
+            "File too large",
         )
     assert not list(Path().rglob("*.safetensors*"))
     assert lightning(*fit, "--trainer.max_steps=1")[0] == 0
@@ -177,7 +179,8 @@ def test_a_folder_belongs_to_one_run_until_that_ends(lightning: Run, tmp_path: P
         assert other.stdout.readline() == "held\n"
         result = lightning(*PREDICT, "--data.n_texts=2")
         assert_one_line(
-            result, f"{FOLDER}: another run is writing to out; wait, or give another folder"
+            result,
+            f"{FOLDER}: another run is writing to out; wait, or give another folder",
         )
         assert stamps("out/*", "out/parts/*/*") == before
     finally:

@@ -94,8 +94,8 @@ def test_no_checkpoint_runs_code(
     reason = r"mkdir\), which could run code" if write is zipped else "not a zip file"
     base: dict[str, Any] = {"base_lm": str(lm_folder), **SIZE}
     loads: dict[str, Callable[[], Any]] = {
-        "--model.init_args.denoiser": lambda: load_denoiser(str(file), embedding, lm),
-        "--model.init_args.critic": lambda: load_critic(str(file), embedding, None, lm),
+        "denoiser": lambda: load_denoiser(str(file), embedding, lm),
+        "critic": lambda: load_critic(str(file), embedding, None, lm),
         "init_from": lambda: DenoiserModule(
             **in_parts(DenoiserModule, **base, init_from=str(file))
         ),
@@ -104,7 +104,7 @@ def test_no_checkpoint_runs_code(
     for option, use in loads.items():
         with pytest.raises(UserError, match=rf"^{option}: {file} .*{reason}\)*$"):
             use()
-    with pytest.raises(UserError, match=rf"^--model.init_args.denoiser: {file} .*{reason}"):
+    with pytest.raises(UserError, match=rf"^denoiser: {file} .*{reason}"):
         CriticModule(Length(3), denoiser=str(file), **in_parts(CriticModule, **base))
     assert not (tmp_path / "ran").exists()
 
@@ -148,14 +148,10 @@ def test_no_base_model_runs_code(where: str, lm_folder: Path, tmp_path: Path) ->
         BaseLM.load(str(folder))  # by the class that goes with its config.json
         (folder / "config.json").unlink()
         (tmp_path / "texts.txt").write_text("the food is good\n" * 9, encoding="utf-8")
-        with pytest.raises(
-            UserError, match=rf"^--data.init_args.tokenizer: cannot load {folder} \(.*custom code"
-        ):
+        with pytest.raises(UserError, match=rf"^tokenizer: cannot load {folder} \(.*custom code"):
             TextFiles(str(tmp_path / "texts.txt"), tokenizer=str(folder)).setup("fit")
     else:
-        with pytest.raises(
-            UserError, match=rf"^--model.init_args.base_lm: cannot load {folder} \(.+\)$"
-        ):
+        with pytest.raises(UserError, match=rf"^base_lm: cannot load {folder} \(.+\)$"):
             BaseLM.load(str(folder))
     assert not (tmp_path / "ran").exists()
 
@@ -185,7 +181,7 @@ def test_a_damaged_cache_of_samples_is_named(lm_folder: Path, tmp_path: Path) ->
         damage(shard)
         with pytest.raises(
             UserError,
-            match=rf"^--data.init_args.cache: {shard} is damaged \(.*\); delete it, and the same",
+            match=rf"^cache: {shard} is damaged \(.*\); delete it, and the same",
         ):
             made().setup("fit")
         shard.write_bytes(whole)
@@ -239,7 +235,7 @@ def test_what_is_of_another_program_or_version_is_named(
     with pytest.raises(UserError, match=r"^--d: .*x.ckpt has schema 9, this version reads 1$"):
         read_network(str(tmp_path / "x.ckpt"), "denoiser", "--d", embedding)
     (tmp_path / "costs.json").write_bytes(pickle.dumps(Bomb(tmp_path)))
-    with pytest.raises(UserError, match=r"^--model.init_args.critic: cannot read .*costs.json"):
+    with pytest.raises(UserError, match=r"^critic: cannot read .*costs.json"):
         training_costs({"critic": str(tmp_path)})
     assert not (tmp_path / "ran").exists()
 
@@ -270,7 +266,7 @@ def test_a_resumed_study_and_a_resumed_run_run_no_code(
     [part] = (tmp_path / "sampled").glob("parts/*/*.json")
     part.write_bytes(pickle.dumps(Bomb(tmp_path)))
     error = run_cell(sampling).error
-    assert error.startswith(f"--trainer.callbacks.init_args.folder: {part.resolve()} is damaged")
+    assert error.startswith(f"--trainer.callbacks.folder: {part.resolve()} is damaged")
     assert error.endswith("delete it, and the same command draws it again")
     assert not list(tmp_path.rglob("ran"))
     part.unlink()

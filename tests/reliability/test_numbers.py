@@ -48,8 +48,8 @@ def test_a_loss_that_is_lost_ends_the_training(lightning: Run, kind: str) -> Non
     parts = [
         "train/loss is NaN or infinite in ",
         "batch 1",
-        "lower lr",
-        "gradient_clip_val",
+        "lower --model.optimizer.lr, ",
+        "--trainer.gradient_clip_val",
     ]
     assert_one_line(result, *parts)
     folder = Path("runs") / ("ddpm_tiny" if kind == "denoiser" else "critic_tiny")
@@ -111,7 +111,7 @@ def test_a_policy_in_training(lightning: Run, lm_folder: Path) -> None:
         "fit", "--config", "configs/baselines/ppo_tiny.yaml", *size, *lost, "--data.n_texts=4"
     )
     assert_one_line(
-        result, "train/loss is NaN or infinite in ", "batch ", "lower lr or gradient_clip"
+        result, "train/loss is NaN or infinite in ", "batch ", "--model.updates.gradient_clip"
     )
     assert not Path("runs/ppo_tiny/lm").exists()
     [saved] = Path().rglob("not_finite_batch_*.safetensors")

@@ -133,7 +133,7 @@ def test_a_model_with_one_score_has_a_logit_only(folders: Folders) -> None:
         rtol=0,
         atol=1e-5,
     )
-    with pytest.raises(UserError, match=r"init_args.output: 'log_prob' given, allowed: logit"):
+    with pytest.raises(UserError, match=r"^output: 'log_prob' given, allowed: logit"):
         make(folder, 0)
 
 
@@ -323,11 +323,11 @@ def test_a_sampler_takes_its_gradient_only_with_the_tokenizer_of_its_model(
 def test_what_is_not_there_or_not_fit_is_named(
     folders: Folders, lm_folder: Path, tmp_path: Path
 ) -> None:
-    folder, option = folders("bert"), "--model.init_args.reward.init_args"
+    folder = folders("bert")
     for label in ("Good", "good ", "", 3, -1, "3"):
         with pytest.raises(
             UserError,
-            match=rf"^{option}.label: .* given, allowed: bad, good, odd, or an index up to 2$",
+            match=r"^label: .* given, allowed: bad, good, odd, or an index up to 2$",
         ):
             make(folder, label)
     for options, message in (
@@ -337,37 +337,32 @@ def test_what_is_not_there_or_not_fit_is_named(
         ({"max_length": 2}, f"max_length: 2 given, allowed: 3 to {WINDOW}"),
         ({"max_length": WINDOW + 1}, f"max_length: {WINDOW + 1} given, allowed: 3 to {WINDOW}"),
     ):
-        with pytest.raises(UserError, match=f"^{option}.{message}"):
+        with pytest.raises(UserError, match=f"^{message}"):
             make(folder, **options)
-    with pytest.raises(UserError, match=f"^{option}.model: no such folder"):
+    with pytest.raises(UserError, match=r"^model: no such folder"):
         SequenceClassifier("./nowhere", 0)
-    with pytest.raises(UserError, match=f"^{option}.model: .* holds no config.json"):
+    with pytest.raises(UserError, match=r"^model: .* holds no config.json"):
         SequenceClassifier(str(tmp_path), 0)
     # A language model's head for classes would be drawn at random.
     with pytest.raises(
         UserError,
-        match=(
-            rf"^{option}.model: .*it has no weights 'score.weight'.*: a trained sequence classifier"
-        ),
+        match=(r"^model: .*a trained sequence classifier; .*no weights 'score.weight'"),
     ):
         SequenceClassifier(str(lm_folder), 0)
 
 
 def test_a_hub_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fetch(repo_id: str) -> str:
-        raise UserError(
-            f"--model.init_args.base_lm: cannot fetch {repo_id!r}; give a local folder, or use the"
-            " shipped kit: x"
-        )
+    import huggingface_hub
 
-    monkeypatch.setattr("dia_lightning.lm.files._fetch", fetch)
-    with pytest.raises(
-        UserError,
-        match=(
-            r"^--model.init_args.reward.init_args.model: cannot fetch 'a/b'; give a local folder$"
-        ),
-    ):
-        SequenceClassifier("a/b", 0)
+    def lost(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lost)
+    said = r"cannot fetch 'no/such' from the hub \(no network\); give a local folder"
+    with pytest.raises(UserError, match=rf"^model: {said}$"):
+        SequenceClassifier("no/such", 0)
+    with pytest.raises(UserError, match=rf"^base_lm: {said}, or use the shipped kit: checkpoints"):
+        BaseLM.load("no/such")
 
 
 def test_pickled_weights_and_remote_code_are_not_run(folders: Folders, tmp_path: Path) -> None:
@@ -377,7 +372,7 @@ def test_pickled_weights_and_remote_code_are_not_run(folders: Folders, tmp_path:
     weights = folder / "model.safetensors"
     torch.save(load_file(weights), folder / "pytorch_model.bin")
     weights.unlink()
-    with pytest.raises(UserError, match=r"init_args.model: cannot load .*model \("):
+    with pytest.raises(UserError, match=r"^model: .*model given, .* cannot load it \("):
         make(folder)
     remote = make_classifier(tmp_path / "remote", "bert")
     config = json.loads((remote / "config.json").read_text())
@@ -387,6 +382,6 @@ def test_pickled_weights_and_remote_code_are_not_run(folders: Folders, tmp_path:
     }
     (remote / "config.json").write_text(json.dumps(config))
     (remote / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    with pytest.raises(UserError, match=r"init_args.model: cannot load"):
+    with pytest.raises(UserError, match=r"^model: .* cannot load it"):
         make(remote)
     assert not (tmp_path / "ran").exists()

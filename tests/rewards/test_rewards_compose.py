@@ -102,9 +102,7 @@ def test_a_broken_part_is_named() -> None:
 
 @pytest.mark.parametrize("rewards", [[], [FOOD, FOOD], [FOOD, PUB, Regex("x", name="food")]])
 def test_parts_need_different_names(rewards: list[Reward]) -> None:
-    with pytest.raises(
-        UserError, match=r"reward\.init_args\.rewards: names .* given, allowed: .* different names"
-    ):
+    with pytest.raises(UserError, match=r"^rewards: names .* given, allowed: .* different names"):
         WeightedSum(rewards)
 
 
@@ -112,9 +110,7 @@ def test_parts_need_different_names(rewards: list[Reward]) -> None:
     "weights", [[], [1.0], [1.0, 2.0, 3.0], [1.0, float("nan")], [float("inf"), 1.0]]
 )
 def test_weights_are_one_finite_number_a_part(weights: list[float]) -> None:
-    with pytest.raises(
-        UserError, match=r"reward\.init_args\.weights: .* given, allowed: 2 finite numbers"
-    ):
+    with pytest.raises(UserError, match=r"^weights: .* given, allowed: 2 finite numbers"):
         WeightedSum([FOOD, PUB], weights)
 
 
@@ -183,15 +179,15 @@ def test_rounding_above_1_is_no_error() -> None:
 def test_the_floor_is_between_0_and_1(floor: float) -> None:
     with pytest.raises(
         UserError,
-        match=r"reward\.init_args\.floor: .* given, allowed: a number above 0 and below 1",
+        match=r"^floor: .* given, allowed: a number above 0 and below 1",
     ):
         ProductOfExperts([PUB], floor=floor)
 
 
 def test_products_and_sums_refuse_alike() -> None:
-    with pytest.raises(UserError, match=r"\.rewards: names .* different names"):
+    with pytest.raises(UserError, match=r"^rewards: names .* different names"):
         ProductOfExperts([PUB, PUB])
-    with pytest.raises(UserError, match=r"\.weights: .* 2 finite numbers"):
+    with pytest.raises(UserError, match=r"^weights: .* 2 finite numbers"):
         ProductOfExperts([PUB, FOOD], [1.0])
 
 
@@ -205,9 +201,7 @@ def test_the_hinge_by_hand() -> None:
 
 @pytest.mark.parametrize("threshold", [float("nan"), float("inf")])
 def test_the_threshold_is_finite(threshold: float) -> None:
-    with pytest.raises(
-        UserError, match=r"reward\.init_args\.threshold: .* given, allowed: a finite number"
-    ):
+    with pytest.raises(UserError, match=r"^threshold: .* given, allowed: a finite number"):
         Hinge(FOOD, threshold)
 
 

@@ -60,5 +60,5 @@ def test_it_obeys_the_laws_and_reads_the_named_field() -> None:
 
 
 def test_n_is_at_least_1() -> None:
-    with pytest.raises(UserError, match=r"reward\.init_args\.n: 0 given"):
+    with pytest.raises(UserError, match=r"^n: 0 given"):
         Coverage(n=0)

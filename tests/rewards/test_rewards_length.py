@@ -19,6 +19,6 @@ def test_it_obeys_the_laws() -> None:
 def test_the_target_is_a_number_of_words(target: int) -> None:
     with pytest.raises(
         UserError,
-        match=rf"reward\.init_args\.target: {target} given, allowed: a number of words from 1",
+        match=rf"^target: {target} given, allowed: a number of words from 1",
     ):
         Length(target)

@@ -107,5 +107,5 @@ def test_weights_that_are_misread_are_an_error(
 
 def test_its_arguments() -> None:
     assert describe(LocalToxicity(sign=1, name="rude"))["name"] == "rude"
-    with pytest.raises(UserError, match=r"init_args.sign: 2 given, allowed: -1 or 1"):
+    with pytest.raises(UserError, match=r"^sign: 2 given, allowed: -1 or 1"):
         LocalToxicity(sign=2)

@@ -267,11 +267,10 @@ def test_settings_are_checked(make: Callable[[], object], message: str) -> None:
         (4, "labelled", REWARD, r"label: 4 given, allowed: 1 to 3, or null"),
         (0, "labelled", REWARD, r"label: 0 given"),
         (None, "plain", REWARD,
-         r"--model.init_args.denoiser: .*plain has no labels, needed are labels of 'regex"),
+         r"denoiser: .*plain given, allowed: one with labels of 'regex.*has no labels"),
         (
             None, "labelled", Keyword(["a"]),
-            r"--model.init_args.denoiser: .* has labels of the reward 'regex', needed are"
-            " labels of 'keyword'",
+            r"denoiser: .*one with labels of 'keyword' .* it has labels of the reward 'regex'",
         ),
     ],
 )  # fmt: skip

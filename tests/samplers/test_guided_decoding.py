@@ -188,7 +188,7 @@ def test_a_soft_critic_is_for_one_lambda_and_blanks_are_refused(
 ) -> None:
     soft = str(critic_folder / "soft")
     with pytest.raises(
-        UserError, match=r"lam: 1.5 given, but the soft critic .* was trained for 0.7"
+        UserError, match=r"lam: 1.5 given, allowed: 0.7, for which the soft critic .* was trained"
     ):
         module(lm_folder, critic_folder, critic=soft, lam=1.5)
     prompts = ["the[blank:2] pub"]

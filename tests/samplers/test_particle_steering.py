@@ -212,6 +212,6 @@ def test_settings_are_checked(options: dict[str, Any], message: str) -> None:
 
 def test_a_soft_critic_is_for_one_lambda(lm_folder: Path, parts: Path) -> None:
     with pytest.raises(
-        UserError, match=r"lam: 1.5 given, but the soft critic .* was trained for 0.7"
+        UserError, match=r"lam: 1.5 given, allowed: 0.7, for which the soft critic .* was trained"
     ):
         module(lm_folder, parts, critic=str(parts / "soft"), lam=1.5)

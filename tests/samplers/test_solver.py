@@ -22,7 +22,7 @@ from dia_lightning.samplers import (
 )
 from dia_lightning.samplers import diffusion as diffusion_module
 from dia_lightning.settings import parser
-from dia_lightning.settings.messages import located
+from dia_lightning.settings.places import place
 from dia_lightning.types import Prompts
 
 
@@ -114,11 +114,24 @@ def test_a_part_of_another_kind_is_named(part: str, given: str) -> None:
         parse("--model.sampler=Diffusion", f"--model.{part}={given}")
 
 
-def test_of_two_parts_with_one_setting_the_wrong_one_is_named() -> None:
-    arguments = ["--model.sampler.rounds=-1", "--model.sampler.moves.rounds", "3"]
-    assert located("rounds: -1 given", arguments) == "--model.sampler.rounds: -1 given"
-    arguments = ["--model.sampler.rounds", "3", "--model.sampler.moves.rounds", "0"]
-    assert located("rounds: 0 given", arguments) == "--model.sampler.moves.rounds: 0 given"
-    arguments = ["--model.sampler.steps", "0", "--model.sampler.solver.steps=2"]
-    assert located("steps: 0 given", arguments) == "--model.sampler.steps: 0 given"
-    assert located("ess: 2.0 given", ["--model.sampler.ess=2"]) == "--model.sampler.ess: 2.0 given"
+@pytest.mark.parametrize(
+    ("said", "option", "others"),
+    [
+        ("rounds: -1 given", "rounds", ["moves.rounds=3"]),
+        ("rounds: 0 given", "moves.rounds", ["rounds=3"]),
+        ("steps: 0 given", "steps", ["solver.steps=2"]),
+        ("steps: 2 given", "solver.steps", ["steps=0"]),
+        ("ess: 2.0 given", "ess", []),
+    ],
+)
+def test_of_two_parts_with_one_setting_the_wrong_one_is_named(
+    said: str, option: str, others: list[str]
+) -> None:
+    given = said.split()[1]
+    parts = ["=Diffusion", ".solver=PredictorCorrector"] if "steps" in option else []
+    typed = [f"--model.sampler{part}" for part in parts]
+    typed += [f"--model.sampler.{o}" for o in [f"{option}={given}", *others]]
+    arguments = cli.prepare_arguments(["predict", *typed])
+    error = UserError(said)
+    place(error, parser.options_of(arguments), arguments)
+    assert str(error) == f"--model.sampler.{option}: {given} given"

@@ -189,7 +189,7 @@ def test_source_rows_by_hand() -> None:
     rows = source_rows(_Words(), batch)  # type: ignore[arg-type]
     assert rows.tolist() == [[7, 1, 2, 0], [1, 2, 3, 4]]
     for records, message in (
-        ([{"source": "a b c d"}] * 2, "4 tokens, allowed are 3"),
+        ([{"source": "a b c d"}] * 2, "4 tokens, allowed: at most 3"),
         ([{"prompt": "x"}] * 2, "fields there: prompt"),
     ):
         with pytest.raises(UserError, match=message):

@@ -59,7 +59,10 @@ def test_two_processes_with_half_of_it_each_draw_the_texts_of_one(
     for seen in (first, second):
         assert seen["tiny"] == pytest.approx(0.5, abs=0.01)
         assert seen["llama"] == pytest.approx(0.5, abs=0.01)
-        assert "shard_base_lm: true given, but a gradient is wanted through p_θ" in seen["gradient"]
+        assert (
+            "shard_base_lm: true given, allowed: false; a gradient is wanted through p_θ"
+            in seen["gradient"]
+        )
     assert "the service is down" in second["failed"]
     assert "shard_base_lm: true given, but another process has ended" in first["failed"]
 
@@ -67,7 +70,7 @@ def test_two_processes_with_half_of_it_each_draw_the_texts_of_one(
 def test_what_cannot_be_shared_out_is_refused(tmp_path: Path, llama_folder: Path) -> None:
     with pytest.raises(
         UserError,
-        match=r"^--model.init_args.shard_base_lm: true given, but there is one process; needed",
+        match=r"^shard_base_lm: true given, allowed: with several processes .*there",
     ):
         predict(tmp_path, suffixes(str(llama_folder), shard_base_lm=True), 2, 1)
     adapted = DenoiserModule(
@@ -80,17 +83,17 @@ def test_what_cannot_be_shared_out_is_refused(tmp_path: Path, llama_folder: Path
         Regex("the"), diffusion, str(llama_folder), denoiser, lam=0.0, shard_base_lm=True
     )
     with pytest.raises(
-        UserError, match=r"^shard_base_lm: true given, but denoiser or critic adapt"
+        UserError, match=r"^shard_base_lm: true given, allowed: false; denoiser or critic adapt"
     ):
         module.setup("predict")
     policy = BaseModel(policy=str(llama_folder), label="ppo")
     with pytest.raises(
-        UserError, match=r"^shard_base_lm: true given, but a policy is a second model"
+        UserError, match=r"^shard_base_lm: true given, allowed: false; a policy is a second model"
     ):
         GuidedSamplerModule(Regex("the"), policy, str(llama_folder), shard_base_lm=True)
     with pytest.raises(
         UserError,
-        match=r"^--model.init_args.shard_base_lm: true given, but Linear keeps its blocks in no",
+        match=r"^shard_base_lm: true given, allowed: false; Linear keeps its blocks in no",
     ):
         blocks_of(nn.Linear(1, 1))
 

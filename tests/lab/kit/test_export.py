@@ -309,7 +309,7 @@ def test_what_a_kit_does_not_hold_is_said(
 def test_a_base_model_of_the_hub_stays_one(
     settings: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dia_lightning.lm.files._fetch", lambda repo_id: str(TINY / "lm"))
+    monkeypatch.setattr("dia_lightning.lm.files._fetched", lambda *_: TINY / "lm")
     config = settings(
         {"base_lm": "ann/restaurants", "critic": None}, {"base_lm": "ann/restaurants"}
     )
@@ -359,11 +359,11 @@ def test_a_run_of_other_settings_gives_no_figures(settings: Change, tmp_path: Pa
     [
         (
             {"model": {"denoiser": "none"}},
-            "--model.init_args.denoiser: no such file or folder: none",
+            r"--model.init_args.denoiser \(in mine.yaml\): no such file or folder: none",
         ),
         (
             {"model": {"critic": "checkpoints/tiny/denoiser"}},
-            "--model.init_args.critic: .* holds a denoiser",
+            "^critic: .* holds a denoiser",
         ),
         (
             {
@@ -374,10 +374,7 @@ def test_a_run_of_other_settings_gives_no_figures(settings: Change, tmp_path: Pa
                     }
                 }
             },
-            (
-                "--model.init_args.critic: .* was trained on the reward 'sentiment', "
-                "the reward is 'length'"
-            ),
+            "^critic: .* for the reward 'length'; it was trained on the reward 'sentiment'",
         ),
         (
             {"model": {"denoiser": None, "critic": None, "sampler": SUFFIX}},

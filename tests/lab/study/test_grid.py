@@ -243,6 +243,6 @@ def test_a_cell_of_suffix_moves_has_no_others(name: str, tmp_path: Path) -> None
         sampler = parser.options_of(
             cell.run.arguments(cell.folder, cell.seed)
         ).model.init_args.sampler
-        assert [move.class_path for move in sampler.init_args.moves] == [
-            "dia_lightning.Suffix"
-        ], cell.name
+        assert [move.class_path for move in sampler.init_args.moves] == ["dia_lightning.Suffix"], (
+            cell.name
+        )
