@@ -83,7 +83,7 @@ _SAMPLER_OPTIONS = """
 
 _TRAINING_OPTIONS = """
   --model.base_lm NAME          base model: folder, .gguf file, hub id, or smollm2
-  --model.lr X                  learning rate
+  --model.optimizer.lr X        learning rate
   --data.n_texts N              how many samples of the base model to train on
   --data.batch_size N           rows a step and process
   --data.max_length N           longest row in tokens

@@ -115,7 +115,7 @@ def test_every_option_that_help_names_exists(command: str, model: type, data: ty
         "trainer": L.Trainer,
     }
     named = re.findall(
-        r"^  --((?:trainer\.callbacks|trainer|model|data))\.(\w+) ",
+        r"^  --((?:trainer\.callbacks|trainer|model|data))\.(\w+)[. ]",
         cli.command_help(command),
         re.MULTILINE,
     )

@@ -13,6 +13,7 @@ from dia_lightning.callbacks import PredictionWriter
 from dia_lightning.data import PromptData, TextFiles
 from dia_lightning.data.records import read_records
 from dia_lightning.data.samples import ModelSamples
+from dia_lightning.diffusion.labels import RewardLabels
 from dia_lightning.errors import UserError, renamed
 from dia_lightning.lm import BaseLM
 from dia_lightning.rewards import Hinge, Keyword, Perplexity, VaderSentiment, WeightedSum
@@ -25,7 +26,7 @@ from dia_lightning.samplers import (
     GuidedSamplerModule,
     Sampler,
 )
-from dia_lightning.training import CriticModule, DenoiserModule
+from dia_lightning.training import AdamW, CriticModule, DenoiserModule, Network
 from tests.conftest import Run
 
 FIT = ["fit", "--config", "configs/ddpm_tiny.yaml"]
@@ -71,8 +72,8 @@ PARTS: dict[str, tuple[Callable[[], object], str, list[str], str]] = {
         ["predict", "--trainer.callbacks.folder=file/out"], "--trainer.callbacks.folder",
     ),
     "lr": (
-        lambda: DenoiserModule(LM, lr=-1.0), "lr: -1.0 given, allowed: above 0",
-        [*FIT, "--model.lr=-1"], "--model.lr",
+        lambda: DenoiserModule(LM, optimizer=AdamW(lr=-1.0)), "lr: -1.0 given, allowed: above 0",
+        [*FIT, "--model.optimizer.lr=-1"], "--model.optimizer.lr",
     ),
     "sampler": (
         lambda: Annealed(particles=0), "particles: 0 given, allowed: 1 or more",
@@ -115,8 +116,9 @@ PARTS: dict[str, tuple[Callable[[], object], str, list[str], str]] = {
         "--model.reward.model",
     ),
     "max_length of the module": (
-        lambda: DenoiserModule(LM, max_length=9999), "max_length: 9999 given, allowed: up to",
-        [*FIT, "--model.max_length=9999", "--data.max_length=9999"], "--model.max_length",
+        lambda: DenoiserModule(LM, Network(max_length=9999)), "max_length: 9999 given, allowed: up to",
+        [*FIT, "--model.network.max_length=9999", "--data.max_length=9999"],
+        "--model.network.max_length",
     ),
     "max_length of the data": (
         lambda: ModelSamples(LM, max_length=9999).setup("fit"),
@@ -132,10 +134,11 @@ PARTS: dict[str, tuple[Callable[[], object], str, list[str], str]] = {
         [*FIT, "--model.seed=-1"], "--model.seed",
     ),
     "a class in a union": (
-        lambda: DenoiserModule(LM, label_reward=Keyword([""]), label_edges=[0.5]),
+        lambda: DenoiserModule(LM, labels=RewardLabels(Keyword([""]), [0.5])),
         "words: [''] given, allowed: one word",
-        [*FIT, "--model.label_reward=Keyword", "--model.label_reward.words=['']"],
-        "--model.label_reward.words",
+        [*FIT, "--model.labels=RewardLabels", "--model.labels.edges=[0.5]",
+         "--model.labels.reward=Keyword", "--model.labels.reward.words=['']"],
+        "--model.labels.reward.words",
     ),
     "objective": (
         lambda: CriticModule(VaderSentiment(), LM, objective="soft", lam=0.0),
@@ -182,10 +185,10 @@ def test_python_names_the_argument_and_a_command_the_option(
 def test_arguments_in_the_text_become_options_too(lightning: Run) -> None:
     """Typed ones as they were typed, others by their full name."""
     few = [f"--data.{name}=2" for name in ("n_texts", "n_val", "shard_size")]
-    code, _, err = lightning(*FIT, *few, "--model.max_length=8", "--data.max_length=12")
+    code, _, err = lightning(*FIT, *few, "--model.network.max_length=8", "--data.max_length=12")
     assert code == 2
     assert err == (
-        "error: --model.max_length: 8 given, allowed: 12 or more, the tokens of a row"
+        "error: --model.network.max_length: 8 given, allowed: 12 or more, the tokens of a row"
         " (--data.max_length)\n"
     )
     code, _, err = lightning(

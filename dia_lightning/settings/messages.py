@@ -138,6 +138,12 @@ def explain(
         return f"{option}: unknown option{_near(found[1], _parameters(class_path), class_path)}"
     if found := _REQUIRED.search(leaf):
         return _required(path, found[1])
+    return _value(texts, path, class_path, arguments)
+
+
+def _value(texts: Sequence[str], path: list[str], class_path: str, arguments: Sequence[str]) -> str:
+    """What is wrong with the value of an option."""
+    leaf = texts[-1]
     if path[-1:] == ["init_args"]:  # the class itself, none of its options
         path.pop()
     option, given = typed_option(path, arguments)
