@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,22 @@ def describe(part: Any) -> Any:
     if isinstance(part, Path | Enum) or not hasattr(part, "__dict__"):
         return {"value": repr(part)}
     if inspect.isroutine(part) or inspect.isclass(part):
-        return f"{part.__module__}.{part.__qualname__}"
+        path = f"{part.__module__}.{part.__qualname__}"
+        return {"path": path, **source} if (source := _source(part)) else path
     cls = type(part)
-    return {"class": f"{cls.__module__}.{cls.__qualname__}"} | {
-        n: describe(_argument(part, n)) for n in _arguments(cls)
-    }
+    arguments = {n: describe(_argument(part, n)) for n in _arguments(cls)}
+    return {"class": f"{cls.__module__}.{cls.__qualname__}"} | _source(cls) | arguments
+
+
+def _source(part: Any) -> dict[str, str]:
+    """A hash of the file that defines a class or function of the user's: the code decides texts.
+
+    Our own code is known by its version, and that of `__main__` changes between two calls.
+    """
+    if part.__module__.partition(".")[0] in ("dia_lightning", "__main__", "torch"):
+        return {}
+    file = Path(getattr(sys.modules.get(part.__module__), "__file__", None) or "")
+    return {"source": _sha256(file.read_bytes())} if file.is_file() else {}
 
 
 def _arguments(cls: type) -> list[str]:

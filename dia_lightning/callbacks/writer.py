@@ -55,7 +55,7 @@ class PredictionWriter(L.Callback):
     with `complete: false` and without figures.
 
     Args:
-        folder: where to write.
+        folder: where to write; the trainer's `default_root_dir` (`--out`) by default.
         n_shown: sample texts under the table.
         evaluation: what the task measures besides; a rerun with another one draws nothing again.
         tokenizer: how texts are cut into words for self-BLEU, distinct-n, BLEU and ROUGE, by
@@ -67,16 +67,12 @@ class PredictionWriter(L.Callback):
     """
 
     def __init__(
-        self, folder: str = "runs/predict", n_shown: int = 3, evaluation: Evaluation | None = None,
+        self, folder: str | None = None, n_shown: int = 3, evaluation: Evaluation | None = None,
         tokenizer: Tokenizer = "auto",
     ) -> None:  # fmt: skip
         check_tokenizer(tokenizer, "--trainer.callbacks.init_args.tokenizer")
-        self.folder, self.n_shown, self.evaluation, self.tokenizer = (
-            Path(folder),
-            n_shown,
-            evaluation,
-            tokenizer,
-        )
+        self._given, self.folder = folder, Path(folder or ".")
+        self.n_shown, self.evaluation, self.tokenizer = n_shown, evaluation, tokenizer
         self._hash = ""
         self._training: dict[str, Any] = {}
         self._records: Sequence[Record] = []
@@ -100,6 +96,7 @@ class PredictionWriter(L.Callback):
                 "--trainer.callbacks: PredictionWriter given twice, allowed: once; a run has one"
                 " folder"
             )
+        self.folder = Path(trainer.default_root_dir if self._given is None else self._given)
         self._records = data.records
         if self.evaluation is not None:
             has_base = pl_module.compare_base or pl_module.method == "zero_shot"
@@ -118,7 +115,7 @@ class PredictionWriter(L.Callback):
             self._parts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"--trainer.callbacks: cannot write to {self.folder} ({error.strerror})"
+                f"{self._option}: cannot write to {self.folder} ({error.strerror})"
             ) from error
         self._together = Together(trainer.world_size)
         # The first process looks, before any of them writes, so that all share out the same
@@ -137,12 +134,12 @@ class PredictionWriter(L.Callback):
             lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(
-                f"--trainer.callbacks.init_args.folder: another run is writing to {self.folder};"
+                f"{self._option}: another run is writing to {self.folder};"
                 " wait, or give another folder"
             ) from error
         except OSError as error:
             raise UserError(
-                f"--trainer.callbacks: cannot write to {self.folder} ({error.strerror})"
+                f"{self._option}: cannot write to {self.folder} ({error.strerror})"
             ) from error
         return lock
 
@@ -156,6 +153,10 @@ class PredictionWriter(L.Callback):
         finally:
             if self._lock is not None:
                 self._lock.release()
+
+    @property
+    def _option(self) -> str:
+        return "--out" if self._given is None else "--trainer.callbacks.init_args.folder"
 
     @property
     def _parts(self) -> Path:
@@ -185,9 +186,10 @@ class PredictionWriter(L.Callback):
                 pl_module.finish()  # before anything else that waits for the others
                 n = self._n_resumed + self._together.total(self._n_written)
                 if trainer.is_global_zero:
-                    option = "--trainer.callbacks.init_args.folder"
                     wait_for_files(
-                        lambda: len(list(self._parts.glob("*.json"))) >= n, option, self.folder
+                        lambda: len(list(self._parts.glob("*.json"))) >= n,
+                        self._option,
+                        self.folder,
                     )
                 self._merge(trainer, self.evaluation)
 
@@ -279,9 +281,7 @@ class PredictionWriter(L.Callback):
             return [from_json(fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
         except (ValueError, TypeError, KeyError) as error:
             mend = "delete it, and the same command draws it again"
-            raise UserError(
-                f"--trainer.callbacks.init_args.folder: {path} is damaged ({error}); {mend}"
-            ) from error
+            raise UserError(f"{self._option}: {path} is damaged ({error}); {mend}") from error
 
     def _source(self, text: int) -> dict[str, str]:
         """What the text was made from, where its record has that."""

@@ -13,6 +13,7 @@ from dataclasses import replace
 import lightning as L
 import torch
 
+from dia_lightning.data.base import base_lm_of
 from dia_lightning.data.lazy import Missing, Repeated
 from dia_lightning.data.records import fill_template, read_records, template_fields
 from dia_lightning.data.text import read_texts
@@ -148,12 +149,12 @@ class PromptData(L.LightningDataModule):
             of `DenoiseAccept`, which can hold an end token in its place.
         reward_sees_prompt: rewards read prompt and text as one; otherwise the text alone.
         end_tokens: tokens that end a text besides the model's own, for example a line feed.
-        base_lm: hub id or folder of p_θ, for its tokenizer; the model's by default.
+        base_lm: hub id or folder of p_θ, for its tokenizer; the model's by default, and no other.
     """
 
     def __init__(
         self,
-        base_lm: str = "checkpoints/tiny/lm",
+        base_lm: str | None = None,
         prompts: str | list[str] | None = None,
         fields: dict[str, str | list[str]] | None = None,
         split: str = "train",
@@ -189,7 +190,12 @@ class PromptData(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         model = self.trainer.lightning_module if self.trainer else None
-        self.lm = getattr(model, "lm", None) or BaseLM.load(self.base_lm)
+        own = getattr(model, "base_lm", None)
+        if isinstance(own, str) and self.base_lm not in (None, own):
+            raise UserError(
+                f"--data.init_args.base_lm: {self.base_lm} given, allowed: the model's, {own}"
+            )
+        self.lm = getattr(model, "lm", None) or BaseLM.load(base_lm_of(self, self.base_lm))
         if self.max_length > self.lm.max_length:
             raise UserError(
                 f"--data.init_args.max_length: {self.max_length} given, {self.lm.name} allows at"

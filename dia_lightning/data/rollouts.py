@@ -56,7 +56,7 @@ class RolloutData(PromptData):
 
     def __init__(
         self,
-        base_lm: str = "checkpoints/tiny/lm",
+        base_lm: str | None = None,
         prompts: str | list[str] | None = None,
         fields: dict[str, str | list[str]] | None = None,
         split: str = "train",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dia_lightning.data.base import TokenData, TokenRows
+from dia_lightning.data.base import TokenData, TokenRows, base_lm_of
 from dia_lightning.data.prompts import has_blank, prompt_rows
 from dia_lightning.data.records import read_records
 from dia_lightning.data.shared import Together, wait_for_files
@@ -40,7 +40,7 @@ class ModelSamples(TokenData):
     last.
 
     Args:
-        base_lm: hub id or folder of p_θ.
+        base_lm: hub id or folder of p_θ; the model's by default.
         n_texts: training rows; `n_val` more are held out.
         max_length: longest row in tokens, prompt and end token included; a text that has not ended
             by then is cut.
@@ -57,7 +57,7 @@ class ModelSamples(TokenData):
 
     def __init__(
         self,
-        base_lm: str = "checkpoints/tiny/lm",
+        base_lm: str | None = None,
         n_texts: int = 16384,
         n_val: int = 512,
         max_length: int = 40,
@@ -83,7 +83,7 @@ class ModelSamples(TokenData):
 
     @property
     def lm(self) -> BaseLM:
-        self._lm = self._lm or BaseLM.load(self.base_lm)
+        self._lm = self._lm or BaseLM.load(base_lm_of(self, self.base_lm))
         return self._lm
 
     @property
@@ -144,7 +144,7 @@ class ModelSamples(TokenData):
         self.lm.to(self.device)
         meter = Meter()
         meter.watch("base_lm", self.lm.multiplied())
-        for shard in track(shards, description=f"Sampling from {self.base_lm}", disable=not shown):
+        for shard in track(shards, description=f"Sampling from {self.lm.name}", disable=not shown):
             path = self.shard_path(folder, shard)
             before, begin = meter.read(), time.perf_counter()
             rows = self.draw(shard, self.device)
@@ -202,7 +202,7 @@ class ModelSamples(TokenData):
             UserError: if rows are longer than p_θ's, or the processes do not share the cache.
         """
         if self.max_length > self.lm.max_length:
-            allowed = f"{self.base_lm} allows at most {self.lm.max_length}"
+            allowed = f"{self.lm.name} allows at most {self.lm.max_length}"
             raise UserError(f"--data.init_args.max_length: {self.max_length} given, {allowed}")
         folder = self.folder
         self._draw_missing(folder)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dia_lightning.data.base import TokenData, TokenRows
+from dia_lightning.data.base import TokenData, TokenRows, base_lm_of
 from dia_lightning.data.sources import file_rows, hub_rows
 from dia_lightning.errors import UserError
 from dia_lightning.files import find_path, is_text
@@ -88,7 +88,7 @@ class _Corpus(TokenData):
     """A corpus tokenized with a given tokenizer, or with one trained on it."""
 
     def __init__(
-        self, tokenizer: str, train_vocab_size: int, train_lowercase: bool, max_length: int,
+        self, tokenizer: str | None, train_vocab_size: int, train_lowercase: bool, max_length: int,
         batch_size: int, val_fraction: float, seed: int,
     ) -> None:  # fmt: skip
         super().__init__(max_length, batch_size, seed)
@@ -96,13 +96,13 @@ class _Corpus(TokenData):
             raise UserError(
                 f"--data.init_args.val_fraction: {val_fraction} given, allowed is 0 < fraction < 1"
             )
-        self.tokenizer_path, self.train_vocab_size, self.val_fraction = (
-            tokenizer,
-            train_vocab_size,
-            val_fraction,
-        )
-        self.train_lowercase = train_lowercase
+        self._given, self.train_lowercase = tokenizer, train_lowercase
+        self.train_vocab_size, self.val_fraction = train_vocab_size, val_fraction
         self.tokenizer: Any = None
+
+    @property
+    def tokenizer_path(self) -> str:
+        return base_lm_of(self, self._given, "--data.init_args.tokenizer")
 
     def train_and_val_texts(self) -> tuple[list[str], list[str]]:
         raise NotImplementedError
@@ -159,7 +159,8 @@ class TextFiles(_Corpus):
         path: the file with the training texts.
         column: the field that holds the text, where the file has fields.
         val_path: a file with held-out texts; without one, `val_fraction` of `path` is held out.
-        tokenizer: folder of a tokenizer in transformers' format, or hub id.
+        tokenizer: folder of a tokenizer in transformers' format, or hub id; that of the model's
+            base_lm by default.
         train_vocab_size: where that folder does not exist, train a byte-level BPE of this size
             there; 0 = never.
         train_lowercase: one that knows lower case only.
@@ -174,7 +175,7 @@ class TextFiles(_Corpus):
         path: str,
         column: str = "text",
         val_path: str | None = None,
-        tokenizer: str = "checkpoints/tiny/lm",
+        tokenizer: str | None = None,
         train_vocab_size: int = 0,
         train_lowercase: bool = False,
         max_length: int = 64,
@@ -215,7 +216,7 @@ class HubText(_Corpus):
         split: str = "train",
         column: str = "text",
         n_texts: int = 100_000,
-        tokenizer: str = "gpt2",
+        tokenizer: str | None = None,
         train_vocab_size: int = 0,
         train_lowercase: bool = False,
         max_length: int = 64,

@@ -6,6 +6,7 @@ from dia_lightning.rewards.compose import Hinge, ProductOfExperts, WeightedSum
 from dia_lightning.rewards.coverage import Coverage
 from dia_lightning.rewards.entailment import Entailment
 from dia_lightning.rewards.formality import Formality
+from dia_lightning.rewards.function import FunctionReward, as_reward
 from dia_lightning.rewards.keyword import Keyword, Regex
 from dia_lightning.rewards.length import Length
 from dia_lightning.rewards.perplexity import Perplexity
@@ -22,6 +23,7 @@ __all__ = [
     "EmbeddingSimilarity",
     "Entailment",
     "Formality",
+    "FunctionReward",
     "Hinge",
     "Keyword",
     "Length",
@@ -36,6 +38,7 @@ __all__ = [
     "SlotErrorRate",
     "VaderSentiment",
     "WeightedSum",
+    "as_reward",
     "call_reward",
     "check_reward",
     "slot_errors",

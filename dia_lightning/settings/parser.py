@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import errno
 import inspect
-import logging
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
@@ -30,20 +28,11 @@ from dia_lightning.errors import INTERRUPTS, UserError
 from dia_lightning.files import placed
 from dia_lightning.settings.building import BuildingCLI, class_of, is_above, leaves
 from dia_lightning.settings.messages import TRUSTED, explain, located, refuse_lost, typed_option
+from dia_lightning.settings.once import TRAINER_DEFAULTS, share_base_lm, share_folder
 from dia_lightning.settings.options import NEGATIVE
+from dia_lightning.settings.quiet import quiet
+from dia_lightning.settings.short import as_typed, expand
 
-_IGNORED_WARNINGS = (
-    "num_workers", r"isinstance\(treespec", "litlogger", "logging interval",
-    "args parameter is intended", "Precision bf16-mixed is not", "The dirpath has changed",
-    "WeightAveraging state cannot be restored", r"\s+Dump of a value that does not round-trip",
-    "across ranks is zero", r"module\(s\) in eval mode", "ModelCheckpoint with manual optimization",
-)  # fmt: skip
-# What no user can act on: advertising, and what is absent.
-_CHATTER = re.compile(
-    r"Tip:|Seed set to|TPU available|GPU available: False|Automatic Mixed Precision|Detected"
-    r" KeyboardInterrupt|"
-    r"val_check_interval=1\)"
-)
 # A disk or a quota that is full, or a limit on a file's size.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_TEXT = "a text that has ${ in it belongs into a file, as in --data.prompts FILE"
@@ -111,6 +100,19 @@ class DiaCLI(BuildingCLI):
         )
         return parser
 
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.add_argument(
+            "--out",
+            type=str | None,  # type: ignore[arg-type]
+            help=f"Folder of all that the run writes; runs/{subcommand} by default.",
+        )
+        defaults = TRAINER_DEFAULTS.get(subcommand, {})
+        parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
+        return parser
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Of an option that is an int or a float, try the int first.
 
@@ -146,6 +148,8 @@ class DiaCLI(BuildingCLI):
                     f"--{option}: {cls.__name__} given, {self.subcommand} needs a class with"
                     f" {' or '.join(names)}; see for example --config {example}"
                 )
+        share_base_lm(config, self._arguments)
+        share_folder(config, str(self.subcommand), self._arguments)
         _check_checkpoint(str(config.get("ckpt_path") or "best"))
         if config.get("weights_only") is False:
             raise UserError(
@@ -207,10 +211,14 @@ class DiaCLI(BuildingCLI):
             raise UserError(f"--trainer: {error}") from error
         except OSError as error:
             options = leaves("", self.config[self.subcommand])
-            above = [(len(str(value)), name) for name, value in options if is_above(value, error)]
+            above = [
+                (len(str(value)), name == "--out", name)
+                for name, value in options
+                if is_above(value, error)
+            ]
             if not above and error.errno not in _FULL:
                 raise
-            option = max(above)[1] if above else "--trainer.default_root_dir"
+            option = max(above)[2] if above else "--out"
             kept = "; what is finished is kept" if error.errno in _FULL else ""
             raise UserError(
                 f"{option}: {error.filename or 'cannot write'}: {error.strerror}{kept}"
@@ -270,19 +278,6 @@ def _refuse_escape(option: str, value: Any) -> None:
         raise UserError(f"{option}: \\${{ given, which cannot be read; {_NO_TEXT}")
 
 
-def _quiet() -> None:
-    """Keep what a user can act on."""
-    for message in _IGNORED_WARNINGS:
-        warnings.filterwarnings("ignore", message=f".*{message}.*")
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        for handler in logging.getLogger(name).handlers:
-            handler.addFilter(_is_worth_reading)
-
-
-def _is_worth_reading(record: logging.LogRecord) -> bool:
-    return _CHATTER.search(record.getMessage()) is None
-
-
 def run(arguments: list[str], options_only: bool = False, allow: Sequence[str] = ()) -> None:
     """Parse and run, or parse only; raises instead of exiting.
 
@@ -314,8 +309,8 @@ def options_of(arguments: list[str], allow: Sequence[str] = ()) -> Namespace:
 
 
 def _called(cli: type[DiaCLI], arguments: list[str], allow: Sequence[str]) -> DiaCLI:
-    refuse_lost(arguments)
-    _quiet()
+    given, arguments = arguments, expand(arguments)
+    quiet()
     _allow_only([*TRUSTED, *allow])
     # `${}` is resolved after the command line, and from the top of the file although the settings
     # stand under the command.
@@ -325,11 +320,11 @@ def _called(cli: type[DiaCLI], arguments: list[str], allow: Sequence[str]) -> Di
     called = [name for name in arguments if name in _NEEDS][:1] or [*_NEEDS]
     commands = {name: cli.subcommands()[name] for name in called}
     one = type(cli.__name__, (cli,), {"subcommands": staticmethod(lambda: commands)})
-    for i, argument in enumerate(arguments):
-        _refuse_escape(
-            argument.partition("=")[0] if argument.startswith("--") else arguments[i - 1], argument
-        )
     try:
+        refuse_lost(arguments)
+        for before, argument in zip(["", *arguments], arguments, strict=False):
+            option = argument.partition("=")[0] if argument.startswith("--") else before
+            _refuse_escape(option, argument)
         return one(
             L.LightningModule,
             L.LightningDataModule,
@@ -337,16 +332,15 @@ def _called(cli: type[DiaCLI], arguments: list[str], allow: Sequence[str]) -> Di
             subclass_mode_data=True,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"default_root_dir": "runs"},
             parser_kwargs={"prog": "lightning", **mode, **dict.fromkeys(commands, mode)},
             args=arguments,
         )
     except _ParsingError as failed:
-        raise UserError(
-            explain(str(failed), failed.error, arguments, _option_names(failed.parser, arguments))
-        ) from failed
+        known = _option_names(failed.parser, arguments)
+        message = explain(str(failed), failed.error, arguments, known)
+        raise UserError(as_typed(message, given)) from failed
     except UserError as error:
-        error.args = (located(str(error), arguments),)
+        error.args = (as_typed(located(str(error), arguments), given),)
         raise
     except OmegaConfBaseException as error:
         path = re.sub(r"\[\d+\]", "", str(error.full_key or "")).split(".")[1:]
@@ -354,9 +348,8 @@ def _called(cli: type[DiaCLI], arguments: list[str], allow: Sequence[str]) -> Di
         reason = re.sub(
             r"(?<=key .)\.+| \(resolved to .*", "", str(error.msg or error).splitlines()[0]
         )
-        raise UserError(
-            f"{option}: {reason}; ${{…}} stands for another setting, {_NO_TEXT}"
-        ) from error
+        message = f"{option}: {reason}; ${{…}} stands for another setting, {_NO_TEXT}"
+        raise UserError(as_typed(message, given)) from error
 
 
 def _allow_only(modules: list[str]) -> None:
