@@ -29,8 +29,8 @@ class Export(L.Callback):
     and of the drawing; `peak_memory_mib`. A continued run adds to what its checkpoint had spent.
 
     Args:
-        folder: where to write; by default `denoiser`, `critic` or `lm` in the trainer's
-            `default_root_dir` (`--out`). An existing export there is replaced.
+        folder: Folder to write to; an export there is replaced. By default `denoiser`, `critic` or
+            `lm` in the trainer's `default_root_dir` (`--out`).
     """
 
     def __init__(self, folder: str | None = None) -> None:

@@ -55,12 +55,13 @@ class PredictionWriter(L.Callback):
     with `complete: false` and without figures.
 
     Args:
-        folder: where to write; the trainer's `default_root_dir` (`--out`) by default.
-        n_shown: sample texts under the table.
-        evaluation: what the task measures besides; a rerun with another one draws nothing again.
-        tokenizer: how texts are cut into words for self-BLEU, distinct-n, BLEU and ROUGE, by
-            sacrebleu's names; `auto` goes by the script of all texts of the run, and of its
-            references. A rerun with another one draws nothing again.
+        folder: Folder to write to; the trainer's `default_root_dir` (`--out`) by default.
+        n_shown: Sample texts under the table, 0 or more.
+        evaluation: Further figures of the task. A rerun with another evaluation draws nothing
+            again.
+        tokenizer: Word tokenizer of self-BLEU, distinct-n, BLEU and ROUGE, by sacrebleu's names;
+            `auto` goes by the script of all texts and references. A rerun with another one draws
+            nothing again.
 
     Raises:
         UserError: if the tokenizer is not installed.

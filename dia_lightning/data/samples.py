@@ -40,17 +40,18 @@ class ModelSamples(TokenData):
     last.
 
     Args:
-        base_lm: hub id or folder of p_θ; the model's by default.
-        n_texts: training rows; `n_val` more are held out.
-        max_length: longest row in tokens, prompt and end token included; a text that has not ended
-            by then is cut.
-        batch_size: rows a step and process.
-        prompts: file or data set that `records.read_records` reads, with the field `prompt`;
-            drawn at random for each row; nothing = no prompts.
-        temperature: of p_θ's next-token distribution; 1 = p_θ.
-        cache: folder of the caches, the same for all nodes of a run.
-        shard_size: rows a shard, which is also the batch in which they are drawn.
-        seed: of the samples, and of the order of batches.
+        base_lm: Hub id or folder of p_θ; the model's by default, and no other.
+        n_texts: Rows to train on, 1 or more.
+        n_val: Rows held out besides, 1 or more.
+        max_length: Longest row in tokens, prompt and end token included, 2 or more; longer texts
+            are cut.
+        batch_size: Rows in a step and process, 1 or more.
+        prompts: File or data set with the field `prompt`, of which one is drawn for each row; null
+            = no prompts.
+        temperature: Temperature of p_θ's next-token distribution, above 0; 1 = p_θ.
+        cache: Folder of the caches, the same for all nodes of a run.
+        shard_size: Rows in a shard, 1 or more: they are drawn as one batch and kept as one file.
+        seed: Seed of the samples and of the order of batches.
     """
 
     shuffled = 1
