@@ -17,9 +17,12 @@ from types import ModuleType
 from dia_lightning.errors import UserError
 from dia_lightning.settings.messages import TRUSTED
 
-_OPTIONS = {f"--{name}": f"--{name}" for name in ("model.reward", "model.sampler")}
-_OPTIONS |= {name.replace(".", ".init_args."): name for name in _OPTIONS}
-_OPTIONS |= {f"--{name.rpartition('.')[2]}": name for name in _OPTIONS.values()}
+# Which kind of part each option takes.
+_OPTIONS = {
+    f"--{above}{kind}": kind
+    for kind in ("reward", "sampler")
+    for above in ("", "model.", "model.init_args.")
+}
 _FUNCTION = "dia_lightning.rewards.FunctionReward"
 
 
@@ -54,8 +57,7 @@ def load_files(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _named(option: str, module: ModuleType, name: str) -> list[str]:
     """The arguments that give what `module` calls `name`."""
-    found, long = getattr(module, name, None), _OPTIONS[option]
-    kind = long.rpartition(".")[2]
+    found, kind = getattr(module, name, None), _OPTIONS[option]
     own = [n for n, value in vars(module).items() if _fits(value, module.__name__, kind)]
     if name not in own:
         has = ", ".join(own) or f"no {kind}"
@@ -63,8 +65,8 @@ def _named(option: str, module: ModuleType, name: str) -> list[str]:
         raise UserError(f"{option}: {module.__file__} {wrong}; write FILE.py:NAME, it has {has}")
     path = f"{module.__name__}.{name}"
     if inspect.isclass(found):
-        return [f"{long}={path}"]
-    return [f"{long}={_FUNCTION}", f"{long}.function={path}"]
+        return [f"{option}={path}"]
+    return [f"{option}={_FUNCTION}", f"{option}.function={path}"]
 
 
 def _fits(value: object, module: str, kind: str) -> bool:
