@@ -201,3 +201,22 @@ def test_the_saved_settings_say_it_once_more(lightning: Run, tmp_path: Path) -> 
     assert "1 of 1 batches were there" in out
     after = json.loads((tmp_path / "a/metrics.json").read_text(encoding="utf-8"))
     assert after["config_hash"] == before["config_hash"]
+
+
+def test_parts_that_are_defaults_are_spelled_out(lightning: Run, tmp_path: Path) -> None:
+    """In config.yaml and --print_config, from which the same run comes again."""
+    mine = ["--data.n_texts=2", "--data.batch_size=2", "--data.max_length=8", "--reward=Coverage"]
+    plain = "model: {class_path: dia_lightning.GuidedSamplerModule, init_args: {sampler: Chains}}\n"
+    text = f"{plain}data: {{class_path: dia_lightning.data.PromptData}}\n"
+    Path("plain.yaml").write_text(text, encoding="utf-8")
+    given = ["predict", "--config=plain.yaml", *mine]
+    for sampler in ("Annealed", "Chains", "Diffusion"):
+        code, out, err = lightning(*given, f"--sampler={sampler}", "--print_config")
+        assert (code, err) == (0, "")
+        assert "Unable to serialize" not in out
+        Path("again.yaml").write_text(out, encoding="utf-8")
+        first = parser.options_of([*given, f"--sampler={sampler}"])
+        again = parser.options_of(["predict", "--config=again.yaml"])
+        assert again.model == first.model
+        if sampler != "Diffusion":
+            assert first.model.init_args.sampler.init_args.moves[0].class_path.endswith("Suffix")

@@ -26,7 +26,7 @@ from dia_lightning.diffusion.checkpoint import load_checkpoint
 from dia_lightning.distributed import one_fit, one_for_all, refuse_lone
 from dia_lightning.errors import INTERRUPTS, UserError
 from dia_lightning.files import placed
-from dia_lightning.settings.building import BuildingCLI, class_of, is_above, leaves
+from dia_lightning.settings.building import BuildingCLI, class_of, is_above, leaves, spelled_out
 from dia_lightning.settings.messages import TRUSTED, explain, located, refuse_lost, typed_option
 from dia_lightning.settings.once import TRAINER_DEFAULTS, share_base_lm, share_folder
 from dia_lightning.settings.options import NEGATIVE
@@ -73,6 +73,9 @@ class _Parser(LightningArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         raise _ParsingError(message, ex, self) from ex
+
+    def dump(self, cfg: Namespace, *args: Any, **kwargs: Any) -> str:
+        return str(super().dump(spelled_out(cfg), *args, **kwargs))
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """`{here}` in a file is the file's own folder."""
@@ -134,7 +137,7 @@ class DiaCLI(BuildingCLI):
 
     def before_instantiate_classes(self) -> None:
         """Find what would fail only after minutes of loading or sampling."""
-        config = self.config[self.subcommand]
+        config = spelled_out(self.config[self.subcommand])
         steps, loader, example = _NEEDS[str(self.subcommand)]
         for option, base, names in (
             ("model", L.LightningModule, steps),
