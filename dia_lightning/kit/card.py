@@ -128,7 +128,7 @@ def _use(kit: Kit) -> str:
             "folder only, not straight from the hub."
         )
     if not kit.has_lm and find_path(kit.module.base_lm) is not None and not is_shipped(kit.module.base_lm):
-        where = "is where the author had it; say where you do with `--model.base_lm` and `--data.base_lm`."
+        where = "is where the author had it; say where you do with `--base_lm`."
         notes.append(f"`{kit.module.base_lm}` {where}")
     notes += [f"`{option}` was `{value}`, which is not in this folder; give your own." for option, value in kit.left.items()]
     return "\n".join(lines) + "".join(f"\n\n{note}" for note in notes)
