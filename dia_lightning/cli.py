@@ -95,10 +95,10 @@ _TRAINING_OPTIONS = """
   --trainer.devices N           how many processes
   --ckpt_path FILE              weights (in `fit` the state of the run too) to go on from"""
 
-_SHORTS = """`--lam` is short for `--model.lam`, and that for `--model.init_args.lam`. `--prompts` and
-`--n` are `--data.prompts` and `--data.n_texts`; the others are of `--model` too."""
-_TRAINING_SHORTS = """`--base_lm` is short for `--model.base_lm`, `--n` for `--data.n_texts`, `--seed` for
-`--seed_everything`, and for a critic `--reward` for `--model.reward`."""
+_SHORTS = """`--lam` is short for `--model.lam`, and that for `--model.init_args.lam`.
+`--prompts` and `--n` are `--data.prompts` and `--data.n_texts`; the others are of `--model`."""
+_TRAINING_SHORTS = """`--base_lm` is short for `--model.base_lm`, `--n` for `--data.n_texts`,
+`--seed` for `--seed_everything`, and for a critic `--reward` for `--model.reward`."""
 
 _COMMAND_HELP = """usage: lightning {command} [--config FILE] [--OPTION VALUE ...]
 

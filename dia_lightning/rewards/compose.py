@@ -97,7 +97,8 @@ class ProductOfExperts(Composed):
     Args:
         rewards: Parts, with different names and values in [0, 1].
         weights: Weights, one for each part; all 1 by default.
-        floor: Smallest value that a part counts as, between 0 and 1, so that the logarithm is finite.
+        floor: Smallest value that a part counts as, between 0 and 1, for a finite
+            logarithm.
         name: Label in outputs.
 
     Raises:
