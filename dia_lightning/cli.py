@@ -51,7 +51,8 @@ commands:
 
 A run is one YAML file and what you change in it:
   lightning predict
-  lightning predict --model.lam 8 --data.prompts my_prompts.txt
+  lightning predict --lam 8 --prompts my_prompts.txt --n 8 --out runs/mine
+  lightning predict --reward my_rewards.py:Cheer
   lightning fit --config configs/ddpm_tiny.yaml --trainer.max_steps 100
   lightning kit export --config configs/dia_tiny.yaml --out my_kit
   dia study configs/ablations/lam.yaml --out runs/ablations
@@ -64,45 +65,53 @@ traceback of an error.
 """
 
 _SAMPLER_OPTIONS = """
-  --model.lam X                 lambda: 0 = the base model itself, larger = more reward
-  --model.base_lm NAME          base model: folder, .gguf file, hub id, or smollm2
-  --model.denoiser PATH         its denoiser: folder or .ckpt
-  --model.critic PATH           critic, trained on the reward: folder or .ckpt
-  --model.reward CLASS          for example dia_lightning.rewards.VaderSentiment
-  --model.sampler CLASS         Annealed, Chains, Diffusion, ParticleSteering, TwistedSMC,
-                                GuidedDecoding, BestOfN, BaseModel or Source; its options:
-                                --model.sampler.particles 8
-  --model.seed N                of all randomness
-  --data.prompts FILE           .txt (one a line), or with a field "prompt": .jsonl, .json (a list),
+  --lam X                       lambda: 0 = the base model itself, larger = more reward
+  --reward CLASS                VaderSentiment, LocalToxicity, ...; or a class or function of
+                                yours: my_rewards.py:NAME; its options: --reward.words "[a, b]"
+  --prompts FILE                .txt (one a line), or with a field "prompt": .jsonl, .json (a list),
                                 .csv, .tsv, .parquet or hub:NAME; none = from nothing
+  --n N                         texts for each prompt
+  --out DIR                     folder of all that the run writes
+  --sampler CLASS               Annealed, Chains, Diffusion, ParticleSteering, TwistedSMC,
+                                GuidedDecoding, BestOfN, BaseModel or Source, or my_sampler.py:NAME;
+                                its options: --sampler.particles 8
+  --base_lm NAME                base model: folder, .gguf file, hub id, or smollm2
+  --seed N                      of all randomness
+  --model.denoiser PATH         denoiser of the base model: folder or .ckpt
+  --model.critic PATH           critic, trained on the reward: folder or .ckpt
   --data.template TEXT          makes the prompt of a record's fields: "{source} TL;DR:"
-  --data.n_texts N              texts for each prompt
   --data.batch_size N           texts sampled together
-  --data.max_length N           tokens, prompt and end included
-  --trainer.callbacks.folder DIR     where predictions.jsonl and metrics.json go"""
+  --data.max_length N           tokens, prompt and end included"""
 
 _TRAINING_OPTIONS = """
-  --model.base_lm NAME          base model: folder, .gguf file, hub id, or smollm2
+  --out DIR                     folder of all that the run writes
+  --base_lm NAME                base model: folder, .gguf file, hub id, or smollm2
+  --n N                         how many samples of the base model to train on
+  --seed N                      of all randomness but that of the samples
   --model.optimizer.lr X        learning rate
-  --data.n_texts N              how many samples of the base model to train on
   --data.batch_size N           rows a step and process
   --data.max_length N           longest row in tokens
   --trainer.max_steps N         how long
   --trainer.devices N           how many processes
-  --trainer.default_root_dir DIR     where files go that no other option places
   --ckpt_path FILE              weights (in `fit` the state of the run too) to go on from"""
+
+_SHORTS = """`--lam` is short for `--model.lam`, and that for `--model.init_args.lam`.
+`--prompts` and `--n` are `--data.prompts` and `--data.n_texts`; the others are of `--model`."""
+_TRAINING_SHORTS = """`--base_lm` is short for `--model.base_lm`, `--n` for `--data.n_texts`,
+`--seed` for `--seed_everything`, and for a critic `--reward` for `--model.reward`."""
 
 _COMMAND_HELP = """usage: lightning {command} [--config FILE] [--OPTION VALUE ...]
 
 {title}.
 
-options most used ({classes}):
+options most used ({classes}):{options}
   --config FILE                 settings: a file, a kit's folder or hub:USER/REPO; {default}.
                                 May be given several times, the later one wins.
   --allow MODULE                lets options name classes of a module of yours;
-                                may be given several times{options}
+                                may be given several times
 
-`--model.lam` is short for `--model.init_args.lam`; what the command line says wins over the file.
+{shorts}
+What the command line says wins over the file.
   lightning {command} --print_config            every setting, as a YAML file
   lightning {command} --model.help CLASS        every option of a class, for example
                                        {example}
@@ -119,6 +128,7 @@ def command_help(command: str) -> str:
         title=COMMANDS[command].capitalize(),
         classes="GuidedSamplerModule, PromptData" if samples else "DenoiserModule, ModelSamples",
         default=f"by default {_DEFAULT_PREDICT}" if command == "predict" else default,
+        shorts=_SHORTS if samples else _TRAINING_SHORTS,
         options=_SAMPLER_OPTIONS if samples else _TRAINING_OPTIONS,
         example=f"dia_lightning.{'GuidedSamplerModule' if samples else 'training.DenoiserModule'}",
     )
@@ -266,8 +276,10 @@ def main() -> None:
         rest, modules = split_allow(arguments)
         prepared = prepare_arguments(["--help" if a == "--help-all" else a for a in rest])
         with _no_collection():
+            from dia_lightning.settings.own_code import load_files
             from dia_lightning.settings.parser import run
-        run(prepared, allow=modules)
+        prepared, own = load_files(prepared)
+        run(prepared, allow=[*modules, *own])
     except KeyboardInterrupt:
         _end_interrupted(arguments[0])
     except SystemExit as end:

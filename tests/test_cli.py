@@ -26,12 +26,13 @@ from dia_lightning.data import ModelSamples, PromptData
 from dia_lightning.files import require_path
 from dia_lightning.samplers import GuidedSamplerModule
 from dia_lightning.settings import parser
+from dia_lightning.settings.short import SHORT
 from dia_lightning.training import DenoiserModule
 
 Run = Callable[..., tuple[int, str, str]]
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9"}
 SMALL = ["--data.n_texts=4", "--data.batch_size=4", "--model.sampler.rounds=1"]
-SMALL += ["--trainer.callbacks.folder=out"]
+SMALL += ["--out=out"]
 SHIPPED = Path(cli.__file__).parents[1]
 
 
@@ -114,12 +115,10 @@ def test_every_option_that_help_names_exists(command: str, model: type, data: ty
         "trainer.callbacks": PredictionWriter,
         "trainer": L.Trainer,
     }
-    named = re.findall(
-        r"^  --((?:trainer\.callbacks|trainer|model|data))\.(\w+)[. ]",
-        cli.command_help(command),
-        re.MULTILINE,
-    )
-    assert len(named) >= 8
+    given = re.findall(r"^  --([\w.]+) ", cli.command_help(command), re.MULTILINE)
+    long = [SHORT.get(name, name) for name in given if command == "predict" or name != "seed"]
+    named = [name.rsplit(".", 1) for name in long if "." in name]
+    assert len(named) >= 7
     for owner, option in named:
         assert option in inspect.signature(owners[owner]).parameters, f"--{owner}.{option}"
 
@@ -215,7 +214,9 @@ def test_a_later_config_wins_and_only_named_ones_count(lightning: Run, tmp_path:
 
 def test_interpolation_follows_the_command_line(lightning: Run, tmp_path: Path) -> None:
     text = (SHIPPED / "configs/dia_tiny.yaml").read_text(encoding="utf-8")
-    text = re.sub(r"\{folder: [^}]*\}", '{folder: "${trainer.default_root_dir}/texts"}', text)
+    folder = 'init_args: {folder: "${trainer.default_root_dir}/texts"}'
+    writer = f"{{class_path: dia_lightning.callbacks.PredictionWriter, {folder}}}"
+    text += f"trainer:\n  callbacks: [{writer}]\n"
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
     found = settings(
         lightning, "predict", "--config", "mine.yaml", "--trainer.default_root_dir", "elsewhere"
@@ -395,8 +396,6 @@ def test_wrong_checkpoints(lightning: Run, lm_folder: Path, tmp_path: Path) -> N
     foreign = [
         "--model.base_lm",
         str(lm_folder),
-        "--data.base_lm",
-        str(lm_folder),
         "--data.max_length=20",
     ]
     assert_one_line(
@@ -415,7 +414,7 @@ def test_folders_that_cannot_be_written(lightning: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert_one_line(
         lightning("predict", *SMALL, "--trainer.callbacks.folder=file/out"),
-        "--trainer.callbacks",
+        "--trainer.callbacks.init_args.folder",
         "file/out",
     )
     assert_one_line(
@@ -509,7 +508,7 @@ def test_predict_says_only_what_matters(tmp_path: Path) -> None:
     assert "reward, mean" in done.stdout
     assert not re.search("Tip|TPU|https?://|Warning", done.stdout)
     assert len((tmp_path / "out/predictions.jsonl").read_text(encoding="utf-8").splitlines()) == 4
-    assert {path.name for path in tmp_path.iterdir()} == {"out", "runs"}
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
 def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, lightning: Run) -> None:

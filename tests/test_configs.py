@@ -2,6 +2,7 @@
 have.
 """
 
+import dataclasses
 import inspect
 import re
 import shlex
@@ -19,6 +20,7 @@ from dia_lightning.diffusion import labels
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.sampling import positions
 from dia_lightning.settings import parser
+from dia_lightning.settings.once import TRAINER_DEFAULTS
 
 ROOT = Path(cli.__file__).parents[1]
 # Those of ablations/ and comparison/ are studies, see tests/study.
@@ -66,7 +68,7 @@ def parts(value: Any) -> Iterator[tuple[type, dict[str, Any]]]:
 
 
 def named_options(config: dict[str, Any]) -> Iterator[tuple[type, str, Any]]:
-    for owner, options in [(L.Trainer, config["trainer"]), *parts(config)]:
+    for owner, options in [(L.Trainer, config.get("trainer", {})), *parts(config)]:
         for name, value in options.items():
             yield owner, name, value
 
@@ -118,20 +120,20 @@ def test_its_command_is_read_and_fits_its_classes(
     monkeypatch.chdir(tmp_path)
     config = parse(command, monkeypatch)
     for section in ("model", "data"):
-        for name, value in read(path)[section]["init_args"].items():
+        for name, value in read(path)[section].get("init_args", {}).items():
             if name not in overruled and not isinstance(value, dict | list):
                 found = config[section].init_args[name]
                 found = getattr(found, "class_path", found)
                 found = found.rpartition(".")[2] if name in ("sampler", "estimator") else found
                 assert found == value, name
-    for name, value in read(path)["trainer"].items():
+    for name, value in read(path).get("trainer", {}).items():
         assert name in ("logger", "callbacks") or config.trainer[name] == value, name
 
 
 @each_config
 def test_every_option_is_one_that_the_class_has_with_a_default_or_a_need(path: Path) -> None:
     options = list(named_options(read(path)))
-    assert len(options) > 10
+    assert len(options) > 3
     for owner, name, _ in options:
         parameters = inspect.signature(owner).parameters
         assert name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()), (
@@ -168,31 +170,91 @@ def test_our_classes_can_be_left_to_their_defaults(path: Path) -> None:
 @each_config
 def test_runs_write_under_their_own_folder(path: Path) -> None:
     config = read(path)
-    own = f"runs/{path.stem}"
-    assert config["trainer"]["default_root_dir"] == own
-    for owner, name, value in named_options(config):
-        if name == "folder":
-            assert value == own or value.startswith(f"{own}/"), owner
-        if name == "save_dir":
-            assert value == "runs"
-        if owner.__name__ == "TensorBoardLogger" and name == "name":
-            assert value == path.stem
+    assert config["out"] == f"runs/{path.stem}"
+    assert not {"default_root_dir", "folder", "save_dir"} & {n for _, n, _ in named_options(config)}
 
 
 @each_config
 def test_lengths_and_base_models_agree(path: Path) -> None:
-    model, data = (read(path)[section]["init_args"] for section in ("model", "data"))
-    if "base_lm" in model:
-        assert data["base_lm"] == model["base_lm"]
+    assert "base_lm" not in read(path)["data"].get("init_args", {})
+    options = parser.options_of(cli.prepare_arguments(command_of(path)))
+    model, data = options.model.init_args, options.data.init_args
+    if "base_lm" in model and "base_lm" in data:
+        assert data.base_lm == model.base_lm
     if "max_length" in model:
-        assert data["max_length"] == model["max_length"]
+        assert data.max_length == model.max_length
+
+
+def same(default: Any, value: Any) -> bool:
+    """Whether a file that says `value` says no more than `default`.
+
+    A list of parts may be repeated: only one that a file states takes `--sampler.moves+=Suffix`.
+    """
+    if isinstance(default, list | tuple):
+        parts = any(map(dataclasses.is_dataclass, default))
+        return not parts and list(default) == value
+    named = {"class_path": value} if isinstance(value, str) else value
+    if dataclasses.is_dataclass(default) and isinstance(named, dict) and "class_path" in named:
+        short = named["class_path"].rpartition(".")[2]
+        given = named.get("init_args", {})
+        return short == type(default).__name__ and all(
+            same(getattr(default, name), value) for name, value in given.items()
+        )
+    return type(default) is type(value) and bool(default == value)
+
+
+def default_of(owner: type, name: str, command: str) -> Any:
+    if owner is L.Trainer and name in TRAINER_DEFAULTS.get(command, {}):
+        return TRAINER_DEFAULTS[command][name]
+    parameter = inspect.signature(owner).parameters.get(name)
+    if parameter is None or parameter.default is parameter.empty:
+        return parameter
+    if dataclasses.is_dataclass(owner):
+        (field,) = (field for field in dataclasses.fields(owner) if field.name == name)
+        if field.default_factory is not dataclasses.MISSING:
+            return field.default_factory()
+    return parameter.default
+
+
+# Their arguments are being regrouped: remove this when their configs state what differs.
+UNFINISHED = {"CriticModule", "DenoiserModule", "LMModule", "PPOModule"}
+
+
+@each_config
+def test_it_states_what_differs_from_the_defaults(path: Path) -> None:
+    command = command_of(path)[0]
+    repeated = [
+        f"{owner.__name__}.{name}: {value}"
+        for owner, name, value in named_options(read(path))
+        if owner.__name__ not in UNFINISHED and same(default_of(owner, name, command), value)
+    ]
+    assert not repeated
+
+
+def test_what_repeats_a_default() -> None:
+    annealed = samplers.Annealed
+    for name, value, expected in (
+        ("particles", 4, True),
+        ("particles", 5, False),
+        ("moves", ["Suffix", "DenoiseAccept"], False),
+    ):
+        assert same(default_of(annealed, name, "predict"), value) is expected, (name, value)
+    solver = default_of(samplers.Diffusion, "solver", "predict")
+    assert same(solver, type(solver).__name__)
+    assert same(solver, {"class_path": "PredictorCorrector", "init_args": {"eta": solver.eta}})
+    assert not same(solver, {"class_path": "PredictorCorrector", "init_args": {"eta": 0.7}})
+    assert not same(solver, "DPMpp2M")
+    assert same(default_of(samplers.DenoiseAccept, "levels", "predict"), [1.0])
+    assert same(default_of(L.Trainer, "logger", "predict"), False)
+    assert not same(default_of(L.Trainer, "logger", "fit"), False)
 
 
 def test_what_one_file_writes_the_next_one_reads() -> None:
     for kit in ("gpt2",):
-        exported = {p["folder"] for stem in ("ddpm", "critic") for c,
-         p in parts(read(ROOT / f"configs/{stem}_{kit}.yaml"))
-                    if c.__name__ == "Export"}  # fmt: skip
+        exported = {
+            f"{read(ROOT / f'configs/{stem}_{kit}.yaml')['out']}/{name}"
+            for stem, name in (("ddpm", "denoiser"), ("critic", "critic"))
+        }
         sampler = read(ROOT / f"configs/dia_{kit}.yaml")["model"]["init_args"]
         assert {sampler["denoiser"], sampler["critic"]} == exported
         assert (
@@ -215,6 +277,6 @@ def test_the_tiny_ones_instantiate(
     config = read(path)
     assert type(built[0].model).__name__ == config["model"]["class_path"].rpartition(".")[2]
     assert type(built[0].datamodule).__name__ == config["data"]["class_path"].rpartition(".")[2]
-    if "base_lm" in config["model"]["init_args"]:
+    if type(built[0].model).__name__ == "GuidedSamplerModule":
         assert isinstance(built[0].model.lm, BaseLM)
     assert not list(tmp_path.iterdir())

@@ -116,7 +116,8 @@ PARTS: dict[str, tuple[Callable[[], object], str, list[str], str]] = {
         "--model.reward.model",
     ),
     "max_length of the module": (
-        lambda: DenoiserModule(LM, Network(max_length=9999)), "max_length: 9999 given, allowed: up to",
+        lambda: DenoiserModule(LM, Network(max_length=9999)),
+        "max_length: 9999 given, allowed: up to",
         [*FIT, "--model.network.max_length=9999", "--data.max_length=9999"],
         "--model.network.max_length",
     ),

@@ -17,7 +17,7 @@ class WeightEMA(WeightAveraging):
     `fit` ends, after the last checkpoint was written.
 
     Args:
-        decay: of the average, a step.
+        decay: Share of the average that one step keeps, between 0 and 1.
     """
 
     def __init__(self, decay: float = 0.999) -> None:

@@ -29,15 +29,19 @@ class Export(L.Callback):
     and of the drawing; `peak_memory_mib`. A continued run adds to what its checkpoint had spent.
 
     Args:
-        folder: where to write. An existing export there is replaced.
+        folder: Folder to write to; an export there is replaced. By default `denoiser`, `critic` or
+            `lm` in the trainer's `default_root_dir` (`--out`).
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | None = None) -> None:
+        self._given, self.folder = folder, Path(folder or ".")
         self._meter, self._before, self._seconds, self._began = Meter(), dict[str, Cost](), 0.0, 0.0
         self._reward: CachedReward | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._given is None:
+            name = getattr(getattr(pl_module, "network", None), "network_name", "lm")
+            self.folder = Path(trainer.default_root_dir, name)
         self._meter = Meter()
         self._meter.watch_all(pl_module)
         for name, lm in getattr(pl_module, "language_models", {}).items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import sys
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -85,9 +86,19 @@ def describe(part: Any) -> Any:
     if inspect.isroutine(part) or inspect.isclass(part):
         return _path_of(part)
     cls = type(part)
-    return {"class": f"{cls.__module__}.{cls.__qualname__}"} | {
-        n: describe(_argument(part, n)) for n in _arguments(cls)
-    }
+    arguments = {n: describe(_argument(part, n)) for n in _arguments(cls)}
+    return {"class": f"{cls.__module__}.{cls.__qualname__}"} | _source(cls) | arguments
+
+
+def _source(part: Any) -> dict[str, str]:
+    """A hash of the file that defines a class or function of the user's: the code decides texts.
+
+    Our own code is known by its version, and that of `__main__` changes between two calls.
+    """
+    if part.__module__.partition(".")[0] in ("dia_lightning", "__main__", "torch"):
+        return {}
+    file = Path(getattr(sys.modules.get(part.__module__), "__file__", None) or "")
+    return {"source": _sha256(file.read_bytes())} if file.is_file() else {}
 
 
 def _path_of(part: Any) -> Any:
@@ -96,7 +107,7 @@ def _path_of(part: Any) -> Any:
     if isinstance(part, MethodType):
         return {"method": path, "of": describe(part.__self__)}
     if not isinstance(part, FunctionType) or ("<" not in path and part.__module__ != "__main__"):
-        return path
+        return {"path": path, **source} if (source := _source(part)) else path
     cells = zip(part.__code__.co_freevars, part.__closure__ or (), strict=True)
     known = {**part.__globals__, **{name: cell.cell_contents for name, cell in cells}}
     names = sorted({*_names(part.__code__), *part.__code__.co_freevars} & set(known))

@@ -21,7 +21,9 @@ class UnguidedSamples(L.Callback):
     p_θ's own samples is the ceiling that an ideal denoiser reaches.
 
     Args:
-        n_texts: how many to draw. steps, stagger: of the ancestral sampler.
+        n_texts: Texts to draw at each validation, 1 or more.
+        steps: Noise levels that each text passes, 1 or more.
+        stagger: Lead of left positions over right ones, in positions, 0 or more (see `staggered`).
     """
 
     def __init__(self, n_texts: int = 64, steps: int = 64, stagger: float = 4.0) -> None:

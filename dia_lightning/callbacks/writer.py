@@ -43,28 +43,25 @@ class PredictionWriter(L.Callback):
     with `complete: false` and without figures.
 
     Args:
-        folder: where to write.
-        n_shown: sample texts under the table.
-        evaluation: what the task measures besides; a rerun with another one draws nothing again.
-        tokenizer: how texts are cut into words for self-BLEU, distinct-n, BLEU and ROUGE, by
-            sacrebleu's names; `auto` goes by the script of all texts of the run, and of its
-            references. A rerun with another one draws nothing again.
+        folder: Folder to write to; the trainer's `default_root_dir` (`--out`) by default.
+        n_shown: Sample texts under the table, 0 or more.
+        evaluation: Further figures of the task. A rerun with another evaluation draws nothing
+            again.
+        tokenizer: Word tokenizer of self-BLEU, distinct-n, BLEU and ROUGE, by sacrebleu's names;
+            `auto` goes by the script of all texts and references. A rerun with another one draws
+            nothing again.
 
     Raises:
         UserError: if the tokenizer is not installed.
     """
 
     def __init__(
-        self, folder: str = "runs/predict", n_shown: int = 3, evaluation: Evaluator | None = None,
+        self, folder: str | None = None, n_shown: int = 3, evaluation: Evaluator | None = None,
         tokenizer: Tokenizer = "auto",
     ) -> None:  # fmt: skip
         check_tokenizer(tokenizer)
-        self.folder, self.n_shown, self.evaluation, self.tokenizer = (
-            Path(folder),
-            n_shown,
-            evaluation,
-            tokenizer,
-        )
+        self._given, self.folder = folder, Path(folder or ".")
+        self.n_shown, self.evaluation, self.tokenizer = n_shown, evaluation, tokenizer
         self._hash = ""
         self._training: dict[str, Any] = {}
         self._records: Sequence[Record] = []
@@ -88,6 +85,7 @@ class PredictionWriter(L.Callback):
                 "trainer.callbacks: PredictionWriter given twice, allowed: once; a run has one"
                 " folder"
             )
+        self.folder = Path(trainer.default_root_dir if self._given is None else self._given)
         self._records = data.records
         if self.evaluation is not None:
             has_base = pl_module.compare_base or pl_module.method == "zero_shot"
@@ -105,7 +103,9 @@ class PredictionWriter(L.Callback):
         try:
             self._parts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"folder: cannot write to {self.folder} ({error.strerror})") from error
+            raise UserError(
+                f"{self._option}: cannot write to {self.folder} ({error.strerror})"
+            ) from error
         self._together = Together(trainer.world_size)
         # The first process looks, before any of them writes, so that all share out the same
         # batches.
@@ -123,10 +123,13 @@ class PredictionWriter(L.Callback):
             lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(
-                f"folder: another run is writing to {self.folder}; wait, or give another folder"
+                f"{self._option}: another run is writing to {self.folder};"
+                " wait, or give another folder"
             ) from error
         except OSError as error:
-            raise UserError(f"folder: cannot write to {self.folder} ({error.strerror})") from error
+            raise UserError(
+                f"{self._option}: cannot write to {self.folder} ({error.strerror})"
+            ) from error
         return lock
 
     @contextmanager
@@ -139,6 +142,10 @@ class PredictionWriter(L.Callback):
         finally:
             if self._lock is not None:
                 self._lock.release()
+
+    @property
+    def _option(self) -> str:
+        return "out" if self._given is None else "folder"
 
     @property
     def _parts(self) -> Path:
@@ -169,7 +176,9 @@ class PredictionWriter(L.Callback):
                 n = self._n_resumed + self._together.total(self._n_written)
                 if trainer.is_global_zero:
                     wait_for_files(
-                        lambda: len(list(self._parts.glob("*.json"))) >= n, "folder", self.folder
+                        lambda: len(list(self._parts.glob("*.json"))) >= n,
+                        self._option,
+                        self.folder,
                     )
                 self._merge(trainer, self.evaluation)
 
@@ -234,7 +243,7 @@ class PredictionWriter(L.Callback):
             return [from_json(fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
         except (ValueError, TypeError, KeyError) as error:
             mend = "delete it, and the same command draws it again"
-            raise UserError(f"folder: {path} is damaged ({error}); {mend}") from error
+            raise UserError(f"{self._option}: {path} is damaged ({error}); {mend}") from error
 
 
 @contextmanager

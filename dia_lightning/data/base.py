@@ -100,6 +100,22 @@ class _Loader(DataLoader[Any]):
         pass
 
 
+def base_lm_of(
+    data: L.LightningDataModule, given: str | None, option: str = "--data.init_args.base_lm"
+) -> str:
+    """`given`, or the base_lm of the model that is trained or samples.
+
+    Raises:
+        UserError: if neither is there.
+    """
+    module = getattr(data.trainer, "lightning_module", None)
+    own = getattr(module, "base_lm_name", None) or getattr(module, "base_lm", None)
+    name = given or own
+    if not isinstance(name, str):
+        raise UserError(f"{option}: none given, and the model has no base_lm")
+    return name
+
+
 def _own_rows(batch: dict[str, Tensor], rank: int, world: int) -> dict[str, Tensor]:
     return {name: values[rank::world] for name, values in batch.items()}
 

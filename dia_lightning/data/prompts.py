@@ -13,6 +13,7 @@ from dataclasses import replace
 import lightning as L
 import torch
 
+from dia_lightning.data.base import base_lm_of
 from dia_lightning.data.lazy import Missing, Repeated
 from dia_lightning.data.records import fill_template, read_records, template_fields
 from dia_lightning.data.text import read_texts
@@ -129,30 +130,30 @@ class PromptData(L.LightningDataModule):
             that compare with them.
 
     Args:
-        prompts: a list of strings, a file or data set that `records.read_records` reads, or
-            nothing. A prompt begins the text; blanks to be filled in are written `[blank:N]`, N
-            tokens each, in a prompt that is the whole text.
-        fields: which of the file's columns make a record's fields, see `records.read_records`.
-        split: which part of a data set that has several.
-        limit: take the first `limit` records only.
-        template: makes the prompt from a record's fields, for example `"{source:400} TL;DR:"` (its
-            first 400 words); by default it is the field `prompt`; `""`: no prompt, the records
-            serve rewards and metrics alone.
-        n_texts: texts for each prompt.
-        batch_size: texts sampled together; with the seed it determines the result, the number of
-            processes does not.
-        max_length: longest text in tokens, prompt and end token included.
-        length: tokens after the prompt, end token not counted, exactly; or a file of texts whose
-            lengths are drawn. By default texts end where p_θ ends them. For `Diffusion` and moves
-            of `DenoiseAccept`, which can hold an end token in its place.
-        reward_sees_prompt: rewards read prompt and text as one; otherwise the text alone.
-        end_tokens: tokens that end a text besides the model's own, for example a line feed.
-        base_lm: hub id or folder of p_θ, for its tokenizer; the model's by default.
+        base_lm: Hub id or folder of p_θ, for its tokenizer; the model's by default, and no other.
+        prompts: List of strings, or a file or data set (see `records.read_records`); null = no
+            prompt. A prompt begins the text. With blanks `[blank:N]` of N tokens it is the whole
+            text.
+        fields: Columns of the file that make a record's fields, see `records.read_records`.
+        split: Part of the data set to read, where it has several.
+        limit: Take the first records only, 1 or more; null = all.
+        template: Prompt made of a record's fields, for example `"{source:400} TL;DR:"` (its first
+            400 words); null = the field `prompt`; `""` = no prompt, the records serve rewards and
+            metrics alone.
+        n_texts: Texts for each prompt, 1 or more.
+        batch_size: Texts sampled together, 1 or more. With the seed it determines the texts; the
+            number of processes does not.
+        max_length: Longest text in tokens, prompt and end token included.
+        length: Exact number of tokens after the prompt, end token not counted, or a file of texts
+            whose lengths are drawn; null = p_θ ends the text. For `Diffusion` and moves of
+            `DenoiseAccept`, which can hold an end token in its place.
+        reward_sees_prompt: Give rewards the prompt and the text as one; false = the text alone.
+        end_tokens: Tokens that end a text besides the model's own, for example a line feed.
     """
 
     def __init__(
         self,
-        base_lm: str = "checkpoints/tiny/lm",
+        base_lm: str | None = None,
         prompts: str | list[str] | None = None,
         fields: dict[str, str | list[str]] | None = None,
         split: str = "train",
@@ -188,7 +189,12 @@ class PromptData(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         model = self.trainer.lightning_module if self.trainer else None
-        self.lm = getattr(model, "lm", None) or BaseLM.load(self.base_lm)
+        own = getattr(model, "base_lm", None)
+        if isinstance(own, str) and self.base_lm not in (None, own):
+            raise UserError(
+                f"--data.init_args.base_lm: {self.base_lm} given, allowed: the model's, {own}"
+            )
+        self.lm = getattr(model, "lm", None) or BaseLM.load(base_lm_of(self, self.base_lm))
         if self.max_length > self.lm.max_length:
             raise UserError(
                 f"max_length: {self.max_length} given, allowed: up to {self.lm.max_length} for"

@@ -47,16 +47,23 @@ class RolloutData(PromptData):
     `max_steps` of the Trainer.
 
     Args:
-        base_lm, prompts, fields, split, limit, template, max_length, reward_sees_prompt: as for
-        `PromptData`.
-        n_texts: texts for each prompt in a batch, with which RLOO compares.
-        batch_size: texts a step and process, a multiple of n_texts.
-        seed: of the order of prompts.
+        base_lm: Hub id or folder of p_θ; the model's by default, and no other.
+        prompts: List of strings, or a file or data set (see `records.read_records`); null = no
+            prompt.
+        fields: Columns of the file that make a record's fields, see `records.read_records`.
+        split: Part of the data set to read, where it has several.
+        limit: Take the first records only, 1 or more; null = all.
+        template: Prompt made of a record's fields, as for `PromptData`; null = the field `prompt`.
+        n_texts: Texts for each prompt in a batch, with which RLOO compares, 1 or more.
+        batch_size: Texts in a step and process, a multiple of n_texts.
+        max_length: Longest text in tokens, prompt and end token included.
+        reward_sees_prompt: Give rewards the prompt and the text as one; false = the text alone.
+        seed: Seed of the order of prompts.
     """
 
     def __init__(
         self,
-        base_lm: str = "checkpoints/tiny/lm",
+        base_lm: str | None = None,
         prompts: str | list[str] | None = None,
         fields: dict[str, str | list[str]] | None = None,
         split: str = "train",

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dia_lightning.data.base import TokenData, TokenRows
+from dia_lightning.data.base import TokenData, TokenRows, base_lm_of
 from dia_lightning.data.prompts import has_blank, prompt_rows
 from dia_lightning.data.records import read_records
 from dia_lightning.data.shared import Together, wait_for_files
@@ -40,24 +40,25 @@ class ModelSamples(TokenData):
     last.
 
     Args:
-        base_lm: hub id or folder of p_θ.
-        n_texts: training rows; `n_val` more are held out.
-        max_length: longest row in tokens, prompt and end token included; a text that has not ended
-            by then is cut.
-        batch_size: rows a step and process.
-        prompts: file or data set that `records.read_records` reads, with the field `prompt`;
-            drawn at random for each row; nothing = no prompts.
-        temperature: of p_θ's next-token distribution; 1 = p_θ.
-        cache: folder of the caches, the same for all nodes of a run.
-        shard_size: rows a shard, which is also the batch in which they are drawn.
-        seed: of the samples, and of the order of batches.
+        base_lm: Hub id or folder of p_θ; the model's by default, and no other.
+        n_texts: Rows to train on, 1 or more.
+        n_val: Rows held out besides, 1 or more.
+        max_length: Longest row in tokens, prompt and end token included, 2 or more; longer texts
+            are cut.
+        batch_size: Rows in a step and process, 1 or more.
+        prompts: File or data set with the field `prompt`, of which one is drawn for each row; null
+            = no prompts.
+        temperature: Temperature of p_θ's next-token distribution, above 0; 1 = p_θ.
+        cache: Folder of the caches, the same for all nodes of a run.
+        shard_size: Rows in a shard, 1 or more: they are drawn as one batch and kept as one file.
+        seed: Seed of the samples and of the order of batches.
     """
 
     shuffled = 1
 
     def __init__(
         self,
-        base_lm: str = "checkpoints/tiny/lm",
+        base_lm: str | None = None,
         n_texts: int = 16384,
         n_val: int = 512,
         max_length: int = 40,
@@ -81,7 +82,7 @@ class ModelSamples(TokenData):
 
     @property
     def lm(self) -> BaseLM:
-        self._lm = self._lm or BaseLM.load(self.base_lm)
+        self._lm = self._lm or BaseLM.load(base_lm_of(self, self.base_lm))
         return self._lm
 
     @property
@@ -142,7 +143,7 @@ class ModelSamples(TokenData):
         self.lm.to(self.device)
         meter = Meter()
         meter.watch("base_lm", self.lm.multiplied())
-        for shard in track(shards, description=f"Sampling from {self.base_lm}", disable=not shown):
+        for shard in track(shards, description=f"Sampling from {self.lm.name}", disable=not shown):
             path = self.shard_path(folder, shard)
             before, begin = meter.read(), time.perf_counter()
             rows = self.draw(shard, self.device)
@@ -200,7 +201,7 @@ class ModelSamples(TokenData):
             UserError: if rows are longer than p_θ's, or the processes do not share the cache.
         """
         if self.max_length > self.lm.max_length:
-            allowed = f"allowed: up to {self.lm.max_length} for {self.base_lm}"
+            allowed = f"allowed: up to {self.lm.max_length} for {self.lm.name}"
             raise UserError(f"max_length: {self.max_length} given, {allowed}")
         folder = self.folder
         self._draw_missing(folder)

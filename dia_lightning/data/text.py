@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dia_lightning.data.base import TokenData, TokenRows
+from dia_lightning.data.base import TokenData, TokenRows, base_lm_of
 from dia_lightning.data.sources import file_rows, hub_rows
 from dia_lightning.errors import UserError
 from dia_lightning.files import find_path, is_text
@@ -88,19 +88,19 @@ class _Corpus(TokenData):
     """A corpus tokenized with a given tokenizer, or with one trained on it."""
 
     def __init__(
-        self, tokenizer: str, train_vocab_size: int, train_lowercase: bool, max_length: int,
+        self, tokenizer: str | None, train_vocab_size: int, train_lowercase: bool, max_length: int,
         batch_size: int, val_fraction: float, seed: int,
     ) -> None:  # fmt: skip
         super().__init__(max_length, batch_size, seed)
         if not 0 < val_fraction < 1:
             raise UserError(f"val_fraction: {val_fraction} given, allowed: 0 < fraction < 1")
-        self.tokenizer_path, self.train_vocab_size, self.val_fraction = (
-            tokenizer,
-            train_vocab_size,
-            val_fraction,
-        )
-        self.train_lowercase = train_lowercase
+        self._given, self.train_lowercase = tokenizer, train_lowercase
+        self.train_vocab_size, self.val_fraction = train_vocab_size, val_fraction
         self.tokenizer: Any = None
+
+    @property
+    def tokenizer_path(self) -> str:
+        return base_lm_of(self, self._given, "--data.init_args.tokenizer")
 
     def train_and_val_texts(self) -> tuple[list[str], list[str]]:
         raise NotImplementedError
@@ -147,17 +147,18 @@ class TextFiles(_Corpus):
     """Texts of a file: `.txt` (one a line), `.jsonl`, `.csv`, `.tsv`, `.json` or `.parquet`.
 
     Args:
-        path: the file with the training texts.
-        column: the field that holds the text, where the file has fields.
-        val_path: a file with held-out texts; without one, `val_fraction` of `path` is held out.
-        tokenizer: folder of a tokenizer in transformers' format, or hub id.
-        train_vocab_size: where that folder does not exist, train a byte-level BPE of this size
-            there; 0 = never.
-        train_lowercase: one that knows lower case only.
-        max_length: longest row in tokens, end token included; longer texts are cut.
-        batch_size: rows a step and process.
-        val_fraction: part held out where no `val_path` is given.
-        seed: of the split and the order of batches.
+        path: File with the training texts.
+        column: Field that holds the text, where the file has fields.
+        val_path: File with held-out texts; null = hold out `val_fraction` of `path`.
+        tokenizer: Folder or hub id of a tokenizer in transformers' format; by default that of the
+            model's base_lm.
+        train_vocab_size: Size of a byte-level BPE to train where the tokenizer's folder does not
+            exist; 0 = never.
+        train_lowercase: Train a tokenizer that knows lower case only.
+        max_length: Longest row in tokens, end token included, 2 or more; longer texts are cut.
+        batch_size: Rows in a step and process, 1 or more.
+        val_fraction: Share held out where no `val_path` is given, between 0 and 1.
+        seed: Seed of the split and of the order of batches.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class TextFiles(_Corpus):
         path: str,
         column: str = "text",
         val_path: str | None = None,
-        tokenizer: str = "checkpoints/tiny/lm",
+        tokenizer: str | None = None,
         train_vocab_size: int = 0,
         train_lowercase: bool = False,
         max_length: int = 64,
@@ -190,11 +191,19 @@ class HubText(_Corpus):
     downloaded whole.
 
     Args:
-        dataset: name on the hub, for example `Skylion007/openwebtext`. config: its configuration,
-            where it has several.
-        split: which part. column: the field that holds the text. n_texts: how many to take.
-        tokenizer: folder or hub id. train_vocab_size, train_lowercase, max_length, batch_size,
-        val_fraction, seed: as for `TextFiles`.
+        dataset: Name on the hub, for example `Skylion007/openwebtext`.
+        config: Configuration of the data set, where it has several.
+        split: Part of the data set to read.
+        column: Field that holds the text.
+        n_texts: Texts to take, 2 or more.
+        tokenizer: Folder or hub id of a tokenizer; by default that of the model's base_lm.
+        train_vocab_size: Size of a byte-level BPE to train where the tokenizer's folder does not
+            exist; 0 = never.
+        train_lowercase: Train a tokenizer that knows lower case only.
+        max_length: Longest row in tokens, end token included, 2 or more; longer texts are cut.
+        batch_size: Rows in a step and process, 1 or more.
+        val_fraction: Share of the texts held out, between 0 and 1.
+        seed: Seed of the split and of the order of batches.
     """
 
     def __init__(
@@ -204,7 +213,7 @@ class HubText(_Corpus):
         split: str = "train",
         column: str = "text",
         n_texts: int = 100_000,
-        tokenizer: str = "gpt2",
+        tokenizer: str | None = None,
         train_vocab_size: int = 0,
         train_lowercase: bool = False,
         max_length: int = 64,

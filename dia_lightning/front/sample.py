@@ -73,7 +73,8 @@ def sample(
         reward: r: a function from B texts, or from B texts and their `records`, to B numbers; a
             `Reward`; or a shipped one's name. Reads prompt and text; of messages the answer alone.
         prompts: beginnings of texts; messages `{"role": …, "content": …}`, or a list of such lists,
-            for the tokenizer's chat template; a `Path` is read as the command reads a file; None: from nothing.
+            for the tokenizer's chat template; a `Path` of a file as the command reads it; None:
+            from nothing.
         lam: λ ≥ 0, inverse temperature of the reward; 0 is p_θ itself.
         n: texts for each prompt.
         sampler: how texts are drawn, for example `dia.BestOfN(16)`; None: `Annealed()`.

@@ -175,6 +175,9 @@ class CachedReward(Reward):
     cache hides faults.
 
     `n_asked`: texts that it was asked for so far, known ones included.
+
+    Args:
+        reward: Reward to ask, once for each different text.
     """
 
     def __init__(self, reward: Reward) -> None:

@@ -37,13 +37,13 @@ class SequenceClassifier(Reward):
     Runs on the GPU that torch uses (a rank's own under Lightning), else on the CPU, in float32.
 
     Args:
-        model: hub id or local folder in transformers' format; safetensors only, no remote code.
-        label: its name, as the model spells it, or its index.
-        output: `log_prob` (nats), `prob` or `logit`.
-        batch_size: texts the network reads at a time.
-        max_length: tokens read of a text, special tokens included; the model's window by default.
-        sign: −1 where the label is bad, else 1.
-        name: label in outputs.
+        model: Hub id or local folder in transformers' format; safetensors only, no remote code.
+        label: Name of the label, as the model spells it, or its index.
+        output: `log_prob` (nats), `prob` (in [0, 1]) or `logit` (not bounded).
+        batch_size: Texts that the network reads at a time, 1 or more.
+        max_length: Tokens read of a text, special tokens included; the model's window by default.
+        sign: −1 = the label is bad, 1 = it is good.
+        name: Label in outputs.
 
     Raises:
         UserError: if the model cannot be loaded or has no trained head for classes, or an argument

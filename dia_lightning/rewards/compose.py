@@ -66,9 +66,9 @@ class WeightedSum(Composed):
     """Σ_k w_k r_k, with every part reported by its name.
 
     Args:
-        rewards: the parts, with different names.
-        weights: one for each; all 1 by default.
-        name: label in outputs.
+        rewards: Parts, with different names.
+        weights: Weights, one for each part; all 1 by default.
+        name: Label in outputs.
 
     Raises:
         UserError: if there is no part, two parts have one name, or the weights are not one finite
@@ -94,10 +94,11 @@ class ProductOfExperts(Composed):
     Source: Hinton, Neural Computation 2002.
 
     Args:
-        rewards: the parts, with different names and values in [0, 1].
-        weights: one for each; all 1 by default.
-        floor: what a smaller value counts as, so that the logarithm is finite.
-        name: label in outputs.
+        rewards: Parts, with different names and values in [0, 1].
+        weights: Weights, one for each part; all 1 by default.
+        floor: Smallest value that a part counts as, between 0 and 1, for a finite
+            logarithm.
+        name: Label in outputs.
 
     Raises:
         UserError: as `WeightedSum`, or if `floor` is not between 0 and 1.
@@ -131,9 +132,9 @@ class Hinge(Composed):
     for no more than it says.
 
     Args:
-        reward: r.
-        threshold: value from which r is good enough.
-        name: label in outputs.
+        reward: Reward r to cut off.
+        threshold: Value from which r is good enough.
+        name: Label in outputs.
 
     Raises:
         UserError: if `threshold` is not finite.

@@ -24,9 +24,9 @@ class Coverage(Reward):
     Japanese, Thai and so on) every letter is a word.
 
     Args:
-        source_field: field of the record that holds the source.
-        n: words in an n-gram.
-        name: label in outputs.
+        source_field: Field of the record that holds the source.
+        n: Words in an n-gram, 1 or more.
+        name: Label in outputs.
 
     Raises:
         UserError: if `n` is below 1.

@@ -37,13 +37,13 @@ class Entailment(Reward):
     over hypotheses), with P (entailment) alone as score and chunks for premises.
 
     Args:
-        model: hub id or local folder of a classifier of (premise, hypothesis) that has one label
-            for entailment.
-        source_field: field of the record with the source document.
-        max_premise: tokens of a chunk; three quarters of the model's window by default, the rest is
-            the hypothesis'.
-        batch_size: pairs the network reads at a time.
-        name: label in outputs.
+        model: Hub id or local folder of a classifier of (premise, hypothesis) with one label for
+            entailment.
+        source_field: Field of the record with the source document.
+        max_premise: Tokens in a chunk of the source; by default three quarters of the model's
+            window, the rest is the hypothesis'.
+        batch_size: Pairs that the network reads at a time, 1 or more.
+        name: Label in outputs.
 
     Raises:
         UserError: if the model cannot be loaded, none or several of its labels say entailment, or

@@ -62,10 +62,10 @@ class Formality(Reward):
     benchmarks/formality.py; docs/rewards.md says on what, and how it agrees with people.
 
     Args:
-        output: log_prob, log-probability that the text is formal, in nats; logit, not bounded;
-            prob, in [0, 1].
-        formal: False asks for the opposite, informal texts.
-        name: label in outputs.
+        output: `log_prob`: log-probability that the text is formal, in nats; `logit`: not bounded;
+            `prob`: in [0, 1].
+        formal: Reward formal texts; false = informal ones.
+        name: Label in outputs.
 
     Raises:
         UserError: if `output` is none of the three.

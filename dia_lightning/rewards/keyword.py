@@ -22,8 +22,8 @@ class Keyword(Reward):
     own: "ABC" is not in "ＡＢＣ".
 
     Args:
-        words: what to look for; a word may be a phrase, with any white space between its parts.
-        name: label in outputs.
+        words: Words to look for; one may be a phrase, with any white space between its parts.
+        name: Label in outputs.
 
     Raises:
         UserError: if `words` is empty or holds an empty word.
@@ -47,9 +47,9 @@ class Regex(Reward):
     """1 where `pattern` matches anywhere in the text, else 0.
 
     Args:
-        pattern: a regular expression in Python's syntax.
-        name: label in outputs.
-        ignore_case: match without regard to case.
+        pattern: Regular expression in Python's syntax.
+        name: Label in outputs.
+        ignore_case: Match without regard to case.
 
     Raises:
         UserError: if `pattern` is no regular expression.

@@ -19,8 +19,8 @@ class Length(Reward):
     on) every letter and punctuation mark counts.
 
     Args:
-        target: wanted number of words.
-        name: label in outputs.
+        target: Wanted number of words, 1 or more.
+        name: Label in outputs.
 
     Raises:
         UserError: if `target` is below 1.

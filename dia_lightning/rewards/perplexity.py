@@ -23,10 +23,10 @@ class Perplexity(Reward):
     read, the beginning counts.
 
     Args:
-        model: causal language model: hub id or folder. Not p_θ itself, whose log-probability the
-            target contains already.
-        device: where the model runs, such as cpu or cuda.
-        name: label in outputs.
+        model: Hub id or folder of a causal language model; not p_θ itself, which the target
+            contains already.
+        device: Where the model runs: cpu, cuda or cuda:N.
+        name: Label in outputs.
 
     Raises:
         UserError: if the model cannot be loaded, or there is no such device.

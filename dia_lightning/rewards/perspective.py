@@ -41,18 +41,17 @@ class Perspective(Reward):
     `url` may name another that speaks its protocol.
 
     Args:
-        attributes: the names of what to score; TOXICITY by default.
-        weights: w, one for each attribute; all 1 by default.
+        attributes: Names of the scores to ask for; TOXICITY by default.
+        weights: Weights w, one for each attribute; all 1 by default.
         language: ISO code of the texts' language.
-        sign: −1 where a high score is bad, else 1.
-        requests_per_second: the key's quota, 1 unless more was granted; it holds for each process.
-        timeout_s: how long to wait for an answer, in seconds.
-        retries: how often to ask again after a failure that may pass, see `http.JsonService`.
-        cache: an SQLite file, which several processes may share; null keeps nothing.
-        key_variable: the environment variable that holds the key. The key itself is read for each
-            request and kept nowhere.
-        url: where to ask; https, or http on this machine.
-        name: label in outputs.
+        sign: −1 = a high score is bad, 1 = it is good.
+        requests_per_second: Quota of the key, above 0, for each process.
+        timeout_s: Longest wait for an answer, in seconds, above 0.
+        retries: Further tries after a failure that may pass, 0 or more.
+        cache: SQLite file of the answers, which several processes may share; null = none.
+        key_variable: Environment variable that holds the key; the key itself is kept nowhere.
+        url: Address to ask: https, or http on this machine.
+        name: Label in outputs.
 
     Raises:
         UserError: for an argument that is not allowed, and for a missing key where there is no

@@ -16,7 +16,7 @@ class VaderSentiment(Reward):
     Source: Hutto and Gilbert, ICWSM 2014; package vaderSentiment.
 
     Args:
-        name: label in outputs.
+        name: Label in outputs.
     """
 
     def __init__(self, name: str = "sentiment") -> None:

@@ -19,8 +19,8 @@ class ChrFSimilarity(Reward):
     Source: Popović, WMT 2015; computed by sacrebleu with its default settings.
 
     Args:
-        source_field: field of the record that holds the source.
-        name: label in outputs.
+        source_field: Field of the record that holds the source.
+        name: Label in outputs.
     """
 
     conditional = True
@@ -48,9 +48,9 @@ class EmbeddingSimilarity(Reward):
     the last hidden states over a text's first 256 word pieces, lower-cased.
 
     Args:
-        source_field: field of the record that holds the source.
-        device: where the network runs, such as cpu or cuda.
-        name: label in outputs.
+        source_field: Field of the record that holds the source.
+        device: Where the network runs: cpu, cuda or cuda:N.
+        name: Label in outputs.
 
     Raises:
         UserError: if the package is not installed, or there is no such device.

@@ -185,9 +185,9 @@ class SlotConsistency(Reward):
     representation and no other.
 
     Args:
-        field: field of the record that holds the meaning representation, such as "name[The Vaults],
+        field: Field of the record with the meaning representation, such as "name[The Vaults],
             food[French]".
-        name: label in outputs.
+        name: Label in outputs.
     """
 
     conditional = True
@@ -218,8 +218,9 @@ class SlotErrorRate(SlotConsistency):
     bound.
 
     Args:
-        field: as there.
-        name: label in outputs.
+        field: Field of the record with the meaning representation, such as "name[The Vaults],
+            food[French]".
+        name: Label in outputs.
     """
 
     def __init__(self, field: str = "mr", name: str = "slot_error_rate") -> None:

@@ -28,8 +28,8 @@ class LocalToxicity(Reward):
     labelled comments; its weights come with the package.
 
     Args:
-        sign: −1 where toxic is bad, else 1.
-        name: label in outputs.
+        sign: −1 = toxic is bad, 1 = toxic is good.
+        name: Label in outputs.
 
     Raises:
         UserError: if the package is missing, or the installed scikit-learn does not read its

@@ -31,12 +31,13 @@ class Annealed(Sampler):
     Exact in the limit of many particles or moves (see `sampling.population.anneal`).
 
     Args:
-        moves: exact moves, in turn.
-        particles: size of the population per text. Texts that share a prompt share a population.
-        pool: texts of p_θ drawn for each particle; the best of them by weight begin. Drawing costs
-            less than moving, so many texts for few particles reach further in the same time.
-        ess: each rise of λ keeps this share of effective particles.
-        rounds: rounds of all moves at each temperature and at the end.
+        moves: Exact moves, taken in turn.
+        particles: Size of the population, 1 or more. Each text has one; texts of one prompt share
+            it.
+        pool: Texts of p_θ drawn for each particle, 1 or more; the best by weight begin. Drawing
+            costs less than moving.
+        ess: Share of effective particles that each rise of λ keeps, between 0 and 1.
+        rounds: Rounds of all moves at each temperature and at the end, 0 or more.
     """
 
     moves: list[Move] = field(default_factory=lambda: [Suffix(), DenoiseAccept()])

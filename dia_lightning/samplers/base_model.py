@@ -16,12 +16,13 @@ class BaseModel(Sampler):
     """Draws from p_θ; with the defaults from exactly p_θ.
 
     Args:
-        temperature: of the next-token distribution, above 0.
-        top_k: keep the k likeliest tokens, 0 = all.
-        top_p: keep the likeliest tokens that together have this probability, 1 = all.
-        policy: folder of a fine-tuned p_θ that is sampled in its stead; its texts are scored under
-            p_θ like those of every other method. It must have the same tokenizer.
-        label: name of the method in the outputs; of a policy its own, for example `ppo`.
+        temperature: Temperature of the next-token distribution, above 0; 1 = p_θ.
+        top_k: Keep the k likeliest tokens; 0 = all.
+        top_p: Keep the likeliest tokens that together have this probability, above 0 up to 1; 1 =
+            all.
+        policy: Folder of a fine-tuned p_θ to sample in its place. Its texts are scored under p_θ,
+            so it needs the same tokenizer.
+        label: Name of the method in the outputs; for a policy its own, for example `ppo`.
     """
 
     temperature: float = 1.0

@@ -30,9 +30,9 @@ class BestOfN(Sampler):
     """Keeps the best of n texts of p_θ for each one wanted (Stiennon et al., arXiv:2009.01325).
 
     Args:
-        n: samples for each text.
-        weighted: keep one drawn in proportion to exp(λ r) instead of the maximum: self-normalised
-            importance resampling, π in the limit of large n.
+        n: Samples of p_θ for each text, 1 or more.
+        weighted: Keep one drawn in proportion to exp(λ r) instead of the best: π in the limit of
+            large n.
     """
 
     n: int = 16

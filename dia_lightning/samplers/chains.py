@@ -31,11 +31,12 @@ class Chains(Sampler):
     """Moves the texts of another sampler towards π; exact in the limit of many rounds.
 
     Args:
-        start: where the chains begin: `BaseModel`, `Source` (rewrites), `Diffusion`, …
-        moves: exact moves, in turn.
-        rounds: of all moves.
-        temperatures: chains for each text at λ/K, 2λ/K, …, λ that swap their texts (parallel
-            tempering); 1 = a single chain at λ.
+        start: Sampler of the texts with which the chains begin: `BaseModel`, `Source` (rewrites),
+            `Diffusion`, …
+        moves: Exact moves, taken in turn.
+        rounds: Rounds of all moves, 0 or more.
+        temperatures: Chains for each text, at λ/K, 2λ/K, …, λ, which swap their texts (parallel
+            tempering); 1 = one chain at λ.
     """
 
     start: Sampler = field(default_factory=BaseModel)

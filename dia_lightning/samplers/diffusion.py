@@ -21,15 +21,15 @@ class Diffusion(Sampler):
     """Runs the guided reverse process from noise to text (science.md); approximate.
 
     Args:
-        solver: of the reverse process.
-        guidance: what leads it towards the reward.
-        steps: noise levels each text passes.
-        stagger: how far left positions run ahead of right ones; 0 = all together (see `staggered`).
-        strength: noise level u it starts from; below 1 it starts at the record's `source`, noised
-            so far.
-        temperature: of the denoiser's token distribution; 1 = as trained.
-        final: tokens are drawn (`sample`) or the likeliest (`argmax`) where a position becomes
-            clean.
+        solver: Solver of the reverse process.
+        guidance: Guidance towards the reward.
+        steps: Noise levels that each text passes, 1 or more.
+        stagger: Lead of left positions over right ones, in positions, 0 or more; 0 = all together
+            (see `staggered`).
+        strength: Noise level u to start from, above 0 up to 1; below 1 it starts at the record's
+            `source`, noised so far.
+        temperature: Temperature of the denoiser's token distribution, above 0; 1 = as trained.
+        final: Token where a position becomes clean: drawn (`sample`) or the likeliest (`argmax`).
     """
 
     solver: Solver = field(default_factory=PredictorCorrector)

@@ -45,12 +45,14 @@ class _GradientGuidance(Guidance):
     """A gradient added to the score (science.md, "Reverse process"); none where λ is 0.
 
     Args:
-        scale: factor on the gradient; 1 = the score of π. A critic's gradient at one point falls
-            far short of what exchanging a token changes (on the tiny kit some fifteen times), which
-            larger values make up for.
-        decay: guidance is scaled by (1 − u)^decay at noise level u; 0 = the same at all.
-        cap: longest guidance gradient per token (see `guidance.guided`).
-        window: noise levels u between which guidance acts, 0 = clean, 1 = noise.
+        scale: Factor on the gradient, above 0; 1 = the score of π. A critic's gradient falls short
+            of the effect of a token's exchange (some fifteen times on the tiny kit): larger values
+            make up for that.
+        decay: Exponent of the factor (1 − u)^decay on guidance at noise level u, 0 or more; 0 = the
+            same at all levels.
+        cap: Largest norm of the guidance gradient of a token, above 0 (see `guidance.guided`).
+        window: Noise levels u between which guidance acts, two numbers in [0, 1]; 0 = clean, 1 =
+            noise.
     """
 
     scale: float = 1.0
@@ -105,8 +107,8 @@ class RewardGradient(_GradientGuidance):
     For a reward with a method `soft` (see `guidance.true_gradient`).
 
     Args:
-        straight_through: the reward sees the likeliest tokens and its gradient goes to the
-            probabilities: for rewards that make nothing of a mixture of tokens.
+        straight_through: Show the reward the likeliest tokens and pass its gradient to the
+            probabilities: for rewards that cannot read a mixture of tokens.
     """
 
     straight_through: bool = False
@@ -138,9 +140,10 @@ class ClassifierFree(Guidance):
     more of the label and are less diverse. λ has no part in it.
 
     Args:
-        label: 1 to the denoiser's number of labels; null = the last, the class of the highest
-            reward.
-        scale: w; 0 = the labelled denoiser as it is, −1 = without the label.
+        label: Label to aim at, 1 to the denoiser's number of labels; null = the last, the class of
+            the highest reward.
+        scale: Guidance weight w, −1 or more; 0 = the labelled denoiser as it is, −1 = without the
+            label.
     """
 
     label: int | None = None

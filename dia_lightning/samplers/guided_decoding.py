@@ -65,8 +65,9 @@ class GuidedDecoding(Sampler):
     `prefix.critic_of_prefixes`).
 
     Args:
-        top_k: k, candidates for each token and critic evaluations too; 0 = the whole vocabulary.
-        final: the next token is drawn (`sample`) or the best one (`argmax`).
+        top_k: Candidates for each token, k, and as many critic evaluations; 0 = the whole
+            vocabulary.
+        final: Next token: drawn (`sample`) or the best (`argmax`).
     """
 
     top_k: int = 10

@@ -53,21 +53,21 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
     processes nor a restart changes a text.
 
     Args:
-        reward: the true reward r, any; in Python a plain function of texts too.
-        sampler: how texts are drawn.
-        base_lm: hub id, folder or `.gguf` file of p_θ, or `smollm2` (see `BaseLM.load`); in Python
-            a loaded model too, as `(model, tokenizer)` or a `BaseLM` (see `loaded.as_base_lm`).
-        denoiser: checkpoint (folder or `.ckpt`) of a denoiser for base_lm, where the sampler needs
-            one; null: the one beside base_lm in its kit.
-        critic: checkpoint of a critic trained on `reward`, where the sampler needs one; null:
-            likewise.
-        lam: λ, inverse temperature of the reward; 0 = p_θ itself. Samplers that do not aim at π
-            (`BaseModel`, `BestOfN` unweighted, classifier-free guidance) do not use it.
-        compare_base: sample p_θ for the same prompts too and report both.
-        shard_base_lm: each of several processes keeps a part of p_θ's blocks only and gathers a
-            block from all when it runs: for a p_θ too large for one GPU (see docs/scaling.md). Not
-            with networks that adapt those blocks.
-        seed: of all randomness.
+        reward: Reward r to aim at: a class, on the command line FILE.py:NAME, in Python a function
+            of texts too.
+        sampler: Method by which texts are drawn.
+        base_lm: Base model p_θ: hub id, folder, `.gguf` file or `smollm2`. The data uses it too.
+            In Python a loaded model too, as `(model, tokenizer)` or a `BaseLM`.
+        denoiser: Denoiser of base_lm (folder or `.ckpt`), where the sampler needs one; null = the
+            one beside base_lm in its kit.
+        critic: Critic trained on the reward (folder or `.ckpt`), where the sampler needs one; null
+            = the one beside base_lm.
+        lam: λ, inverse temperature of the reward, 0 or more; 0 = p_θ itself. `BaseModel`, `BestOfN`
+            unweighted and classifier-free guidance do not use it.
+        compare_base: Sample p_θ for the same prompts too and report both.
+        shard_base_lm: Keep a part of p_θ's blocks in each process, for a p_θ too large for one GPU
+            (see docs/scaling.md). Not with networks that adapt those blocks.
+        seed: Seed of all randomness, 0 to 4294967295.
 
     Attributes:
         keeps_faults: whether a batch in which NaN arises is put into a file in the trainer's

@@ -47,22 +47,20 @@ class DenoiseAccept(Move):
     """Redraws some positions with the denoiser, and accepts by the exact ratio.
 
     Args:
-        positions: what is redrawn.
-        rounds: reveal rounds, each one pass of the denoiser in both directions (but the first,
-            which they share).
-        levels: noise u of the redrawn positions in the denoiser's warped time; one is drawn a step.
-            1 = hidden.
-        tilt: trust κ in the critic's gradient, which makes proposals aware of the reward; 0 = off,
-            without a critic.
-        tilt_level: noise u at which the critic sees the redrawn positions, around the denoiser's
-            expectation of them; null: as they are noised for the move (useless at level 1).
-        expert: weight of p_θ's own next-token probabilities in the proposal; 0 = off. For denoisers
-            that know little: a good one has them already, and multiplied in once more they propose
-            the same text again.
-        adapt: steps of burn-in in which span length and level are adapted to an acceptance of 0.35,
-            for `Spans`, then frozen; 0 = off. `length` is then the longest span, and texts of those
-            steps are not yet distributed as the target: refine for longer, or in an annealed
-            population end before the last temperature.
+        positions: Positions that a step redraws.
+        rounds: Reveal rounds, 1 or more. Each costs one denoiser pass in either direction; the
+            first is shared.
+        levels: Noise levels u of the redrawn positions, each above 0 up to 1 in warped time; one is
+            drawn a step. 1 = hidden.
+        tilt: Trust κ in the critic's gradient, 0 or more, which makes proposals aware of the
+            reward; 0 = no critic.
+        tilt_level: Noise level u in [0, 1] at which the critic sees the redrawn positions, around
+            the denoiser's expectation; null = as they are noised for the move (useless at level 1).
+        expert: Weight of p_θ's next-token probabilities in the proposal, 0 or more; 0 = off. Helps
+            weak denoisers only.
+        adapt: Steps of burn-in, 0 or more, in which span length and level adapt to an acceptance of
+            0.35; then they are frozen. For `Spans`, whose `length` is then the longest. Texts of
+            those steps are not yet distributed as the target.
     """
 
     positions: Positions = field(default_factory=Spans)

@@ -38,16 +38,16 @@ class ParticleSteering(Sampler):
     weights.
 
     Args:
-        guidance: of the proposal, for which the weights correct.
+        guidance: Guidance of the proposal; the weights correct for it.
         potential: `difference`, `max`, `sum` (Feynman–Kac steering, arXiv:2501.06848) or `das`
-            (tempered, arXiv:2501.05803), see `sampling.particles`.
-        particles: size of the population per text.
-        every: steps between two weighings by the critic.
-        ess: resample below this share of effective particles; 0 = never.
+            (tempered, arXiv:2501.05803).
+        particles: Size of the population of each text, 1 or more.
+        every: Steps between two weighings by the critic, 1 or more.
+        ess: Resample below this share of effective particles, in [0, 1]; 0 = never.
         resampling: `systematic`, `stratified` or `multinomial`.
-        steps: noise levels each text passes.
-        stagger: how far left positions run ahead of right ones (see `staggered`).
-        temperature: of the denoiser's token distribution; 1 = as trained.
+        steps: Noise levels that each text passes, 1 or more.
+        stagger: Lead of left positions over right ones, in positions, 0 or more (see `staggered`).
+        temperature: Temperature of the denoiser's token distribution, above 0; 1 = as trained.
     """
 
     guidance: Guidance = field(default_factory=CriticGuidance)

@@ -32,7 +32,7 @@ class DDIM(Solver):
     """DDIM (Song et al., arXiv:2010.02502).
 
     Args:
-        eta: its noise, from 0 (the probability-flow ODE) to 1 (`Ancestral`).
+        eta: Share of fresh noise in a step, from 0 (the probability-flow ODE) to 1 (`Ancestral`).
     """
 
     eta: float = 0.0
@@ -57,11 +57,11 @@ class PredictorCorrector(Solver):
     """A posterior step to each level, then Langevin steps at it (Song et al., arXiv:2011.13456).
 
     Args:
-        eta: size η of the Langevin steps, relative to σ².
-        eta_decay: γ of the size η/(k + 1)^γ of the run's corrector step k, above ½ up to 1; 0 = η
-            at every step.
-        steps: how many at each level.
-        accept: accept or reject each for the whole text (MALA; `accept_mala` is reported), instead
+        eta: Size η of the Langevin steps relative to σ², in [0, 1]; above 0 where it decays.
+        eta_decay: Exponent γ of the size η/(k + 1)^γ of corrector step k, above ½ up to 1; 0 = η at
+            every step.
+        steps: Langevin steps at each noise level, 0 or more.
+        accept: Accept or reject each step for the whole text (MALA; reports `accept_mala`) instead
             of taking all (ULA).
     """
 
@@ -90,7 +90,8 @@ class DiaLiteral(Solver):
     """The original proposal's update exactly as printed; wrong by design, kept for the ablation.
 
     Args:
-        eta: size η of its steps. reading: what the printed α_t, σ_t mean.
+        eta: Size η of its steps, in [0, 1].
+        reading: Meaning of the printed α_t and σ_t: `marginal` or `per_step`.
     """
 
     eta: float = 0.1

@@ -162,9 +162,9 @@ class TwistedSMC(Sampler):
     is the log-value of π itself.
 
     Args:
-        particles: size of the population per text.
-        every: tokens between two weighings by the critic.
-        ess: resample below this share of effective particles; 0 = never.
+        particles: Size of the population of each text, 1 or more.
+        every: Tokens between two weighings by the critic, 1 or more.
+        ess: Resample below this share of effective particles, in [0, 1]; 0 = never.
         resampling: `systematic`, `stratified` or `multinomial`.
     """
 

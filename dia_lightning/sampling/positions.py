@@ -83,8 +83,8 @@ class Spans(Positions):
     positions are neighbours also across what is fixed between them.
 
     Args:
-        length: positions in a span. shuffle: reveal them in random order instead of from left to
-            right.
+        length: Positions in a span, 1 or more.
+        shuffle: Reveal them in random order instead of from left to right.
     """
 
     length: int = 4
@@ -138,7 +138,7 @@ class RandomTokens(Positions):
     fewer).
 
     Args:
-        count: positions.
+        count: Positions that a step redraws, anywhere in the text, 1 or more.
     """
 
     count: int = 4

@@ -202,6 +202,20 @@ def leaves(name: str, setting: Any) -> Iterator[tuple[str, Any]]:
         yield name, setting
 
 
+def spelled_out(value: Any) -> Any:
+    """`value` with class paths and options in place of parts, as they stand in defaults."""
+    if is_dataclass(value) and not isinstance(value, type):
+        given = {field.name: spelled_out(getattr(value, field.name)) for field in fields(value)}
+        path = f"{type(value).__module__.rpartition('.')[0]}.{type(value).__name__}"
+        path = path if class_of({"class_path": path}) is type(value) else _path_of(type(value))
+        return Namespace(class_path=path, init_args=Namespace(given))
+    if isinstance(value, list | tuple):
+        return type(value)(spelled_out(item) for item in value)
+    if isinstance(value, Namespace):
+        vars(value).update({name: spelled_out(item) for name, item in vars(value).items()})
+    return value
+
+
 def is_above(value: Any, error: OSError) -> bool:
     """Whether `value` is the path that `error` is about, or a folder above it."""
     if not isinstance(value, str) or not value or not isinstance(error.filename, str):

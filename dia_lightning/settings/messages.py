@@ -11,6 +11,7 @@ from itertools import pairwise
 
 from dia_lightning.errors import UserError
 from dia_lightning.settings.options import NEGATIVE
+from dia_lightning.settings.short import in_full, outside
 
 _KEY = re.compile(r'Parser key "([^"]+)"')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)'")
@@ -128,7 +129,7 @@ def explain(
         owner, _, old = _bare(name).partition(".")
         if owner == "model" and (now := _moved(old)):
             return f"{name}: {now}; {_MIGRATION}"
-        return f"{name}: unknown option{_near(name, options)}"
+        return f"{name}: unknown option{_near(name, [*options, *outside(arguments)])}"
     if found := _NO_VALUE.search(leaf):
         return _without_value(found[1], arguments)
     if found := _UNKNOWN.search(leaf):
@@ -141,7 +142,7 @@ def explain(
     return _value(texts, path, class_path, arguments)
 
 
-def _value(texts: Sequence[str], path: list[str], class_path: str, arguments: Sequence[str]) -> str:
+def _value(texts: list[str], path: list[str], class_path: str, arguments: Sequence[str]) -> str:
     """What is wrong with the value of an option."""
     leaf = texts[-1]
     if path[-1:] == ["init_args"]:  # the class itself, none of its options
@@ -256,6 +257,20 @@ def typed_option(path: list[str], arguments: Sequence[str]) -> tuple[str, str]:
     return f"{full} (in {', '.join(files)})" if files else full, ""
 
 
+def is_typed(option: str, arguments: Sequence[str], word: str = "") -> bool:
+    """Whether the command line gives `option` or a part of it, with `word` somewhere in it."""
+    return any(
+        f"{_bare(given.partition('=')[0])}.".startswith(f"{_bare(option)}.") and word in given
+        for given in _joined(arguments)
+    )
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Options with their values in one word each."""
+    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
+    return [a if "=" in a else f"{a}={b}" for a, b in pairs if a.startswith("--")]
+
+
 def _typed(full: str, arguments: Sequence[str]) -> tuple[str, str] | None:
     for i in reversed(range(len(arguments))):
         name, equals, value = arguments[i].partition("=")
@@ -297,7 +312,7 @@ def _required(path: list[str], names: str) -> str:
 def _near(name: str, known: Iterable[str], owner: str = "") -> str:
     known = sorted(set(known))
     if near := difflib.get_close_matches(name, known, 1, 0.6):
-        return f"; did you mean {near[0]}?"
+        return f"; did you mean {in_full(near[0])}"
     return (
         f"; allowed for {owner} are {', '.join(known)}"
         if owner and known

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import errno
 import inspect
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,18 +26,14 @@ from dia_lightning.diffusion.checkpoint import load_checkpoint
 from dia_lightning.distributed import one_fit, one_for_all, refuse_lone
 from dia_lightning.errors import INTERRUPTS, UserError, root_user_error
 from dia_lightning.files import placed
-from dia_lightning.settings.building import BuildingCLI, is_above, leaves
+from dia_lightning.settings.building import BuildingCLI, is_above, leaves, spelled_out
 from dia_lightning.settings.messages import TRUSTED, explain, refuse_lost, typed_option
+from dia_lightning.settings.once import TRAINER_DEFAULTS, share_base_lm, share_folder
 from dia_lightning.settings.options import NEGATIVE
 from dia_lightning.settings.places import class_of
-from dia_lightning.terminal import ignore_warnings
+from dia_lightning.settings.quiet import quiet
+from dia_lightning.settings.short import as_typed, expand
 
-# What no user can act on: advertising, and what is absent.
-_CHATTER = re.compile(
-    r"Tip:|Seed set to|TPU available|GPU available: False|Automatic Mixed Precision|Detected"
-    r" KeyboardInterrupt|"
-    r"val_check_interval=1\)"
-)
 # A disk or a quota that is full, or a limit on a file's size.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_TEXT = "a text that has ${ in it belongs into a file, as in --data.prompts FILE"
@@ -82,6 +77,9 @@ class _Parser(LightningArgumentParser):
             raise mistake
         raise _ParsingError(message, ex, self) from ex
 
+    def dump(self, cfg: Namespace, *args: Any, **kwargs: Any) -> str:
+        return str(super().dump(spelled_out(cfg), *args, **kwargs))
+
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         """`{here}` in a file is the file's own folder."""
         found: Namespace = placed(
@@ -108,6 +106,19 @@ class DiaCLI(BuildingCLI):
         )
         return parser
 
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.add_argument(
+            "--out",
+            type=str | None,  # type: ignore[arg-type]
+            help=f"Folder of all that the run writes; runs/{subcommand} by default.",
+        )
+        defaults = TRAINER_DEFAULTS.get(subcommand, {})
+        parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
+        return parser
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Of an option that is an int or a float, try the int first.
 
@@ -129,7 +140,7 @@ class DiaCLI(BuildingCLI):
 
     def before_instantiate_classes(self) -> None:
         """Find what would fail only after minutes of loading or sampling."""
-        config = self.config[self.subcommand]
+        config = spelled_out(self.config[self.subcommand])
         steps, loader, example = _NEEDS[str(self.subcommand)]
         for option, base, names in (
             ("model", L.LightningModule, steps),
@@ -143,6 +154,8 @@ class DiaCLI(BuildingCLI):
                     f"--{option}: {cls.__name__} given, {self.subcommand} needs a class with"
                     f" {' or '.join(names)}; see for example --config {example}"
                 )
+        share_base_lm(config, self._arguments)
+        share_folder(config, str(self.subcommand), self._arguments)
         _check_checkpoint(str(config.get("ckpt_path") or "best"))
         if config.get("weights_only") is False:
             raise UserError(
@@ -205,11 +218,14 @@ class DiaCLI(BuildingCLI):
             raise UserError(f"--trainer: {error}") from error
         except OSError as error:
             options = leaves("", self.config[self.subcommand])
-            above = [(len(str(value)), name) for name, value in options if is_above(value, error)]
+            above = [
+                (len(str(value)), name == "--out", name)
+                for name, value in options
+                if is_above(value, error)
+            ]
             if not above and error.errno not in _FULL:
                 raise
-            named = max(above)[1] if above else "--trainer.default_root_dir"
-            option = typed_option(named.removeprefix("--").split("."), self._arguments)[0]
+            option = max(above)[2] if above else "--out"
             kept = "; what is finished is kept" if error.errno in _FULL else ""
             raise UserError(
                 f"{option}: {error.filename or 'cannot write'}: {error.strerror}{kept}"
@@ -269,18 +285,6 @@ def _refuse_escape(option: str, value: Any) -> None:
         raise UserError(f"{option}: \\${{ given, which cannot be read; {_NO_TEXT}")
 
 
-def _quiet() -> None:
-    """Keep what a user can act on."""
-    ignore_warnings()
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric"):
-        for handler in logging.getLogger(name).handlers:
-            handler.addFilter(_is_worth_reading)
-
-
-def _is_worth_reading(record: logging.LogRecord) -> bool:
-    return _CHATTER.search(record.getMessage()) is None
-
-
 def run(arguments: list[str], options_only: bool = False, allow: Sequence[str] = ()) -> None:
     """Parse and run, or parse only; raises instead of exiting.
 
@@ -312,8 +316,8 @@ def options_of(arguments: list[str], allow: Sequence[str] = ()) -> Namespace:
 
 
 def _called(cli: type[DiaCLI], arguments: list[str], allow: Sequence[str]) -> DiaCLI:
-    refuse_lost(arguments)
-    _quiet()
+    given, arguments = arguments, expand(arguments)
+    quiet()
     _allow_only([*TRUSTED, *allow])
     # `${}` is resolved after the command line, and from the top of the file although the settings
     # stand under the command.
@@ -323,11 +327,11 @@ def _called(cli: type[DiaCLI], arguments: list[str], allow: Sequence[str]) -> Di
     called = [name for name in arguments if name in _NEEDS][:1] or [*_NEEDS]
     commands = {name: cli.subcommands()[name] for name in called}
     one = type(cli.__name__, (cli,), {"subcommands": staticmethod(lambda: commands)})
-    for i, argument in enumerate(arguments):
-        _refuse_escape(
-            argument.partition("=")[0] if argument.startswith("--") else arguments[i - 1], argument
-        )
     try:
+        refuse_lost(arguments)
+        for before, argument in zip(["", *arguments], arguments, strict=False):
+            option = argument.partition("=")[0] if argument.startswith("--") else before
+            _refuse_escape(option, argument)
         return one(
             L.LightningModule,
             L.LightningDataModule,
@@ -335,23 +339,24 @@ def _called(cli: type[DiaCLI], arguments: list[str], allow: Sequence[str]) -> Di
             subclass_mode_data=True,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"default_root_dir": "runs"},
             parser_kwargs={"prog": "lightning", **mode, **dict.fromkeys(commands, mode)},
             args=arguments,
         )
     except _ParsingError as failed:
-        raise UserError(
-            explain(str(failed), failed.error, arguments, _option_names(failed.parser, arguments))
-        ) from failed
+        known = _option_names(failed.parser, arguments)
+        message = explain(str(failed), failed.error, arguments, known)
+        raise UserError(as_typed(message, given)) from failed
+    except UserError as error:
+        error.args = (as_typed(str(error), given),)
+        raise
     except OmegaConfBaseException as error:
         path = re.sub(r"\[\d+\]", "", str(error.full_key or "")).split(".")[1:]
         option = typed_option(path, arguments)[0] if path else "--config"
         reason = re.sub(
             r"(?<=key .)\.+| \(resolved to .*", "", str(error.msg or error).splitlines()[0]
         )
-        raise UserError(
-            f"{option}: {reason}; ${{…}} stands for another setting, {_NO_TEXT}"
-        ) from error
+        message = f"{option}: {reason}; ${{…}} stands for another setting, {_NO_TEXT}"
+        raise UserError(as_typed(message, given)) from error
 
 
 def _allow_only(modules: list[str]) -> None:

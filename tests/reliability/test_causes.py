@@ -121,7 +121,7 @@ def test_what_a_nested_constructor_raises(mine: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", ["--trainer.callbacks.folder", "--model.lam", "--data.n_texts", "--model.base_lm"]
+    "option", ["--trainer.callbacks.n_shown", "--model.lam", "--data.n_texts", "--model.base_lm"]
 )
 def test_null_where_it_is_no_value(mine: Run, option: str) -> None:
     assert_refused(mine(option, "null"), f"{option}: null given, allowed: ")
