@@ -100,9 +100,7 @@ class _Loader(DataLoader[Any]):
         pass
 
 
-def base_lm_of(
-    data: L.LightningDataModule, given: str | None, option: str = "--data.init_args.base_lm"
-) -> str:
+def base_lm_of(data: L.LightningDataModule, given: str | None, option: str = "base_lm") -> str:
     """`given`, or the base_lm of the model that is trained or samples.
 
     Raises:

@@ -191,9 +191,7 @@ class PromptData(L.LightningDataModule):
         model = self.trainer.lightning_module if self.trainer else None
         own = getattr(model, "base_lm", None)
         if isinstance(own, str) and self.base_lm not in (None, own):
-            raise UserError(
-                f"--data.init_args.base_lm: {self.base_lm} given, allowed: the model's, {own}"
-            )
+            raise UserError(f"base_lm: {self.base_lm} given, allowed: the model's, {own}")
         self.lm = getattr(model, "lm", None) or BaseLM.load(base_lm_of(self, self.base_lm))
         if self.max_length > self.lm.max_length:
             raise UserError(

@@ -100,7 +100,7 @@ class _Corpus(TokenData):
 
     @property
     def tokenizer_path(self) -> str:
-        return base_lm_of(self, self._given, "--data.init_args.tokenizer")
+        return base_lm_of(self, self._given, "tokenizer")
 
     def train_and_val_texts(self) -> tuple[list[str], list[str]]:
         raise NotImplementedError
