@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.theory import fill, table
+from dia_lightning.data import Reading
 from dia_lightning.data.prompts import PromptData
 from dia_lightning.data.samples import ModelSamples
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
@@ -69,7 +70,9 @@ def questions() -> Prompts:
     """The questions of the comparison, in one batch."""
     work = PromptData(
         "smollm2", str(KIT / "prompts.txt"),
-        template="user\n{prompt}<|im_end|>\n<|im_start|>assistant\n", limit=CHAINS, n_texts=1,
+        reading=Reading(
+            template="user\n{prompt}<|im_end|>\n<|im_start|>assistant\n", limit=CHAINS
+        ), n_texts=1,
         batch_size=CHAINS, max_length=48, reward_sees_prompt=False,
     )  # fmt: skip
     work.setup("predict")

@@ -79,7 +79,7 @@ _SAMPLER_OPTIONS = """
   --seed N                      of all randomness
   --model.denoiser PATH         denoiser of the base model: folder or .ckpt
   --model.critic PATH           critic, trained on the reward: folder or .ckpt
-  --data.template TEXT          makes the prompt of a record's fields: "{source} TL;DR:"
+  --data.reading.template TEXT  makes the prompt of a record's fields: "{source} TL;DR:"
   --data.batch_size N           texts sampled together
   --data.max_length N           tokens, prompt and end included"""
 

@@ -117,7 +117,12 @@ def test_every_option_that_help_names_exists(command: str, model: type, data: ty
     }
     given = re.findall(r"^  --([\w.]+) ", cli.command_help(command), re.MULTILINE)
     long = [SHORT.get(name, name) for name in given if command == "predict" or name != "seed"]
-    named = [name.rsplit(".", 1) for name in long if "." in name]
+    named = [
+        (owner, name.removeprefix(f"{owner}.").partition(".")[0])
+        for name in long
+        for owner in [next((o for o in owners if name.startswith(f"{o}.")), "")]
+        if owner
+    ]
     assert len(named) >= 7
     for owner, option in named:
         assert option in inspect.signature(owners[owner]).parameters, f"--{owner}.{option}"
@@ -414,7 +419,7 @@ def test_folders_that_cannot_be_written(lightning: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert_one_line(
         lightning("predict", *SMALL, "--trainer.callbacks.folder=file/out"),
-        "--trainer.callbacks.init_args.folder",
+        "--trainer.callbacks.folder",
         "file/out",
     )
     assert_one_line(
@@ -491,7 +496,7 @@ def test_a_hub_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             *SMALL,
             "--model.base_lm=gpt2",
         )
-        assert time.monotonic() - start < 30
+        assert time.monotonic() - start < 90
     assert_one_line(
         (done.returncode, done.stdout, done.stderr),
         "--model.base_lm: ",

@@ -261,7 +261,7 @@ def test_a_source_is_rewritten_and_blanks_are_filled(workshop: Path) -> None:
     blanks = f"{words[0]} [blank:3] {words[-1]}"
     Path("blanks.jsonl").write_text(json.dumps({"prompt": blanks}) + "\n", encoding="utf-8")
     base = ["predict", *GUIDED, *PARTS, "--model.compare_base=false"]
-    source = ["--data.prompts=source.jsonl", "--data.template=", "--data.n_texts=3"]
+    source = ["--data.prompts=source.jsonl", "--data.reading.template=", "--data.n_texts=3"]
     still = ["--model.sampler=Source"]
     run(*base, *source, *still, "--trainer.callbacks.folder=runs/still")
     assert [row["text"] for row in predictions("runs/still")] == [text] * 3

@@ -58,12 +58,8 @@ PARTS: dict[str, tuple[Callable[[], object], str, list[str], str]] = {
         lambda: BaseLM.load("./nope"), "base_lm: no such folder: ./nope",
         ["predict", "--model.base_lm=./nope"], "--model.base_lm",
     ),
-    "base_lm of the data": (
-        lambda: ModelSamples("./nope").setup("fit"), "base_lm: no such folder: ./nope",
-        [*FIT, "--data.base_lm=./nope"], "--data.base_lm",
-    ),
     "prompts": (
-        lambda: PromptData(prompts="nope.txt").setup("predict"),
+        lambda: PromptData(LM, prompts="nope.txt").setup("predict"),
         "prompts: no such file or folder: nope.txt",
         ["predict", "--data.prompts", "nope.txt"], "--data.prompts",
     ),

@@ -170,7 +170,9 @@ def test_the_data_takes_the_models(lm_folder: Path) -> None:
 def test_in_python_too(lm_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the food\nthe pub\n", encoding="utf-8")
     for data in (PromptData(), ModelSamples(), TextFiles(str(tmp_path / "a.txt"))):
-        with pytest.raises(UserError, match=r"^--data\.\S+: none given, and the model has no"):
+        with pytest.raises(
+            UserError, match=r"^(base_lm|tokenizer): none given, and the model has no"
+        ):
             data.setup("fit")
         name = "base_lm_name" if isinstance(data, TextFiles) else "base_lm"
         module = type("Module", (), {name: str(lm_folder)})()

@@ -93,4 +93,4 @@ def test_a_user_error_is_a_value_error_that_nothing_rewords(lightning: Run, tmp_
         "predict", "--config", "configs/dia_tiny.yaml", "--config", "escaped.yaml"
     )
     assert (code, err.count("given")) == (2, 1), err
-    assert err.startswith("error: --data.init_args.template (in "), err
+    assert err.startswith("error: --data.init_args.reading.template (in "), err

@@ -68,7 +68,7 @@ def test_what_is_no_short_name_stays() -> None:
         ("--sampler.partikles=3", ["--sampler.partikles: unknown", "did you mean particles?"]),
         ("--lam=-1", ["--lam: -1.0 given, allowed: 0 or more"]),
         ("--lam=x", ["--lam: x given, allowed: float"]),
-        ("--n=0", ["--n: 0 given, at least 1 allowed"]),
+        ("--n=0", ["--n: 0 given, allowed: 1 or more"]),
         ("--seed=-4", ["--seed: -4 given, allowed: 0 to 4294967295"]),
         ("--reward=Nope", ["--reward: Nope given"]),
         ("--prompts=nope.txt", ["--prompts: no such file"]),

@@ -8,7 +8,7 @@ import random
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import lightning as L
 import torch
@@ -120,6 +120,29 @@ class _Batches:
             yield self.data.batch(self.indices[place])
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How records are read from a file or a data set, and how they become prompts.
+
+    Args:
+        fields: Columns of the file that make a record's fields, see `records.read_records`.
+        split: Part of the data set to read, where it has several.
+        limit: Take the first records only, 1 or more; null = all.
+        template: Prompt made of a record's fields, for example `"{source:400} TL;DR:"` (its first
+            400 words); null = the field `prompt`; `""` = no prompt, the records serve rewards and
+            metrics alone.
+    """
+
+    fields: dict[str, str | list[str]] | None = None
+    split: str = "train"
+    limit: int | None = None
+    template: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"limit: {self.limit} given, allowed: 1 or more")
+
+
 class PromptData(L.LightningDataModule):
     """Work for `lightning predict`: `n_texts` texts for every prompt, or `n_texts` without a
     prompt.
@@ -134,12 +157,7 @@ class PromptData(L.LightningDataModule):
         prompts: List of strings, or a file or data set (see `records.read_records`); null = no
             prompt. A prompt begins the text. With blanks `[blank:N]` of N tokens it is the whole
             text.
-        fields: Columns of the file that make a record's fields, see `records.read_records`.
-        split: Part of the data set to read, where it has several.
-        limit: Take the first records only, 1 or more; null = all.
-        template: Prompt made of a record's fields, for example `"{source:400} TL;DR:"` (its first
-            400 words); null = the field `prompt`; `""` = no prompt, the records serve rewards and
-            metrics alone.
+        reading: How the file is read: its columns, and how they make a prompt.
         n_texts: Texts for each prompt, 1 or more.
         batch_size: Texts sampled together, 1 or more. With the seed it determines the texts; the
             number of processes does not.
@@ -155,10 +173,7 @@ class PromptData(L.LightningDataModule):
         self,
         base_lm: str | None = None,
         prompts: str | list[str] | None = None,
-        fields: dict[str, str | list[str]] | None = None,
-        split: str = "train",
-        limit: int | None = None,
-        template: str | None = None,
+        reading: Reading = Reading(),
         n_texts: int = 64,
         batch_size: int = 64,
         max_length: int = 40,
@@ -171,12 +186,11 @@ class PromptData(L.LightningDataModule):
             ("n_texts", n_texts),
             ("batch_size", batch_size),
             ("max_length", max_length),
-            ("limit", limit),
         ):
-            if value is not None and value < 1:
+            if value < 1:
                 raise UserError(f"{name}: {value} given, allowed: 1 or more")
         self.base_lm, self.prompts, self.n_texts = base_lm, prompts, n_texts
-        self.fields, self.split, self.limit, self.template = fields, split, limit, template
+        self.reading = reading
         self.batch_size, self.max_length, self.length = batch_size, max_length, length
         self.reward_sees_prompt, self.end_tokens = reward_sees_prompt, end_tokens
         # A process may have no batch: fewer may be left than there are processes.
@@ -233,17 +247,26 @@ class PromptData(L.LightningDataModule):
         if self.prompts is None:
             return [{"prompt": ""}]
         if isinstance(self.prompts, str):
-            needs = ("prompt",) if self.template is None else template_fields(self.template)
-            return read_records(self.prompts, self.fields, self.split, self.limit, needs=needs)
+            template = self.reading.template
+            needs = ("prompt",) if template is None else template_fields(template)
+            return read_records(
+                self.prompts,
+                self.reading.fields,
+                self.reading.split,
+                self.reading.limit,
+                needs=needs,
+            )
         if not self.prompts:
             raise UserError(
                 "prompts: an empty list given, allowed: one prompt or more, or null for none"
             )
-        return [{"prompt": prompt} for prompt in self.prompts[: self.limit]]
+        return [{"prompt": prompt} for prompt in self.prompts[: self.reading.limit]]
 
     def _prompt(self, record: Record) -> str:
         return (
-            str(record["prompt"]) if self.template is None else fill_template(self.template, record)
+            str(record["prompt"])
+            if self.reading.template is None
+            else fill_template(self.reading.template, record)
         )
 
     def _lengths(self, n: int) -> Sequence[int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dia_lightning.data.prompts import PromptData, has_blank, prompt_rows
+from dia_lightning.data.prompts import PromptData, Reading, has_blank, prompt_rows
 from dia_lightning.errors import UserError
 from dia_lightning.types import Prompts, Record
 
@@ -50,10 +50,7 @@ class RolloutData(PromptData):
         base_lm: Hub id or folder of p_θ; the model's by default, and no other.
         prompts: List of strings, or a file or data set (see `records.read_records`); null = no
             prompt.
-        fields: Columns of the file that make a record's fields, see `records.read_records`.
-        split: Part of the data set to read, where it has several.
-        limit: Take the first records only, 1 or more; null = all.
-        template: Prompt made of a record's fields, as for `PromptData`; null = the field `prompt`.
+        reading: How the file is read: its columns, and how they make a prompt.
         n_texts: Texts for each prompt in a batch, with which RLOO compares, 1 or more.
         batch_size: Texts in a step and process, a multiple of n_texts.
         max_length: Longest text in tokens, prompt and end token included.
@@ -65,10 +62,7 @@ class RolloutData(PromptData):
         self,
         base_lm: str | None = None,
         prompts: str | list[str] | None = None,
-        fields: dict[str, str | list[str]] | None = None,
-        split: str = "train",
-        limit: int | None = None,
-        template: str | None = None,
+        reading: Reading = Reading(),  # noqa: B008 (frozen)
         n_texts: int = 4,
         batch_size: int = 128,
         max_length: int = 40,
@@ -76,17 +70,7 @@ class RolloutData(PromptData):
         seed: int = 0,
     ) -> None:
         super().__init__(
-            base_lm,
-            prompts,
-            fields,
-            split,
-            limit,
-            template,
-            n_texts,
-            batch_size,
-            max_length,
-            None,
-            reward_sees_prompt,
+            base_lm, prompts, reading, n_texts, batch_size, max_length, None, reward_sees_prompt
         )
         if batch_size % self.n_texts:
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -186,15 +187,29 @@ class TextFiles(_Corpus):
         return list(dict.fromkeys(texts)), read_texts(self.val_path, self.column, "val_path")
 
 
-class HubText(_Corpus):
-    """The first `n_texts` texts of a `datasets` data set, streamed, so that a large corpus is not
-    downloaded whole.
+@dataclass(frozen=True)
+class HubSource:
+    """A corpus among the data sets of the hub.
 
     Args:
         dataset: Name on the hub, for example `Skylion007/openwebtext`.
         config: Configuration of the data set, where it has several.
         split: Part of the data set to read.
         column: Field that holds the text.
+    """
+
+    dataset: str
+    config: str | None = None
+    split: str = "train"
+    column: str = "text"
+
+
+class HubText(_Corpus):
+    """The first `n_texts` texts of a `datasets` data set, streamed, so that a large corpus is not
+    downloaded whole.
+
+    Args:
+        source: The data set, and where its texts are.
         n_texts: Texts to take, 2 or more.
         tokenizer: Folder or hub id of a tokenizer; by default that of the model's base_lm.
         train_vocab_size: Size of a byte-level BPE to train where the tokenizer's folder does not
@@ -208,10 +223,7 @@ class HubText(_Corpus):
 
     def __init__(
         self,
-        dataset: str,
-        config: str | None = None,
-        split: str = "train",
-        column: str = "text",
+        source: HubSource,
         n_texts: int = 100_000,
         tokenizer: str | None = None,
         train_vocab_size: int = 0,
@@ -226,22 +238,18 @@ class HubText(_Corpus):
         )
         if n_texts < 2:
             raise UserError(f"n_texts: {n_texts} given, allowed: 2 or more")
-        self.dataset, self.config, self.hub_split, self.column, self.n_texts = (
-            dataset,
-            config,
-            split,
-            column,
-            n_texts,
-        )
+        self.source, self.n_texts = source, n_texts
 
     def train_and_val_texts(self) -> tuple[list[str], list[str]]:
         return self.split(list(islice(self._stream(), self.n_texts)))
 
     def _stream(self) -> Iterator[str]:
-        argument = "dataset"
-        for where, row in hub_rows(self.dataset, self.config, self.hub_split, argument):
-            if self.column not in row:
-                fault = f"no column {self.column!r}, columns there: {', '.join(row)}"
-                raise UserError(f"{argument}: cannot stream {self.dataset!r} ({fault})")
-            if text := _text(row[self.column], self.column, where, argument):
+        argument, column = "dataset", self.source.column
+        for where, row in hub_rows(
+            self.source.dataset, self.source.config, self.source.split, argument
+        ):
+            if column not in row:
+                fault = f"no column {column!r}, columns there: {', '.join(row)}"
+                raise UserError(f"{argument}: cannot stream {self.source.dataset!r} ({fault})")
+            if text := _text(row[column], column, where, argument):
                 yield text

@@ -41,8 +41,8 @@ class Perspective(Reward):
     `url` may name another that speaks its protocol.
 
     Args:
-        attributes: Names of the scores to ask for; TOXICITY by default.
-        weights: Weights w, one for each attribute; all 1 by default.
+        attributes: Names of the scores to ask for, or their weights w by name; TOXICITY by
+            default, each with weight 1.
         language: ISO code of the texts' language.
         sign: −1 = a high score is bad, 1 = it is good.
         requests_per_second: Quota of the key, above 0, for each process.
@@ -59,13 +59,12 @@ class Perspective(Reward):
     """
 
     def __init__(
-        self, attributes: list[str] | None = None, weights: list[float] | None = None,
+        self, attributes: dict[str, float] | list[str] | None = None,
         language: str = "en", sign: float = -1.0, requests_per_second: float = 1.0,
         timeout_s: float = 20.0, retries: int = 5, cache: str | None = "runs/perspective.sqlite",
         key_variable: str = "PERSPECTIVE_API_KEY", url: str = _URL, name: str = "perspective",
     ) -> None:  # fmt: skip
         self.attributes = ["TOXICITY"] if attributes is None else attributes
-        self.weights = [1.0] * len(self.attributes) if weights is None else weights
         self.language, self.sign, self.name = language, sign, name
         self.requests_per_second, self.timeout_s, self.retries = (
             requests_per_second,
@@ -79,16 +78,19 @@ class Perspective(Reward):
         if cache is None or not os.path.isfile(os.path.expanduser(cache)):
             self._key()
 
+    def _weights(self) -> list[float]:
+        named = self.attributes
+        return list(named.values()) if isinstance(named, dict) else [1.0] * len(named)
+
     def _check(self) -> None:
-        names, weights = self.attributes, self.weights
+        names, weights = list(self.attributes), self._weights()
         require(
             bool(names) and all(names) and len(set(names)) == len(names),
             "attributes",
             names,
             "one or more, all different",
         )
-        fit = len(weights) == len(names) and all(map(math.isfinite, weights))
-        require(fit, "weights", weights, f"{len(names)} finite numbers, one an attribute")
+        require(all(map(math.isfinite, weights)), "attributes", weights, "finite weights")
         require_sign(self.sign)
         require(
             bool(re.fullmatch(r"[A-Za-z-]{2,20}", self.language)),
@@ -127,7 +129,7 @@ class Perspective(Reward):
 
     def _value(self, scores: dict[str, float]) -> float:
         return self.sign * sum(
-            w * scores[name] for name, w in zip(self.attributes, self.weights, strict=True)
+            w * scores[name] for name, w in zip(self.attributes, self._weights(), strict=True)
         )
 
     def _cache_key(self, text: str) -> str:

@@ -49,7 +49,8 @@ _NETWORK = {
     )
 } | {name: f"now --model.noising.{name}" for name in ("schedule", "normalise")}  # fmt: skip
 _START = {"init_from_lm": "now --model.init_from base_lm or random"}
-# Of each module where its options went.
+_READING = {name: f"now --data.reading.{name}" for name in ("fields", "split", "limit", "template")}
+# Of each class where its options went.
 _MOVED = {
     "GuidedSamplerModule": _SAMPLER,
     "DenoiserModule": _OPTIMIZER | _NETWORK | _START | {
@@ -58,6 +59,11 @@ _MOVED = {
     },
     "CriticModule": _OPTIMIZER | _NETWORK | _START,
     "LMModule": _OPTIMIZER,
+    "PromptData": _READING,
+    "RolloutData": _READING,
+    "HubText": {
+        name: f"now --data.source.{name}" for name in ("dataset", "config", "split", "column")
+    },
     "PPOModule": _OPTIMIZER | {
         name: f"now --model.updates.{name}"
         for name in ("epochs", "minibatches", "clip", "gradient_clip")
@@ -127,7 +133,7 @@ def explain(
         # Of --model.moves.size argparse says --moves.size.
         name = next((a for a in typed if a == name or a.endswith(f".{name.lstrip('-')}")), name)
         owner, _, old = _bare(name).partition(".")
-        if owner == "model" and (now := _moved(old)):
+        if owner in ("model", "data") and (now := _moved(old)):
             return f"{name}: {now}; {_MIGRATION}"
         return f"{name}: unknown option{_near(name, [*options, *outside(arguments)])}"
     if found := _NO_VALUE.search(leaf):

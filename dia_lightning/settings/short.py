@@ -21,7 +21,8 @@ _FIT = {**SHORT, "seed": "seed_everything"}
 _EVERYDAY = {
     name: f"{part}.{name}"
     for part, names in {
-        "data": ("n_texts", "batch_size", "max_length", "length", "template", "limit"),
+        "data": ("n_texts", "batch_size", "max_length", "length"),
+        "data.reading": ("template", "limit", "fields", "split"),
         "model": ("denoiser", "critic", "compare_base"),
     }.items()
     for name in names

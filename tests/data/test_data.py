@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dia_lightning.data import HubText, ModelSamples, PromptData, TextFiles
+from dia_lightning.data import HubSource, HubText, ModelSamples, PromptData, Reading, TextFiles
 from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.data.rollouts import RolloutData
 from dia_lightning.data.text import read_texts
@@ -164,13 +164,21 @@ def test_a_template_makes_prompts_of_records(lm_folder: Path, tmp_path: Path) ->
         '{"source": "food", "references": ["x", "y"]}\n{"source": "place", "references": ["z"]}\n'
     )
     data = PromptData(
-        str(lm_folder), str(tmp_path / "a.jsonl"), template="the {source}", n_texts=2, max_length=12
+        str(lm_folder),
+        str(tmp_path / "a.jsonl"),
+        reading=Reading(template="the {source}"),
+        n_texts=2,
+        max_length=12,
     )
     data.setup("predict")
     assert list(data.texts) == ["the food"] * 2 + ["the place"] * 2
     assert [r["references"] for r in data.records] == [["x", "y"]] * 2 + [["z"]] * 2
     none = PromptData(
-        str(lm_folder), str(tmp_path / "a.jsonl"), template="", limit=1, n_texts=1, max_length=12
+        str(lm_folder),
+        str(tmp_path / "a.jsonl"),
+        reading=Reading(template="", limit=1),
+        n_texts=1,
+        max_length=12,
     )
     none.setup("predict")
     assert list(none.texts) == [""]
@@ -263,8 +271,7 @@ def test_a_data_set_is_streamed_and_its_tokenizer_found(lm_folder: Path, tmp_pat
         "\n".join(json.dumps({"body": f"the food number {i} is good"}) for i in range(50))
     )
     data = HubText(
-        str(folder),
-        column="body",
+        HubSource(str(folder), column="body"),
         n_texts=20,
         tokenizer=str(lm_folder),
         max_length=16,
@@ -277,7 +284,7 @@ def test_a_data_set_is_streamed_and_its_tokenizer_found(lm_folder: Path, tmp_pat
     )
     assert sorted(texts) == sorted(f"the food number {i} is good" for i in range(20))
     with pytest.raises(UserError, match=r"^dataset: cannot stream .*\(.*text"):
-        HubText(str(folder), tokenizer=str(lm_folder)).setup("fit")
+        HubText(HubSource(str(folder)), tokenizer=str(lm_folder)).setup("fit")
 
 
 def test_a_tokenizer_is_looked_up_on_the_hub(
@@ -315,7 +322,7 @@ def test_impossible_data_options_are_named(lm_folder: Path) -> None:
         with pytest.raises(UserError, match=message):
             ModelSamples(str(lm_folder), **options).setup("fit")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"^n_texts: 0 given"):
-        HubText("x", n_texts=0)
+        HubText(HubSource("x"), n_texts=0)
 
 
 def test_a_batch_that_was_copied_has_the_very_records(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from dia_lightning.callbacks.batch_files import dumps
-from dia_lightning.data import HubText, PromptData, TextFiles
+from dia_lightning.data import HubSource, HubText, PromptData, TextFiles
 from dia_lightning.data.records import read_records
 from dia_lightning.data.text import read_texts
 from dia_lightning.errors import UserError
@@ -241,11 +241,11 @@ def test_a_text_that_is_none_is_no_training_text(lm_folder: Path, tmp_path: Path
         with pytest.raises(UserError, match=r"the field 'text' is no string but"):
             read_texts(file, "text")
         with pytest.raises(UserError, match=r"the field 'text' is no string but"):
-            HubText(str(folder), tokenizer=str(lm_folder)).setup("fit")
+            HubText(HubSource(str(folder)), tokenizer=str(lm_folder)).setup("fit")
     rows = [{"text": None}, *({"text": f"the food {i}"} for i in range(9))]
     file = written(folder, "train.jsonl", "\n".join(map(json.dumps, rows)))
     assert len(read_texts(file, "text")) == 9
-    data = HubText(str(folder), tokenizer=str(lm_folder), max_length=16)
+    data = HubText(HubSource(str(folder)), tokenizer=str(lm_folder), max_length=16)
     train, val = data.train_and_val_texts()
     assert sorted(train + val) == [f"the food {i}" for i in range(9)]
 

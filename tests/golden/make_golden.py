@@ -32,7 +32,7 @@ STEPS = [f"{SAMPLER}.steps=8"]
 SMALL = [f"{SAMPLER}.moves=[Suffix, DenoiseAccept]", f"{SAMPLER}.particles=4", f"{SAMPLER}.pool=3"]
 SMALL += ["--model.lam=8", f"{SAMPLER}.rounds=1"]
 STYLE = [
-    "--data.limit=3",
+    "--data.reading.limit=3",
     "--data.n_texts=1",
     "--data.batch_size=2",
     "--data.max_length=32",
@@ -46,7 +46,7 @@ REFINED = [f"{SAMPLER}=Chains", f"{SAMPLER}.moves=[DenoiseAccept]", f"{SAMPLER}.
 REFINED += [f"{START}=Diffusion", f"{START}.solver=Ancestral", f"{START}.steps=8"]
 REFINED += [f"{START}.guidance=CriticGuidance", f"{START}.guidance.scale=10"]
 TEXTS: dict[str, list[str]] = {
-    "annealed": ["configs/tasks/slots_tiny.yaml", *FEW, "--data.limit=2", NO_TASK, *SMALL],
+    "annealed": ["configs/tasks/slots_tiny.yaml", *FEW, "--data.reading.limit=2", NO_TASK, *SMALL],
     "chains": [
         "configs/dia_tiny.yaml", *FEW, f"{SAMPLER}=Chains", f"{SAMPLER}.temperatures=3",
         f"{SAMPLER}.rounds=2", MOVES,

@@ -179,15 +179,16 @@ def test_a_negative_exponent_is_a_value(lightning: Run, value: str) -> None:
 
 @pytest.mark.parametrize("value", ["-{prompt}", "-x", "--{prompt}"])
 def test_a_text_that_begins_with_a_dash(lightning: Run, value: str) -> None:
-    expected = (
-        f"--data.template: no value given; if {value} is its value, write --data.template={value}"
+    option = "--data.reading.template"
+    expected = f"{option}: no value given; if {value} is its value, write {option}={value}"
+    assert_refused(
+        lightning("predict", "--model.lam", "-1", "--data.reading.template", value), expected
     )
-    assert_refused(lightning("predict", "--model.lam", "-1", "--data.template", value), expected)
 
 
 @pytest.mark.parametrize("value", ["Pay ${amount} now", "Pay ${amount now", "Pay \\${amount} now"])
 def test_a_text_with_a_brace(lightning: Run, value: str) -> None:
-    for option in ("--data.prompts", "--data.template"):
+    for option in ("--data.prompts", "--data.reading.template"):
         assert_refused(lightning("predict", option, value), f"{option}: ", "belongs into a file")
 
 

@@ -179,9 +179,7 @@ def test_the_reward_is_the_signed_weighted_sum_of_the_scores(
     plain, _ = make(service, tmp_path)
     torch.testing.assert_close(plain(texts), -scores[:, 0], rtol=0, atol=1e-6)
     assert service.texts == ["One text.", "Another."]
-    weighted, _ = make(
-        service, tmp_path, attributes=["TOXICITY", "INSULT"], weights=[0.25, 2.0], sign=1
-    )
+    weighted, _ = make(service, tmp_path, attributes={"TOXICITY": 0.25, "INSULT": 2.0}, sign=1)
     torch.testing.assert_close(
         weighted(texts), 0.25 * scores[:, 0] + 2 * scores[:, 1], rtol=0, atol=1e-6
     )
@@ -549,7 +547,7 @@ def test_a_cache_that_cannot_be_used_is_named(
     "options",
     [
         {"attributes": []}, {"attributes": ["TOXICITY", "TOXICITY"]}, {"attributes": [""]},
-        {"weights": [1.0, 2.0]}, {"weights": [float("nan")]}, {"sign": 0.5}, {"language": ""},
+        {"attributes": {"TOXICITY": float("nan")}}, {"sign": 0.5}, {"language": ""},
         {"language": "e n"}, {"requests_per_second": 0}, {"requests_per_second": float("nan")},
         {"timeout_s": 0}, {"retries": -1}, {"key_variable": KEY}, {"key_variable": ""},
         {"url": "http://example.org/"}, {"url": f"https://example.org/?key={KEY}"},
