@@ -19,7 +19,7 @@ import os, sys
 from pathlib import Path
 import lightning as L
 from dia_lightning.data import ModelSamples, shared
-from dia_lightning.training import DenoiserModule
+from dia_lightning.training import DenoiserModule, Network
 from dia_lightning.errors import UserError
 from tests.data.test_shared_drawing import made
 
@@ -37,7 +37,7 @@ def noted(self, shard, device):
 ModelSamples.draw = noted
 
 def fit(cache):
-    model = DenoiserModule(lm, width=16, layers=1, heads=2, max_length=12, init_from_lm=False)
+    model = DenoiserModule(lm, Network(16, 1, 2, 12), init_from="random")
     trainer = L.Trainer(
         accelerator="cpu", devices=2, strategy="ddp", max_steps=1, logger=False,
         enable_checkpointing=False,
