@@ -6,7 +6,7 @@ KIT ?= tiny
 # A test has one thread, so a process a core; a process takes up to 2 GB.
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow coverage fuzz lint format typecheck ablations doctor clean theory tasks bench scaling gpt2 results results-smollm2
+.PHONY: help demo test test-slow coverage mutants fuzz lint format typecheck ablations doctor clean theory tasks bench scaling gpt2 results results-smollm2
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -28,6 +28,9 @@ test-slow: $(VENV)/.installed  ## the tests that take minutes
 
 coverage: $(VENV)/.installed  ## the test suite, and the lines that it does not run
 	$(BIN)/python -m pytest $(PARALLEL) --cov=dia_lightning --cov-report=term-missing:skip-covered
+
+mutants: $(VENV)/.installed  ## change the code of the samplers in one place at a time: does a test fail? ARGS="--sample 100" or a file
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 fuzz: $(VENV)/.installed  ## random options, files and texts, 100,000 cases
 	$(BIN)/python -m pytest $(PARALLEL) tests/reliability/test_fuzz.py --hypothesis-profile=fuzz

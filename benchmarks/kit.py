@@ -33,7 +33,7 @@ from dia_lightning.sampling.decode import draw_texts
 from dia_lightning.sampling.denoise_accept import Kernel, State, start, take
 from dia_lightning.sampling.diagnostics import chain_diagnostics
 from dia_lightning.target import TargetDensity
-from dia_lightning.types import Prompts, Reward, text_mask
+from dia_lightning.types import Batch, Reward, text_mask
 
 LENGTH, TEXTS = 40, 256
 MOVES: dict[str, list[Move]] = {
@@ -71,7 +71,7 @@ class Kit:
                 self.embedding,
                 100.0,
             )
-        work = Prompts(0, list(range(n)), [""] * n, *self.empty(n))
+        work = Batch(0, list(range(n)), [""] * n, *self.empty(n))
         with torch.autocast("cpu", torch.bfloat16):
             return draw_texts(
                 predict, work, self.embedding, self.denoiser.schedule, self.lm.end_id,

@@ -34,7 +34,7 @@ from dia_lightning.samplers.networks import (
 from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel
 from dia_lightning.sampling.positions import Spans
 from dia_lightning.target import TargetDensity
-from dia_lightning.types import Prompts
+from dia_lightning.types import Batch
 
 DOC, KIT = ROOT / "docs" / "results.md", ROOT / "checkpoints" / "smollm2"
 LENGTHS, LEVELS, LAM, TILT, CHAINS = (1, 2, 4, 8), (0.5, 1.0), 8.0, 10.0, 32
@@ -66,7 +66,7 @@ class Unigram:
         return self.at(z, t, torch.arange(z.shape[1]).expand(z.shape[:2]))
 
 
-def questions() -> Prompts:
+def questions() -> Batch:
     """The questions of the comparison, in one batch."""
     work = PromptData(
         "smollm2", str(KIT / "prompts.txt"),
@@ -90,7 +90,7 @@ def unigram_counts(lm: BaseLM) -> Tensor:
     return rows["tokens"][~rows["prompt_mask"]].bincount(minlength=lm.vocab_size)
 
 
-def spans(lm: BaseLM, network: DenoiserNetwork, value: LogValue, batch: Prompts) -> str:
+def spans(lm: BaseLM, network: DenoiserNetwork, value: LogValue, batch: Batch) -> str:
     """The table of acceptance rates: one step of each kernel from p_θ's own texts."""
     embedding, reward = (
         network.embedding,
@@ -126,7 +126,7 @@ def spans(lm: BaseLM, network: DenoiserNetwork, value: LogValue, batch: Prompts)
     return table(["span (tokens, one a round)", "level u", *columns], rows)
 
 
-def unguided(lm: BaseLM, batch: Prompts) -> str:
+def unguided(lm: BaseLM, batch: Batch) -> str:
     """Mean log p_θ per token of the denoiser's own texts beside p_θ's, and five of them."""
     diffusion = Diffusion(steps=STEPS, stagger=STAGGER)
     samplers: dict[str, Sampler] = {"p_θ": BaseModel(), "the denoiser": diffusion}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.guidance import Predict, Prediction
-from dia_lightning.sampling.langevin import Kernel, Polynomial, mala, ula
+from dia_lightning.sampling.langevin import LatentKernel, Polynomial, mala, ula
 from dia_lightning.sampling.solvers import SOLVERS
 from tests.oracles.gaussian_mixture import GaussianMixture, midpoints
 
@@ -76,7 +76,7 @@ def floor(law: GaussianMixture, n: int, seeds: int) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1))
 
 
-def kernels(eta: Any) -> dict[str, Kernel[Any, Any]]:
+def kernels(eta: Any) -> dict[str, LatentKernel[Any, Any]]:
     law = LANGEVIN_LAW
     return {"ULA": ula(law.score, eta), "MALA": mala(law.score, eta, law.log_density)}
 

@@ -39,7 +39,6 @@ TOOLS = {
     "kit": "put networks, settings and a model card into one folder to share",
     "preference": "let people judge pairs of texts: export them blinded, import the choices",
     "study": "run a grid of runs from one file, and report it; goes on where it was stopped",
-    "completion": "print a script by which your shell completes commands and options",
 }
 
 HELP = f"""usage: lightning COMMAND [--config FILE] [--OPTION VALUE ...]
@@ -210,7 +209,7 @@ def _end(message: str, code: int) -> NoReturn:
 
 def _end_interrupted(command: str) -> NoReturn:
     code = INTERRUPTS.exit_code
-    if command in ("preference", "kit", "completion"):
+    if command in ("preference", "kit"):
         _end("interrupted", code)
     if command == "study":
         _end("interrupted; finished cells are kept, the same command goes on from there", code)
@@ -254,25 +253,17 @@ def main() -> None:
     try:
         INTERRUPTS.watch()
         if arguments[:1] == ["preference"]:
-            from dia_lightning.lab.preference import command as preference
+            from dia_lightning.lab.preference.command import run_preference
 
-            preference.run(arguments[1:])
-            return
+            return run_preference(arguments[1:])
         if arguments[:1] == ["study"]:
-            from dia_lightning.lab.study import command
+            from dia_lightning.lab.study.command import run_study
 
-            command.run(arguments[1:])
-            return
+            return run_study(arguments[1:])
         if arguments[:1] == ["kit"]:
-            from dia_lightning.lab.kit import command as kit
+            from dia_lightning.lab.kit.command import run_kit
 
-            kit.run(arguments[1:])
-            return
-        if arguments[:1] == ["completion"]:
-            from dia_lightning import completion
-
-            completion.run(arguments[1:], {**COMMANDS, **TOOLS})
-            return
+            return run_kit(arguments[1:])
         rest, modules = split_allow(arguments)
         prepared = prepare_arguments(["--help" if a == "--help-all" else a for a in rest])
         with _no_collection():

@@ -45,6 +45,12 @@ def renamed(**names: str) -> Iterator[None]:
         raise
 
 
+def require(name: str, given: object, holds: bool, allowed: str) -> None:
+    """Raises the `UserError` of the argument `name` unless `holds`."""
+    if not holds:
+        raise UserError(f"{name}: {given!r:.100} given, allowed: {allowed}")
+
+
 def no_memory(error: BaseException) -> bool:
     """Python's own error, CUDA's, or what torch says on a CPU."""
     said = "can't allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError"

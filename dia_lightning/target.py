@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import call_reward
-from dia_lightning.types import Prompts, Reward, leading, text_mask
+from dia_lightning.types import Batch, Reward, leading, text_mask
 
 
 class Terms(NamedTuple):
@@ -47,7 +47,7 @@ class TargetDensity:
         lm: BaseLM,
         reward: Reward,
         lam: float,
-        batch: Prompts | None = None,
+        batch: Batch | None = None,
         with_base: bool = True,
     ) -> None:
         self.lm, self.reward, self.lam, self.batch, self.with_base = (
@@ -91,10 +91,10 @@ class TargetDensity:
         )
 
     def _reward(self, tokens: Tensor) -> Tensor:
-        batch = self.batch or Prompts(
+        batch = self.batch or Batch(
             0, list(range(len(tokens))), [""] * len(tokens), tokens, self._prompt_mask(tokens)
         )
-        reward = call_reward(self.reward, seen_texts(self.lm, tokens, batch), batch.records)
+        reward = call_reward(self.reward, reward_inputs(self.lm, tokens, batch), batch.records)
         for name in self.calls:
             self.calls[name] += len(tokens)
         return reward.to(tokens.device, torch.float64)
@@ -105,7 +105,7 @@ class TargetDensity:
         return log_base + self.lam * reward
 
 
-def own_texts(lm: BaseLM, tokens: Tensor, batch: Prompts) -> list[str]:
+def completions(lm: BaseLM, tokens: Tensor, batch: Batch) -> list[str]:
     """The texts of (B, T) tokens without their prompts; one with blanks in its middle is none
     without, and stays whole.
     """
@@ -119,19 +119,19 @@ def own_texts(lm: BaseLM, tokens: Tensor, batch: Prompts) -> list[str]:
     ]
 
 
-def whole_texts(lm: BaseLM, texts: Sequence[str], batch: Prompts) -> list[str]:
-    """Prompt and text of each, to the character; `texts` are those of `own_texts`."""
+def whole_texts(lm: BaseLM, texts: Sequence[str], batch: Batch) -> list[str]:
+    """Prompt and text of each, to the character; `texts` are those of `completions`."""
     given = zip(batch.prompts, texts, _has_blanks(lm, batch), strict=True)
     return [text if blanks else prompt + text for prompt, text, blanks in given]
 
 
-def seen_texts(lm: BaseLM, tokens: Tensor, batch: Prompts) -> list[str]:
+def reward_inputs(lm: BaseLM, tokens: Tensor, batch: Batch) -> list[str]:
     """The texts of (B, T) tokens as rewards read them (see `Prompts.whole`)."""
-    texts = own_texts(lm, tokens, batch)
+    texts = completions(lm, tokens, batch)
     return whole_texts(lm, texts, batch) if batch.whole else texts
 
 
-def _has_blanks(lm: BaseLM, batch: Prompts) -> list[bool]:
+def _has_blanks(lm: BaseLM, batch: Batch) -> list[bool]:
     """Of each row whether fixed words follow a free position."""
     fixed = batch.prompt_mask & ~leading(batch.prompt_mask) & (batch.tokens != lm.end_id)
     found: list[bool] = fixed.any(1).tolist()

@@ -70,7 +70,7 @@ Record = Mapping[str, Any]
 
 
 @dataclass
-class Prompts:
+class Batch:
     """One batch of work for a sampler.
 
     index: number of the batch in the whole run; with the seed it determines every random draw.

@@ -17,7 +17,7 @@ from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import Length
 from dia_lightning.sampling.suffix import SuffixRegeneration
 from dia_lightning.target import TargetDensity
-from dia_lightning.types import Prompts, fill_after_end, text_mask
+from dia_lightning.types import Batch, fill_after_end, text_mask
 
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -141,7 +141,7 @@ def test_it_is_read_and_written_or_refused(
     want = (log_p.gather(-1, drawn[..., None])[..., 0] * keep).sum(1)
     torch.testing.assert_close(lm.log_prob(drawn, mask), want, atol=1e-3, rtol=1e-4)
 
-    batch = Prompts(0, [0, 1, 2], ["a", "b", "c"], tokens, mask)
+    batch = Batch(0, [0, 1, 2], ["a", "b", "c"], tokens, mask)
     target = TargetDensity(lm, Length(3), 1.0, batch)
     kernel = SuffixRegeneration(target)
     state = kernel.init(drawn, mask, torch.ones(3))

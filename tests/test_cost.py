@@ -27,15 +27,15 @@ from dia_lightning.rewards import Keyword, VaderSentiment
 from dia_lightning.rewards.compose import WeightedSum
 from dia_lightning.samplers import BaseModel, BestOfN, Chains, Diffusion, GuidedSamplerModule
 from dia_lightning.training import CriticModule, DenoiserModule
-from dia_lightning.types import Cost, Prompts
+from dia_lightning.types import Batch, Cost
 from tests.oracles.in_parts import in_parts
 
 KIT = Path("checkpoints/tiny")
 
 
-def free(lm: BaseLM, n: int, length: int = 12) -> Prompts:
+def free(lm: BaseLM, n: int, length: int = 12) -> Batch:
     tokens = torch.full((n, length), lm.end_id)
-    return Prompts(0, list(range(n)), [""] * n, tokens, torch.zeros_like(tokens, dtype=torch.bool))
+    return Batch(0, list(range(n)), [""] * n, tokens, torch.zeros_like(tokens, dtype=torch.bool))
 
 
 def matrix_products(counter: FlopCounterMode) -> int:

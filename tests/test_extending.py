@@ -21,7 +21,7 @@ from dia_lightning.samplers import Models
 from dia_lightning.sampling.denoise_accept import start
 from dia_lightning.sampling.diagnostics import check_kernel
 from dia_lightning.target import TargetDensity
-from dia_lightning.types import Prompts, Reward
+from dia_lightning.types import Batch, Reward
 from tests.conftest import Run
 
 DOC = Path(cli.__file__).parents[1] / "docs/extending.md"
@@ -118,7 +118,7 @@ def test_the_move_leaves_exact_draws_of_the_sampler_as_they_are(
     n, lam = 1000, 2.0
     models = Models(lm, embedding, None, None, Even(), lam)
     tokens = torch.full((n, 10), lm.end_id)
-    batch = Prompts(0, list(range(n)), [""] * n, tokens, torch.zeros_like(tokens, dtype=torch.bool))
+    batch = Batch(0, list(range(n)), [""] * n, tokens, torch.zeros_like(tokens, dtype=torch.bool))
     generator = torch.Generator().manual_seed(0)
     drawn = rejection(best=0.0, tries=20).draw(models, batch, generator)
     assert not drawn.diagnostics["never_accepted"].any()

@@ -13,7 +13,7 @@ from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.errors import UserError
 from dia_lightning.lm import base_lm as lm_module
 from dia_lightning.lm.base_lm import BaseLM
-from dia_lightning.lm.decoding import Writing
+from dia_lightning.lm.decoding import Decoding
 from dia_lightning.meter import Meter
 from dia_lightning.numerics import draw_categorical
 from dia_lightning.types import fill_after_end, text_mask
@@ -247,7 +247,7 @@ def test_writing_reads_what_stands_there_after_rows_were_resampled_and_dropped(l
     ended and is dropped.
     """
     tokens = torch.full((4, 6), lm.end_id)
-    writing = Writing(lm, tokens, torch.zeros_like(tokens, dtype=torch.bool))
+    writing = Decoding(lm, tokens, torch.zeros_like(tokens, dtype=torch.bool))
     for written in ([1, 2, 3, 4], [5, 6, 7, 8]):
         writing.next_logits()
         writing.write(torch.tensor(written))
@@ -275,11 +275,11 @@ def test_prompts_read_in_one_pass_give_the_same_texts(
     mask = torch.arange(12) < torch.tensor([5, 3, 4, 3, 7, 12])[:, None]
     read = lm.generate(prompt, mask, torch.Generator().manual_seed(1))
     passes: list[int] = []
-    monkeypatch.setattr(Writing, "read_prompts", lambda self: passes.append(1) or 0)
+    monkeypatch.setattr(Decoding, "read_prompts", lambda self: passes.append(1) or 0)
     assert torch.equal(lm.generate(prompt, mask, torch.Generator().manual_seed(1)), read)
     assert passes
     monkeypatch.undo()
-    writing = Writing(lm, prompt, mask)
+    writing = Decoding(lm, prompt, mask)
     assert writing.read_prompts() == writing.place == 3
 
 

@@ -7,15 +7,15 @@ from torch import Tensor
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import Keyword
 from dia_lightning.target import TargetDensity, TargetError, check_target, terms_of
-from dia_lightning.types import Prompts
+from dia_lightning.types import Batch
 
 
-def batch(lm: BaseLM, prompt: str, n: int = 6) -> Prompts:
+def batch(lm: BaseLM, prompt: str, n: int = 6) -> Batch:
     ids = lm.tokenizer(prompt)["input_ids"]
     tokens = torch.full((n, 10), lm.end_id)
     mask = torch.zeros(n, 10, dtype=torch.bool)
     tokens[:, : len(ids)], mask[:, : len(ids)] = torch.tensor(ids), True
-    return Prompts(
+    return Batch(
         0,
         list(range(n)),
         [prompt] * n,

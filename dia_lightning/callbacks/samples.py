@@ -10,7 +10,7 @@ import torch
 from dia_lightning.guidance import unguided
 from dia_lightning.sampling.decode import draw_texts
 from dia_lightning.training.denoiser import DenoiserModule
-from dia_lightning.types import Prompts
+from dia_lightning.types import Batch
 
 
 class UnguidedSamples(L.Callback):
@@ -43,7 +43,7 @@ class UnguidedSamples(L.Callback):
         lm, device = pl_module.lm.to(pl_module.device), pl_module.device
         generator = torch.Generator(device).manual_seed(pl_module.seed)
         shape = (self.n_texts, pl_module.max_length)
-        work = Prompts(
+        work = Batch(
             0, list(range(self.n_texts)), [""] * self.n_texts,
             torch.full(shape, lm.end_id, device=device),
             torch.zeros(shape, dtype=torch.bool, device=device),

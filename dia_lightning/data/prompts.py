@@ -20,7 +20,7 @@ from dia_lightning.data.text import read_texts
 from dia_lightning.errors import UserError, renamed
 from dia_lightning.files import is_text
 from dia_lightning.lm.base_lm import BaseLM
-from dia_lightning.types import Prompts, Record
+from dia_lightning.types import Batch, Record
 
 _BLANK = re.compile(r"\[blank:(\d+)\]")
 
@@ -115,7 +115,7 @@ class _Batches:
     def __len__(self) -> int:
         return len(self.places)
 
-    def __iter__(self) -> Iterator[Prompts]:
+    def __iter__(self) -> Iterator[Batch]:
         for place in self.places:
             yield self.data.batch(self.indices[place])
 
@@ -294,7 +294,7 @@ class PromptData(L.LightningDataModule):
             )
         return random.Random(0).choices(fitting, k=n)
 
-    def batch(self, index: int) -> Prompts:
+    def batch(self, index: int) -> Batch:
         """Batch number `index` of the run."""
         ids = range(index * self.batch_size, min((index + 1) * self.batch_size, len(self.texts)))
         prompts = [self.texts[i] for i in ids]
@@ -302,7 +302,7 @@ class PromptData(L.LightningDataModule):
             [f"{self.texts[i]}[blank:{self.lengths[i]}]" for i in ids] if self.lengths else prompts
         )
         tokens, mask = prompt_rows(self.lm, shaped, self.max_length)
-        return Prompts(
+        return Batch(
             index,
             list(ids),
             prompts,
@@ -317,8 +317,8 @@ class PromptData(L.LightningDataModule):
         return self.records[text]
 
     def transfer_batch_to_device(
-        self, batch: Prompts, device: torch.device, dataloader_idx: int
-    ) -> Prompts:
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
         # A true precision of the trainer copies every record; texts that share one share a
         # population.
         records = [self.record_of(text) for text in batch.ids]

@@ -9,7 +9,7 @@ import torch
 
 from dia_lightning.data.prompts import PromptData, Reading, has_blank, prompt_rows
 from dia_lightning.errors import UserError
-from dia_lightning.types import Prompts, Record
+from dia_lightning.types import Batch, Record
 
 
 class _Rollouts:
@@ -20,7 +20,7 @@ class _Rollouts:
     def __init__(self, data: RolloutData) -> None:
         self.data = data
 
-    def __iter__(self) -> Iterator[Prompts]:
+    def __iter__(self) -> Iterator[Batch]:
         trainer = self.data.trainer
         k = trainer.fit_loop.total_batch_idx + 1 if trainer else 0
         world, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
@@ -89,7 +89,7 @@ class RolloutData(PromptData):
                 " fill them"
             )
 
-    def rollout(self, index: int) -> Prompts:
+    def rollout(self, index: int) -> Batch:
         """Batch `index` of all processes together."""
         n = self.batch_size // self.n_texts
         chosen = [
@@ -98,7 +98,7 @@ class RolloutData(PromptData):
         prompts = [self._prompts[i] for i in chosen]
         tokens, mask = prompt_rows(self.lm, prompts, self.max_length)
         ids = list(range(index * self.batch_size, (index + 1) * self.batch_size))
-        return Prompts(
+        return Batch(
             index,
             ids,
             prompts,

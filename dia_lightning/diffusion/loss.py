@@ -46,12 +46,13 @@ def draw_times(n_rows: int, length: int, schedule: Schedule, generator: torch.Ge
     kind = torch.rand(n_rows, generator=generator, device=device)
     share = torch.rand(n_rows, generator=generator, device=device)[:, None]
     place = torch.arange(length, device=device) / length
-    scatter = torch.rand(n_rows, length, generator=generator, device=device)
+    # A span takes three, also in shorter rows.
+    scatter = torch.rand(n_rows, max(3, length), generator=generator, device=device)
     past_all, past_prefix, past_scattered, past_span = (
         kind >= sum(_MIXTURE[:i]) for i in range(1, 5)
     )
     clean = torch.where(
-        past_scattered[:, None], _outside_span(share, place, scatter), scatter < share
+        past_scattered[:, None], _outside_span(share, place, scatter), scatter[:, :length] < share
     )
     clean = (
         torch.where(past_prefix[:, None], clean, place < share) & (past_all & ~past_span)[:, None]

@@ -35,7 +35,7 @@ def path_of(name: str, value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def number(name: str, value: Any) -> float:
+def numeric(name: str, value: Any) -> float:
     """`value` as a float; UserError where it is no real number."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise UserError(f"{name}: {value!r:.60} given, allowed: a number")

@@ -26,7 +26,7 @@ from dia_lightning.front.arguments import (
     check_kinds,
     device_of,
     is_chat,
-    number,
+    numeric,
     path_of,
     prompt_list,
     whole,
@@ -96,7 +96,7 @@ def sample(
         sizes["max_length"] = whole("max_length", max_length)
         module = GuidedSamplerModule(
             reward, sampler or Annealed(), base_lm,  # type: ignore[arg-type]
-            path_of("denoiser", denoiser), path_of("critic", critic), number("lam", lam),
+            path_of("denoiser", denoiser), path_of("critic", critic), numeric("lam", lam),
             compare_base, seed=whole("seed", seed, 0),
         )  # fmt: skip
         texts, sees = chat_prompts(listed, module.lm), not is_chat(listed)

@@ -39,7 +39,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def main() -> int:
+def diagnose() -> int:
     """Print the report; 1 if the script is not ours, or another package claims it too."""
     for package in (_OURS, *_SHOWN):
         print(f"{package:16} {_version(package)}")
@@ -59,4 +59,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(diagnose())

@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from dia_lightning.errors import UserError
 from dia_lightning.lm import contract
-from dia_lightning.lm.decoding import Writing
+from dia_lightning.lm.decoding import Decoding
 from dia_lightning.lm.files import folder_of, load_whole, positions_of
 from dia_lightning.lm.token_text import TokenText
 from dia_lightning.meter import weights_of
@@ -210,7 +210,7 @@ class BaseLM(TokenText):
         top_k: int,
         top_p: float,
     ) -> Tensor:
-        writing = Writing(self, tokens, prompt_mask)
+        writing = Decoding(self, tokens, prompt_mask)
         given = writing.read_prompts()
         # Every place has its random numbers, also where none are needed: how prompts are read
         # decides no text.

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from dia_lightning.types import fill_after_end, leading, must_go_on
 
 
-class Writing:
+class Decoding:
     """Rows that p_θ, a `BaseLM`, writes from left to right: what stands there so far, and the
     states of p_θ that have read it.
 

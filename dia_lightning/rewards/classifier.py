@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dia_lightning import progress
-from dia_lightning.errors import UserError
+from dia_lightning.errors import UserError, require
 from dia_lightning.lm.files import folder_of, load_whole, positions_of
 from dia_lightning.lm.token_text import readable
 from dia_lightning.rewards.base import RewardError
-from dia_lightning.rewards.options import require, require_sign
+from dia_lightning.rewards.options import require_sign
 from dia_lightning.types import Reward
 
 # One tokenised text or pair, special tokens included.
@@ -58,17 +58,17 @@ class SequenceClassifier(Reward):
         self.max_length, self.sign, self.name = max_length, sign, name
         require_sign(sign)
         require(
-            output in ("log_prob", "prob", "logit"), "output", output, "log_prob, prob or logit"
+            "output", output, output in ("log_prob", "prob", "logit"), "log_prob, prob or logit"
         )
-        require(batch_size > 0, "batch_size", batch_size, "1 or more")
+        require("batch_size", batch_size, batch_size > 0, "1 or more")
         self._network, self._tokenizer = load_classifier(model)
         self._index = _find_label(self._network.config, label)
         self._sigmoid = self._network.config.problem_type == "multi_label_classification"
         only_logit = self._network.config.num_labels == 1 and not self._sigmoid
         require(
-            output == "logit" or not only_logit,
             "output",
             output,
+            output == "logit" or not only_logit,
             f"logit, for {model} has one label: a score",
         )
         window, least = (
@@ -76,7 +76,7 @@ class SequenceClassifier(Reward):
             self._tokenizer.num_special_tokens_to_add() + 1,
         )
         fits = max_length is None or least <= max_length <= window
-        require(fits, "max_length", max_length, f"{least} to {window}, the window of {model}")
+        require("max_length", max_length, fits, f"{least} to {window}, the window of {model}")
         self._length = max_length or window
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -320,9 +320,9 @@ def _find_label(config: Any, label: int | str) -> int:
         return names.index(label)
     index = int(label) if isinstance(label, int) or label.isdecimal() else -1
     require(
-        0 <= index < len(names),
         "label",
         label,
+        0 <= index < len(names),
         f"{', '.join(names)}, or an index up to {len(names) - 1}",
     )
     return index

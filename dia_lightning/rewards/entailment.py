@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dia_lightning.errors import UserError
+from dia_lightning.errors import UserError, require
 from dia_lightning.lm.token_text import readable
 from dia_lightning.rewards.base import RewardError, field_of
 from dia_lightning.rewards.classifier import load_classifier, logits_of, tokenize, window_of
-from dia_lightning.rewards.options import require
 from dia_lightning.types import Record, Reward
 
 # Full stops, with closing quotes or brackets, before white space and anything but a small letter;
@@ -59,16 +58,16 @@ class Entailment(Reward):
     ) -> None:  # fmt: skip
         self.model, self.source_field, self.max_premise = model, source_field, max_premise
         self.batch_size, self.name = batch_size, name
-        require(batch_size > 0, "batch_size", batch_size, "1 or more")
+        require("batch_size", batch_size, batch_size > 0, "1 or more")
         self._network, self._tokenizer = load_classifier(model)
         self._index = _entailment_index(self._network.config, model)
         self._window = window_of(self._network, self._tokenizer)
         free = self._window - self._tokenizer.num_special_tokens_to_add(pair=True)
         fits = max_premise is None or 0 < max_premise < free
         require(
-            fits,
             "max_premise",
             max_premise,
+            fits,
             f"1 to {free - 1}; premise and hypothesis share {free} tokens of {model}",
         )
         self._most_premise = max_premise or min(free - 1, 3 * free // 4)

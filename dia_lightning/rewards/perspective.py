@@ -14,11 +14,11 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-from dia_lightning.errors import UserError
+from dia_lightning.errors import UserError, require
 from dia_lightning.rewards.base import RewardError
 from dia_lightning.rewards.cache import ScoreCache
 from dia_lightning.rewards.http import JsonService, Reply
-from dia_lightning.rewards.options import require, require_sign
+from dia_lightning.rewards.options import require_sign
 from dia_lightning.types import Reward
 
 _URL = "https://commentanalyzer.googleapis.com/v1alpha1/comments:analyze"
@@ -85,23 +85,23 @@ class Perspective(Reward):
     def _check(self) -> None:
         names, weights = list(self.attributes), self._weights()
         require(
-            bool(names) and all(names) and len(set(names)) == len(names),
             "attributes",
             names,
+            bool(names) and all(names) and len(set(names)) == len(names),
             "one or more, all different",
         )
-        require(all(map(math.isfinite, weights)), "attributes", weights, "finite weights")
+        require("attributes", weights, all(map(math.isfinite, weights)), "finite weights")
         require_sign(self.sign)
         require(
-            bool(re.fullmatch(r"[A-Za-z-]{2,20}", self.language)),
             "language",
             self.language,
+            bool(re.fullmatch(r"[A-Za-z-]{2,20}", self.language)),
             "a code such as en",
         )
         rate = self.requests_per_second
-        require(0 < rate < math.inf, "requests_per_second", rate, "a number above 0")
-        require(0 < self.timeout_s < math.inf, "timeout_s", self.timeout_s, "seconds above 0")
-        require(0 <= self.retries <= 100, "retries", self.retries, "0 to 100")
+        require("requests_per_second", rate, 0 < rate < math.inf, "a number above 0")
+        require("timeout_s", self.timeout_s, 0 < self.timeout_s < math.inf, "seconds above 0")
+        require("retries", self.retries, 0 <= self.retries <= 100, "0 to 100")
         if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.key_variable):
             # What was given may be a key.
             raise UserError(

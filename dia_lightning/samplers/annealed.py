@@ -8,20 +8,27 @@ from typing import ClassVar
 
 import torch
 
+from dia_lightning.errors import require
 from dia_lightning.samplers.base import (
     Drawn,
     Models,
     Sampler,
     draw_base,
     refuse_blanks,
-    require,
     require_counts,
-)  # fmt: skip
+)
 from dia_lightning.samplers.moves import DenoiseAccept, Move, Suffix, names_of, needs_of
-from dia_lightning.sampling.annealing import anneal, crowd_of, cycle, from_base, pick, thin
+from dia_lightning.sampling.annealing import (
+    anneal,
+    cycle,
+    from_base,
+    particles_of,
+    pick,
+    resample_down,
+)
 from dia_lightning.sampling.diagnostics import log_z_upper
 from dia_lightning.target import TargetDensity
-from dia_lightning.types import Prompts
+from dia_lightning.types import Batch
 
 
 @dataclass(frozen=True)
@@ -55,18 +62,18 @@ class Annealed(Sampler):
     def needs(self, lam: float) -> Set[str]:
         return needs_of(self.moves, lam) if self.rounds else frozenset()
 
-    def draw(self, models: Models, batch: Prompts, generator: torch.Generator) -> Drawn:
+    def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
         refuse_blanks(batch, self)
         moves = self.moves if self.rounds else []
-        crowd, n_groups, group = crowd_of(batch, self.particles * self.pool)
+        crowd, n_groups, group = particles_of(batch, self.particles * self.pool)
         target = self._target(models, crowd)
         drawn = draw_base(models.lm, crowd, generator).tokens
         state = from_base(target, drawn, crowd.prompt_mask)
         size = len(state.tokens) // n_groups // self.pool
         log_z_pool = state.lam.new_zeros(n_groups)
         if self.pool > 1:
-            state, log_z_pool = thin(state, n_groups, size, models.lam, generator)
-            target = self._target(models, crowd_of(batch, self.particles)[0])
+            state, log_z_pool = resample_down(state, n_groups, size, models.lam, generator)
+            target = self._target(models, particles_of(batch, self.particles)[0])
         kernels = [move.kernel(models, target) for move in moves]
         rounds = self.rounds if kernels else 0
         state, log_z, trace = anneal(target, kernels, state, n_groups, generator, self.ess, rounds)
@@ -80,6 +87,6 @@ class Annealed(Sampler):
         diagnostics |= {f"accept_{n}": r for n, r in zip(names_of(moves), rates, strict=True)}
         return Drawn(state.tokens[chosen], rates.mean(0) if len(rates) else None, diagnostics)
 
-    def _target(self, models: Models, crowd: Prompts) -> TargetDensity:
+    def _target(self, models: Models, crowd: Batch) -> TargetDensity:
         with_base = bool(self.rounds) and any(move.with_base for move in self.moves)
         return TargetDensity(models.lm, models.reward, models.lam, crowd, with_base)

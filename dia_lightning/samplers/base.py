@@ -13,10 +13,10 @@ from torch import Tensor
 
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.diffusion.embedding import TokenEmbedding
-from dia_lightning.errors import UserError
+from dia_lightning.errors import UserError, require
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.samplers.networks import RewardValue
-from dia_lightning.types import Prompts, Reward, must_go_on
+from dia_lightning.types import Batch, Reward, must_go_on
 
 
 class Models(NamedTuple):
@@ -79,14 +79,8 @@ class Sampler(Part, ABC):
         return self.name
 
     @abstractmethod
-    def draw(self, models: Models, batch: Prompts, generator: torch.Generator) -> Drawn:
+    def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
         """Texts for a batch of prompts, with all randomness from `generator`."""
-
-
-def require(name: str, value: object, ok: bool, allowed: str) -> None:
-    """Raises the UserError of a setting unless `ok`."""
-    if not ok:
-        raise UserError(f"{name}: {value} given, allowed: {allowed}")
 
 
 def require_counts(part: object, *names: str) -> None:
@@ -102,7 +96,7 @@ def require_reverse_process(part: Any) -> None:
     require("temperature", part.temperature, part.temperature > 0, "above 0")
 
 
-def refuse_blanks(batch: Prompts, sampler: Sampler) -> None:
+def refuse_blanks(batch: Batch, sampler: Sampler) -> None:
     """Raises a UserError where a text is not free to its end: p_θ writes from left to right."""
     if bool(must_go_on(batch.prompt_mask).any()):
         raise UserError(
@@ -112,7 +106,7 @@ def refuse_blanks(batch: Prompts, sampler: Sampler) -> None:
 
 
 def draw_base(
-    lm: BaseLM, batch: Prompts, generator: torch.Generator,
+    lm: BaseLM, batch: Batch, generator: torch.Generator,
     temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0,
 ) -> Drawn:  # fmt: skip
     """Samples of `lm`, by default of exactly its law, in its own precision whatever the

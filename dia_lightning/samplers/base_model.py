@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import torch
 
-from dia_lightning.samplers.base import Drawn, Models, Sampler, draw_base, require
-from dia_lightning.types import Prompts
+from dia_lightning.errors import require
+from dia_lightning.samplers.base import Drawn, Models, Sampler, draw_base
+from dia_lightning.types import Batch
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,6 @@ class BaseModel(Sampler):
     def method(self) -> str:
         return self.label
 
-    def draw(self, models: Models, batch: Prompts, generator: torch.Generator) -> Drawn:
+    def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
         lm = models.policy or models.lm
         return draw_base(lm, batch, generator, self.temperature, self.top_k, self.top_p)

@@ -21,8 +21,8 @@ from dia_lightning.samplers.base import (
 )  # fmt: skip
 from dia_lightning.sampling.annealing import rows_of
 from dia_lightning.sampling.resampling import effective_size, log_mean_exp
-from dia_lightning.target import seen_texts
-from dia_lightning.types import Prompts
+from dia_lightning.target import reward_inputs
+from dia_lightning.types import Batch
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class BestOfN(Sampler):
     def __post_init__(self) -> None:
         require_counts(self, "n")
 
-    def draw(self, models: Models, batch: Prompts, generator: torch.Generator) -> Drawn:
+    def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
         refuse_blanks(batch, self)
         n_texts = len(batch.ids)
         rows = torch.arange(n_texts, device=batch.tokens.device)
         candidates = rows_of(batch, rows.repeat_interleave(self.n))
         at_once = max(n_texts, rows_at_once(batch.tokens))
         tokens = self._candidates(models, candidates, at_once, generator)
-        seen = seen_texts(models.lm, tokens, candidates)
+        seen = reward_inputs(models.lm, tokens, candidates)
         reward = call_reward(models.reward, seen, candidates.records)
         reward = reward.to(tokens.device, torch.float64).view(n_texts, self.n)
         chosen, diagnostics = reward.argmax(1), {}
@@ -60,7 +60,7 @@ class BestOfN(Sampler):
         return Drawn(tokens[rows * self.n + chosen], None, diagnostics)
 
     def _candidates(
-        self, models: Models, batch: Prompts, at_once: int, generator: torch.Generator
+        self, models: Models, batch: Batch, at_once: int, generator: torch.Generator
     ) -> Tensor:
         """Samples of p_θ, `at_once` at a time, so that n does not decide how large the caches
         are.

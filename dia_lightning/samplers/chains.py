@@ -8,14 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from dia_lightning.samplers.base import (
-    Drawn,
-    Models,
-    Sampler,
-    refuse_blanks,
-    require,
-    require_counts,
-)
+from dia_lightning.errors import require
+from dia_lightning.samplers.base import Drawn, Models, Sampler, refuse_blanks, require_counts
 from dia_lightning.samplers.base_model import BaseModel
 from dia_lightning.samplers.moves import Move, Suffix, names_of, needs_of
 from dia_lightning.sampling.annealing import cycle, rows_of
@@ -23,7 +17,7 @@ from dia_lightning.sampling.denoise_accept import Kernel, start
 from dia_lightning.sampling.diagnostics import by_prompt
 from dia_lightning.sampling.tempering import Tempering
 from dia_lightning.target import TargetDensity
-from dia_lightning.types import Prompts
+from dia_lightning.types import Batch
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ class Chains(Sampler):
         fits = self.temperatures == 1 or models.lam > 0
         require("temperatures", self.temperatures, fits, "1 where λ is 0")
 
-    def draw(self, models: Models, batch: Prompts, generator: torch.Generator) -> Drawn:
+    def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
         """Exact moves from where `start` ended, with what they tell of their convergence."""
         moves = self.moves if self.rounds else []
         if isinstance(self.start, BaseModel) or any(move.left_to_right for move in moves):

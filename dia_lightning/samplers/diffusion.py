@@ -9,11 +9,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dia_lightning.samplers.base import Drawn, Models, Sampler, require, require_reverse_process
+from dia_lightning.errors import require
+from dia_lightning.samplers.base import Drawn, Models, Sampler, require_reverse_process
 from dia_lightning.samplers.guide import ClassifierFree, CriticGuidance, Guidance
 from dia_lightning.samplers.solver import PredictorCorrector, Solver
 from dia_lightning.sampling.decode import draw_texts, source_rows
-from dia_lightning.types import Prompts
+from dia_lightning.types import Batch
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Diffusion(Sampler):
     def check(self, models: Models) -> None:
         self.guidance.check(models)
 
-    def draw(self, models: Models, batch: Prompts, generator: torch.Generator) -> Drawn:
+    def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
         network, accepted = models.denoiser, list[Tensor]()
         assert network is not None
         options: dict[str, Any] = self.solver.options()

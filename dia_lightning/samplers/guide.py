@@ -7,7 +7,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
-from dia_lightning.errors import UserError
+from dia_lightning.errors import UserError, require
 from dia_lightning.guidance import (
     CAP_MAX,
     LogValue,
@@ -17,7 +17,7 @@ from dia_lightning.guidance import (
     true_gradient,
     unguided,
 )  # fmt: skip
-from dia_lightning.samplers.base import Models, Part, require
+from dia_lightning.samplers.base import Models, Part
 
 
 class Guidance(Part, ABC):

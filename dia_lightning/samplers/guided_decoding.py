@@ -11,13 +11,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from dia_lightning.errors import require
 from dia_lightning.lm.base_lm import BaseLM
-from dia_lightning.lm.decoding import Writing
+from dia_lightning.lm.decoding import Decoding
 from dia_lightning.numerics import draw_categorical
 from dia_lightning.progress import steps
-from dia_lightning.samplers.base import Drawn, Models, Sampler, refuse_blanks, require
+from dia_lightning.samplers.base import Drawn, Models, Sampler, refuse_blanks
 from dia_lightning.samplers.prefix import PrefixValue, critic_of_prefixes, settled
-from dia_lightning.types import Prompts
+from dia_lightning.types import Batch
 
 
 def decode_guided(
@@ -36,7 +37,7 @@ def decode_guided(
     Returns:
         (B, T) int64 in canonical form.
     """
-    writing = Writing(lm, tokens, prompt_mask)
+    writing = Decoding(lm, tokens, prompt_mask)
     first = int(prompt_mask.sum(1).min())
     for place in steps(range(tokens.shape[1]), "tokens"):
         with torch.autocast(tokens.device.type, enabled=False):
@@ -81,7 +82,7 @@ class GuidedDecoding(Sampler):
     def needs(self, lam: float) -> Set[str]:
         return {"critic"} if lam else frozenset()
 
-    def draw(self, models: Models, batch: Prompts, generator: torch.Generator) -> Drawn:
+    def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
         refuse_blanks(batch, self)
         length, value = batch.tokens.shape[1], None
         if models.critic is not None:

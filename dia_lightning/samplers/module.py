@@ -16,7 +16,7 @@ import torch
 
 from dia_lightning.data.samples import tokenizer_content
 from dia_lightning.diffusion.adapted import AdaptedTrunk
-from dia_lightning.errors import UserError, renamed
+from dia_lightning.errors import UserError, renamed, require
 from dia_lightning.files import find_path
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.lm.loaded import as_base_lm
@@ -33,16 +33,16 @@ from dia_lightning.numerics import KeepsBuffers, NotFinite, float32_default, nam
 from dia_lightning.rewards import CachedReward, as_reward, call_reward
 from dia_lightning.rewards.base import reported_names
 from dia_lightning.samplers.annealed import Annealed
-from dia_lightning.samplers.base import Drawn, Models, Sampler, draw_base, require
+from dia_lightning.samplers.base import Drawn, Models, Sampler, draw_base
 from dia_lightning.samplers.chains import Chains
 from dia_lightning.samplers.networks import embedding_for, load_denoiser, load_labelled, load_value
 from dia_lightning.samplers.sharded import ShardedBaseLM
 from dia_lightning.sampling.resampling import LAM_MAX
-from dia_lightning.target import own_texts, whole_texts
-from dia_lightning.types import Cost, Generations, Prompts, Reward, scored_mask
+from dia_lightning.target import completions, whole_texts
+from dia_lightning.types import Batch, Cost, Generations, Reward, scored_mask
 
 _LOG = logging.getLogger(__name__)
-Draw = Callable[[Prompts, torch.Generator], Drawn]
+Draw = Callable[[Batch, torch.Generator], Drawn]
 
 
 class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
@@ -153,11 +153,11 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
             )
         return policy
 
-    def draw(self, batch: Prompts, generator: torch.Generator) -> Drawn:
+    def draw(self, batch: Batch, generator: torch.Generator) -> Drawn:
         """Texts for a batch of prompts, with all randomness from `generator`."""
         return self.sampler.draw(self.models, batch, generator)
 
-    def draw_base(self, batch: Prompts, generator: torch.Generator) -> Drawn:
+    def draw_base(self, batch: Batch, generator: torch.Generator) -> Drawn:
         """Samples of p_θ."""
         return draw_base(self.lm, batch, generator)
 
@@ -187,7 +187,7 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
         self.finish()
 
     @float32_default()
-    def predict_step(self, batch: Prompts, batch_idx: int = 0) -> list[Generations]:
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> list[Generations]:
         """The method's texts, and with `compare_base` as many samples of p_θ for the same
         prompts.
         """
@@ -197,12 +197,12 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
             generations.append(self._generate(batch, self.draw_base, "zero_shot", 1, warm))
         return generations
 
-    def test_step(self, batch: Prompts, batch_idx: int = 0) -> Any:
+    def test_step(self, batch: Batch, batch_idx: int = 0) -> Any:
         """The same; the figures are made by `PredictionWriter`."""
         return {"generations": self.predict_step(batch, batch_idx)}
 
     def _generate(
-        self, batch: Prompts, draw: Draw, method: str, stream: int, warm: bool
+        self, batch: Batch, draw: Draw, method: str, stream: int, warm: bool
     ) -> Generations:
         try:
             return self._generated(batch, draw, method, stream, warm)
@@ -219,7 +219,7 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
             raise
 
     def _generated(
-        self, batch: Prompts, draw: Draw, method: str, stream: int, warm: bool
+        self, batch: Batch, draw: Draw, method: str, stream: int, warm: bool
     ) -> Generations:
         generator = torch.Generator(self.device).manual_seed(
             self.seed * 1_000_003 + 2 * batch.index + stream
@@ -231,7 +231,7 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
         peak_memory = peak_memory_mib(self.device)
         tokens = drawn.tokens
         keep = scored_mask(tokens, batch.prompt_mask, self.lm.end_id)
-        texts = own_texts(self.lm, tokens, batch)
+        texts = completions(self.lm, tokens, batch)
         whole = whole_texts(self.lm, texts, batch)
         seen = whole if batch.whole else texts
         reward = call_reward(self._cached, seen, batch.records)

@@ -7,7 +7,8 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from dia_lightning.samplers.base import Models, Part, require, require_counts
+from dia_lightning.errors import require
+from dia_lightning.samplers.base import Models, Part, require_counts
 from dia_lightning.samplers.networks import DenoiserProposal
 from dia_lightning.sampling.adaptation import Adapted
 from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, Kernel

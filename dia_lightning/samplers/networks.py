@@ -15,7 +15,7 @@ from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.errors import UserError
 from dia_lightning.lm.base_lm import BaseLM, rows_at_once
-from dia_lightning.sampling.positions import gather
+from dia_lightning.sampling.positions import gather_at
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -160,7 +160,7 @@ class DenoiserProposal:
         return torch.cat([self._at(*chunk) for chunk in chunks])
 
     def _at(self, z: Tensor, t: Tensor, index: Tensor) -> Tensor:
-        return self.network.readout(*(gather(x, index) for x in self.network.hidden(z, t)))
+        return self.network.readout(*(gather_at(x, index) for x in self.network.hidden(z, t)))
 
     def __call__(self, z: Tensor, t: Tensor) -> Tensor:
         return self.at(z, t, torch.arange(z.shape[1], device=z.device).expand(z.shape[:2]))

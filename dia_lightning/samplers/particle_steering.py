@@ -21,11 +21,11 @@ from dia_lightning.samplers.base import (
     require_reverse_process,
 )
 from dia_lightning.samplers.guide import CriticGuidance, Guidance
-from dia_lightning.sampling.annealing import crowd_of, pick_by_weight, weight_diagnostics
+from dia_lightning.sampling.annealing import particles_of, pick_by_weight, weight_diagnostics
 from dia_lightning.sampling.decode import starting_point
 from dia_lightning.sampling.particles import Steering, check_steering, lineage, smc
-from dia_lightning.target import seen_texts
-from dia_lightning.types import Prompts, fill_after_end
+from dia_lightning.target import reward_inputs
+from dia_lightning.types import Batch, fill_after_end
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ class ParticleSteering(Sampler):
     def check(self, models: Models) -> None:
         self.guidance.check(models)
 
-    def draw(self, models: Models, batch: Prompts, generator: torch.Generator) -> Drawn:
+    def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
         refuse_blanks(batch, self)
         assert models.denoiser is not None
-        crowd, n_groups, group = crowd_of(batch, self.particles)
+        crowd, n_groups, group = particles_of(batch, self.particles)
         schedule, embedding = models.denoiser.schedule, models.embedding
         z, times = starting_point(crowd, embedding, schedule, self.steps, self.stagger, generator)
         predict = Watched(self.guidance.predictor(models, self.temperature))
@@ -95,10 +95,10 @@ class ParticleSteering(Sampler):
         found = weight_diagnostics(drawn.log_z, drawn.log_w, ancestors, resampled)
         return Drawn(tokens, None, {name: values[group] for name, values in found.items()})
 
-    def _steering(self, models: Models, crowd: Prompts) -> Steering:
+    def _steering(self, models: Models, crowd: Batch) -> Steering:
         def reward(tokens: Tensor) -> Tensor:
             tokens = _canonical(models, tokens, crowd.tokens, crowd.prompt_mask)
-            seen = seen_texts(models.lm, tokens, crowd)
+            seen = reward_inputs(models.lm, tokens, crowd)
             return call_reward(models.reward, seen, crowd.records).to(tokens.device)
 
         return Steering(

@@ -6,7 +6,7 @@ from abc import ABC
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from dia_lightning.samplers.base import require
+from dia_lightning.errors import require
 from dia_lightning.sampling.langevin import Polynomial
 
 

@@ -9,7 +9,7 @@ import torch
 
 from dia_lightning.samplers.base import Drawn, Models, Sampler
 from dia_lightning.sampling.decode import source_rows
-from dia_lightning.types import Prompts
+from dia_lightning.types import Batch
 
 
 @dataclass(frozen=True)
@@ -20,5 +20,5 @@ class Source(Sampler):
 
     name: ClassVar[str] = "source"
 
-    def draw(self, models: Models, batch: Prompts, generator: torch.Generator) -> Drawn:
+    def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
         return Drawn(source_rows(models.lm, batch))

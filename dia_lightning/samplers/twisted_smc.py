@@ -11,24 +11,23 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from dia_lightning.errors import require
 from dia_lightning.lm.base_lm import BaseLM
-from dia_lightning.lm.decoding import Writing
+from dia_lightning.lm.decoding import Decoding
 from dia_lightning.numerics import draw_categorical
 from dia_lightning.progress import steps
 from dia_lightning.rewards import call_reward
-from dia_lightning.samplers.base import (
-    Drawn,
-    Models,
-    Sampler,
-    refuse_blanks,
-    require,
-    require_counts,
-)
+from dia_lightning.samplers.base import Drawn, Models, Sampler, refuse_blanks, require_counts
 from dia_lightning.samplers.prefix import PrefixValue, critic_of_prefixes, settled
-from dia_lightning.sampling.annealing import crowd_of, pick_by_weight, rows_of, weight_diagnostics
+from dia_lightning.sampling.annealing import (
+    particles_of,
+    pick_by_weight,
+    rows_of,
+    weight_diagnostics,
+)
 from dia_lightning.sampling.resampling import RESAMPLING, effective_size, log_mean_exp
-from dia_lightning.target import seen_texts
-from dia_lightning.types import Prompts
+from dia_lightning.target import reward_inputs
+from dia_lightning.types import Batch
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Twist:
     resampling: str = "systematic"
 
 
-class Particles:
+class TwistedParticles:
     """G populations of M texts on their way, with their weights.
 
     Attributes:
@@ -60,7 +59,7 @@ class Particles:
             float64, how often.
     """
 
-    def __init__(self, writing: Writing, n_groups: int) -> None:
+    def __init__(self, writing: Decoding, n_groups: int) -> None:
         device = writing.tokens.device
         self.writing = writing
         self.log_w = torch.zeros(
@@ -120,7 +119,7 @@ def twisted_smc(
     n_groups: int,
     twist: Twist,
     generator: torch.Generator,
-) -> Particles:
+) -> TwistedParticles:
     """Particles with weights for π, by SMC with p_θ as proposal (Zhao et al., arXiv:2404.17546,
     algorithm 1).
 
@@ -128,8 +127,8 @@ def twisted_smc(
         tokens: (G · M, T) with prompts as in `BaseLM.generate`, one prompt a population. n_groups:
             G.
     """
-    writing = Writing(lm, tokens, prompt_mask)
-    particles = Particles(writing, n_groups)
+    writing = Decoding(lm, tokens, prompt_mask)
+    particles = TwistedParticles(writing, n_groups)
     first = int(prompt_mask.sum(1).min())
     for place in steps(range(tokens.shape[1] - 1), "tokens"):
         _write(writing, generator)
@@ -145,7 +144,7 @@ def twisted_smc(
     return particles
 
 
-def _write(writing: Writing, generator: torch.Generator) -> None:
+def _write(writing: Decoding, generator: torch.Generator) -> None:
     # In p_θ's own precision, whatever the trainer's: the weights say how far π is from just this
     # p_θ.
     with torch.autocast(writing.tokens.device.type, enabled=False):
@@ -182,9 +181,9 @@ class TwistedSMC(Sampler):
     def needs(self, lam: float) -> Set[str]:
         return {"critic"} if lam else frozenset()
 
-    def draw(self, models: Models, batch: Prompts, generator: torch.Generator) -> Drawn:
+    def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
         refuse_blanks(batch, self)
-        crowd, n_groups, group = crowd_of(batch, self.particles)
+        crowd, n_groups, group = particles_of(batch, self.particles)
         twist = self._twist(models, crowd, generator)
         done = twisted_smc(models.lm, crowd.tokens, crowd.prompt_mask, n_groups, twist, generator)
         rows = pick_by_weight(done.log_w, self.resampling, group, generator)
@@ -192,10 +191,10 @@ class TwistedSMC(Sampler):
         diagnostics = {name: values[group] for name, values in found.items()}
         return Drawn(done.writing.text()[rows], None, diagnostics)
 
-    def _twist(self, models: Models, crowd: Prompts, generator: torch.Generator) -> Twist:
+    def _twist(self, models: Models, crowd: Batch, generator: torch.Generator) -> Twist:
         def reward(tokens: Tensor, rows: Tensor) -> Tensor:
             some = rows_of(crowd, rows)
-            return call_reward(models.reward, seen_texts(models.lm, tokens, some), some.records)
+            return call_reward(models.reward, reward_inputs(models.lm, tokens, some), some.records)
 
         value, length = None, crowd.tokens.shape[1]
         if models.critic is not None:

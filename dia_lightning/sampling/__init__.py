@@ -14,13 +14,26 @@ from dia_lightning.sampling.solvers import (
     dia,
     dia_literal,
     dpmpp_2m,
-    sample,
+    solve,
 )
 from dia_lightning.sampling.suffix import SuffixRegeneration
 from dia_lightning.sampling.tempering import Tempering
 
 __all__ = [
-    "SOLVERS", "DenoiseAcceptKernel", "ParticleGibbs", "Steering", "SuffixRegeneration",
-    "Tempering", "ancestral", "anneal", "ddim", "dia", "dia_literal", "dpmpp_2m", "mala", "sample",
-    "smc", "ula",
+    "SOLVERS",
+    "DenoiseAcceptKernel",
+    "ParticleGibbs",
+    "Steering",
+    "SuffixRegeneration",
+    "Tempering",
+    "ancestral",
+    "anneal",
+    "ddim",
+    "dia",
+    "dia_literal",
+    "dpmpp_2m",
+    "mala",
+    "smc",
+    "solve",
+    "ula",
 ]  # fmt: skip

@@ -22,10 +22,10 @@ from dia_lightning.sampling.resampling import (
     systematic,
 )
 from dia_lightning.target import TargetDensity
-from dia_lightning.types import Prompts
+from dia_lightning.types import Batch
 
 
-class Trace(NamedTuple):
+class AnnealingTrace(NamedTuple):
     """What happened, one entry a temperature. lam: (K, G) λ reached. ess: (K, G) effective sample
     size of the reweighting.
     accepted: (K, n_kernels) share of moves that were accepted.
@@ -84,7 +84,7 @@ def from_base(target: TargetDensity, tokens: Tensor, prompt_mask: Tensor) -> Sta
     )
 
 
-def thin(
+def resample_down(
     state: State, n_groups: int, size: int, lam_max: float, generator: torch.Generator
 ) -> tuple[State, Tensor]:
     """The first temperature of many texts for a few particles: λ as high as M texts make `size`
@@ -119,7 +119,7 @@ def _hotter(
 def anneal(
     target: TargetDensity, kernels: Sequence[Kernel], state: State, n_groups: int,
     generator: torch.Generator, ess: float = 0.5, moves: int = 1,
-) -> tuple[State, Tensor, Trace]:  # fmt: skip
+) -> tuple[State, Tensor, AnnealingTrace]:  # fmt: skip
     """SMC sampler (Del Moral, Doucet, Jasra 2006, § 3.3.2.3) to π with adaptive temperatures.
 
     λ of each population rises as far as the effective sample size of the reweighting exp(Δλ r)
@@ -156,14 +156,14 @@ def anneal(
         state,
         log_z,
         (
-            Trace(*(torch.stack(part) for part in zip(*trace, strict=True)))
+            AnnealingTrace(*(torch.stack(part) for part in zip(*trace, strict=True)))
             if trace
-            else Trace(*empty)
+            else AnnealingTrace(*empty)
         ),
     )
 
 
-def crowd_of(batch: Prompts, particles: int) -> tuple[Prompts, int, Tensor]:
+def particles_of(batch: Batch, particles: int) -> tuple[Batch, int, Tensor]:
     """The particles' prompts, `particles` a text, one population after the other, a population for
     the texts that share a prompt; the number of populations; the population of each text (B,).
     """
@@ -181,7 +181,7 @@ def crowd_of(batch: Prompts, particles: int) -> tuple[Prompts, int, Tensor]:
     return replace(rows_of(batch, rows), ids=list(range(len(rows)))), len(distinct), group
 
 
-def rows_of(batch: Prompts, rows: Tensor) -> Prompts:
+def rows_of(batch: Batch, rows: Tensor) -> Batch:
     """The prompts numbered `rows` (N,), which may name one several times."""
     chosen = rows.tolist()
     return replace(

@@ -14,12 +14,12 @@ from dia_lightning.guidance import Predict, Prediction, Watched
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.numerics import draw_categorical
 from dia_lightning.sampling.solvers import Commit
-from dia_lightning.sampling.solvers import sample as sample_latent
-from dia_lightning.types import Prompts, fill_after_end, must_go_on
+from dia_lightning.sampling.solvers import solve as sample_latent
+from dia_lightning.types import Batch, fill_after_end, must_go_on
 
 
 def starting_point(
-    batch: Prompts, embedding: TokenEmbedding, schedule: Schedule, steps: int, stagger: float,
+    batch: Batch, embedding: TokenEmbedding, schedule: Schedule, steps: int, stagger: float,
     generator: torch.Generator, begin: Tensor | None = None, strength: float = 1.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Where a solver starts: z (B, T, d) and times (steps + 1, B, T), 0 at the prompts.
@@ -41,7 +41,7 @@ def starting_point(
     return torch.where(batch.prompt_mask[..., None], clean, noise), times
 
 
-def source_rows(lm: BaseLM, batch: Prompts) -> Tensor:
+def source_rows(lm: BaseLM, batch: Batch) -> Tensor:
     """(B, T) tokens of each record's `source`, the text to rewrite, after the prompt.
 
     Raises:
@@ -100,7 +100,7 @@ def _barred(prompt_mask: Tensor, embedding: TokenEmbedding, end_id: int) -> Tens
 
 
 def draw_texts(
-    predict: Predict, batch: Prompts, embedding: TokenEmbedding, schedule: Schedule, end_id: int,
+    predict: Predict, batch: Batch, embedding: TokenEmbedding, schedule: Schedule, end_id: int,
     generator: torch.Generator, sampler: str, steps: int, stagger: float, sample: bool = True,
     begin: Tensor | None = None, strength: float = 1.0, **options: Any,
 ) -> Tensor:  # fmt: skip

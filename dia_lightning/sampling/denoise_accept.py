@@ -15,7 +15,7 @@ from dia_lightning.diffusion.schedule import Schedule
 from dia_lightning.guidance import LogValue, gradient_of
 from dia_lightning.lm.base_lm import rows_at_once
 from dia_lightning.numerics import draw_categorical
-from dia_lightning.sampling.positions import Choice, Positions, Spans, gather, put
+from dia_lightning.sampling.positions import Choice, Positions, Spans, gather_at, scatter_at
 from dia_lightning.target import Target, TargetDensity, Terms, terms_of
 from dia_lightning.types import fill_after_end
 
@@ -124,7 +124,7 @@ def accept(
     return new, Info(accepted, log_ratio, undefined)
 
 
-class Move(NamedTuple):
+class SharedDraws(NamedTuple):
     """What the two directions of a move share. choice: S. t: (B, 1), its level. z: (B, K, d), the
     noised z_S.
 
@@ -222,7 +222,7 @@ class DenoiseAcceptKernel:
         new, log_forward = self._reveal(
             state, move, lambda logits, here: draw_categorical(logits, generator)
         )
-        proposed = put(tokens, choice, new)
+        proposed = scatter_at(tokens, choice, new)
         log_q = _log_normal(z, alpha * self.embedding(new), sigma) - _log_normal(
             z, alpha * clean, sigma
         )
@@ -253,18 +253,18 @@ class DenoiseAcceptKernel:
 
     def _prepare(
         self, state: State, choice: Choice, z: Tensor, t: Tensor, generator: torch.Generator
-    ) -> Move:
+    ) -> SharedDraws:
         """Noise the chosen positions, ask for the first round's logits and for the tilt."""
         n = -(-z.shape[1] // self.rounds)
         if not self.tilt or self.tilt_level is None:
             opening = self._logits(state.tokens, state.prompt_mask, choice, z, t, slice(0, n))
             push = self._push(state, choice, z, t) if self.tilt else None
-            return Move(choice, t, z, opening, push)
+            return SharedDraws(choice, t, z, opening, push)
         logits = self._logits(state.tokens, state.prompt_mask, choice, z, t, slice(0, z.shape[1]))
         at = torch.full_like(t, self.tilt_level)
         alpha, sigma = self.schedule.alpha(at)[..., None], self.schedule.sigma(at)[..., None]
         seen = alpha * self.embedding.expected(logits) + sigma * _noise_like(z, generator)
-        return Move(choice, t, z, logits[:, :n], self._push(state, choice, seen, at))
+        return SharedDraws(choice, t, z, logits[:, :n], self._push(state, choice, seen, at))
 
     def _push(self, state: State, choice: Choice, z: Tensor, t: Tensor) -> Tensor:
         """κ λ α ∇_{z_i} h at the chosen positions, (B, K, d), where the critic sees `z` (B, K,
@@ -274,7 +274,7 @@ class DenoiseAcceptKernel:
         noised, times, _ = self._noised(state.tokens, choice, z, t)
         rows = rows_at_once(noised)
         parts = zip(noised.split(rows), times.split(rows), strict=True)
-        gradient = gather(
+        gradient = gather_at(
             torch.cat([gradient_of(self.critic, *part) for part in parts]), choice.place
         )
         return (
@@ -285,7 +285,7 @@ class DenoiseAcceptKernel:
         )
 
     def _reveal(
-        self, state: State, move: Move, choose: Callable[[Tensor, slice], Tensor]
+        self, state: State, move: SharedDraws, choose: Callable[[Tensor, slice], Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Reveal S in rounds, from the texts in `state`: tokens (B, K), as chosen, and log q of
         them, (B,) float64.
@@ -306,11 +306,11 @@ class DenoiseAcceptKernel:
             now = choose(logits, here)
             log_p = logits.gather(-1, now[..., None])[..., 0] - logits.logsumexp(-1)
             log_q = log_q + torch.where(valid[:, here], log_p, 0.0).sum(1)
-            tokens = put(tokens, Choice(place[:, here], valid[:, here]), now)
+            tokens = scatter_at(tokens, Choice(place[:, here], valid[:, here]), now)
             values.append(now)
         return torch.cat(values, 1), log_q
 
-    def _helped(self, logits: Tensor, state: State, move: Move, here: slice) -> Tensor:
+    def _helped(self, logits: Tensor, state: State, move: SharedDraws, here: slice) -> Tensor:
         """Logits (B, k, V) of the positions `here` of S with tilt and expert."""
         if move.push is not None:
             logits = logits + move.push[:, here] @ self.embedding.weight.T
@@ -327,10 +327,10 @@ class DenoiseAcceptKernel:
         """(B, T, d) with z at the chosen positions, the times (B, T), and which positions are
         hidden (B, T) bool.
         """
-        hidden = put(
+        hidden = scatter_at(
             torch.zeros_like(tokens, dtype=torch.bool), choice, torch.ones_like(choice.valid)
         )
-        return put(self.embedding(tokens), choice, z), torch.where(hidden, t, 0.0), hidden
+        return scatter_at(self.embedding(tokens), choice, z), torch.where(hidden, t, 0.0), hidden
 
     def _logits(
         self, tokens: Tensor, mask: Tensor, choice: Choice, z: Tensor, t: Tensor, here: slice
@@ -343,7 +343,7 @@ class DenoiseAcceptKernel:
         if hasattr(self.proposal, "at"):
             logits = self.proposal.at(noised, times, index)
         else:
-            logits = gather(self.proposal(noised, times), index)
+            logits = gather_at(self.proposal(noised, times), index)
         return (
             logits
             if self.end_id is None
@@ -377,8 +377,8 @@ def _without_nonsense(
     # A fixed end token counts as a word here: the text must reach it.
     word = ((~is_end | prompt_mask) & ~is_hidden).long()
     end = (is_end & ~is_hidden & ~prompt_mask).long()
-    word_follows = ((word.flip(1).cumsum(1).flip(1) - word) > 0).gather(1, index)
-    end_precedes = ((end.cumsum(1) - end) > 0).gather(1, index)
+    word_follows = (word.flip(1).cumsum(1).flip(1) > 0).gather(1, index)
+    end_precedes = (end.cumsum(1) > 0).gather(1, index)
     only_end = torch.zeros_like(logits[0, 0], dtype=torch.bool)
     only_end[end_id] = True
     barred = torch.where(end_precedes[..., None], ~only_end, only_end & word_follows[..., None])

@@ -24,7 +24,7 @@ InfoT = TypeVar("InfoT")
 
 
 @dataclass(frozen=True)
-class Kernel(Generic[StateT, InfoT]):
+class LatentKernel(Generic[StateT, InfoT]):
     """A Markov kernel as two functions, in blackjax's shape.
 
     init: position (B, …) → state. step: (state, generator) → (next state, what happened).
@@ -176,7 +176,7 @@ class MalaInfo(NamedTuple):
 
 def ula(
     score: Score, eta: float | StepSize, scale: float | Tensor = 1.0
-) -> Kernel[UlaState, UlaInfo]:
+) -> LatentKernel[UlaState, UlaInfo]:
     """The unadjusted Langevin algorithm: x ← x + η Σ² s(x) + Σ √(2 η) ζ, biased by O(η) at a
     constant η.
 
@@ -195,7 +195,7 @@ def ula(
         position = _move(state.position, score(state.position), eta, scale, noise)
         return UlaState(position, state.k + 1), UlaInfo(eta)
 
-    return Kernel(init, step)
+    return LatentKernel(init, step)
 
 
 def mala(
@@ -204,7 +204,7 @@ def mala(
     log_density: LogDensity | None = None,
     scale: float | Tensor = 1.0,
     points: int = 2,
-) -> Kernel[MalaState, MalaInfo]:
+) -> LatentKernel[MalaState, MalaInfo]:
     """The Metropolis-adjusted Langevin algorithm (Roberts and Tweedie 1996).
 
     With `log_density` it leaves π invariant exactly. Without, log π(x') − log π(x) is the integral
@@ -258,7 +258,7 @@ def mala(
         )
         return new, info
 
-    return Kernel(init, step)
+    return LatentKernel(init, step)
 
 
 def _accept(
@@ -287,7 +287,7 @@ def trapezoid_change(
 
 
 def sample_chain(
-    kernel: Kernel[StateT, InfoT], state: StateT, n_steps: int, generator: torch.Generator,
+    kernel: LatentKernel[StateT, InfoT], state: StateT, n_steps: int, generator: torch.Generator,
     keep: Callable[[StateT, InfoT], Tensor],
 ) -> tuple[StateT, Tensor]:  # fmt: skip
     """`n_steps` ≥ 1 steps: the last state, and `keep` of every step stacked, (n_steps, …)."""

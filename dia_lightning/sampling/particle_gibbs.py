@@ -17,7 +17,7 @@ from dia_lightning.numerics import draw_categorical
 from dia_lightning.sampling.particles import Particles, Steering, lineage, paths, smc
 
 
-class State(NamedTuple):
+class GibbsState(NamedTuple):
     """G chains. path: (K + 1, G, T, d), z at each time. reward: (G,) float64, r of where it
     ends.
     """
@@ -26,7 +26,7 @@ class State(NamedTuple):
     reward: Tensor
 
 
-class Info(NamedTuple):
+class GibbsInfo(NamedTuple):
     """One step. renewed: (G,) float64, the share of the path's K steps that are new. ess: (K, G)
     as in `particles.Trace`.
     """
@@ -72,18 +72,18 @@ class ParticleGibbs:
         particles = self._run(generator, None)
         return paths(particles, draw_categorical(particles.log_w, generator))
 
-    def init(self, path: Tensor) -> State:
+    def init(self, path: Tensor) -> GibbsState:
         """Chains at `path` (K + 1, G, T, d)."""
         end = path[-1] if self.embedding is None else self.embedding.decode(path[-1])
-        return State(path, self.steering.reward(end).double())
+        return GibbsState(path, self.steering.reward(end).double())
 
-    def step(self, state: State, generator: torch.Generator) -> tuple[State, Info]:
+    def step(self, state: GibbsState, generator: torch.Generator) -> tuple[GibbsState, GibbsInfo]:
         particles = self._run(generator, state.path)
         final = draw_categorical(particles.log_w, generator)
         chains = torch.arange(self.n_groups, device=final.device)
         renewed = (lineage(particles.trace.ancestors)[:, chains, final] != 0).double().mean(0)
         reward = particles.reward.unflatten(0, (self.n_groups, -1))[chains, final]
-        return State(paths(particles, final), reward), Info(renewed, particles.trace.ess)
+        return GibbsState(paths(particles, final), reward), GibbsInfo(renewed, particles.trace.ess)
 
     def _run(self, generator: torch.Generator, retained: Tensor | None) -> Particles:
         z = self.start(generator)

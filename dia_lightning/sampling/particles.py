@@ -121,7 +121,7 @@ def check_steering(lam: float, potential: str, every: int, ess: float, resamplin
             raise ValueError(f"{name}: {value} given, allowed: {allowed}")
 
 
-class Trace(NamedTuple):
+class SteeringTrace(NamedTuple):
     """What happened in each of the K steps, G populations of N.
 
     ess: (K, G) float64, effective sample size of the weights after the step. resampled: (K, G)
@@ -146,7 +146,7 @@ class Particles(NamedTuple):
     log_w: Tensor
     reward: Tensor
     log_z: Tensor
-    trace: Trace
+    trace: SteeringTrace
     positions: Tensor | None
 
 
@@ -210,7 +210,7 @@ def smc(
         log_w = torch.where(low[:, None], 0.0, log_w)
         resampled.append(low)
         ancestors.append(chosen)
-    trace = Trace(torch.stack(ess), torch.stack(resampled), torch.stack(ancestors))
+    trace = SteeringTrace(torch.stack(ess), torch.stack(resampled), torch.stack(ancestors))
     everywhere = torch.stack(positions) if keep else None
     return Particles(
         z, log_w.log_softmax(1), reward, log_z + log_mean_exp(log_w), trace, everywhere

@@ -45,7 +45,7 @@ class Positions(ABC):
         return torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device)
 
 
-def put(rows: Tensor, choice: Choice, values: Tensor) -> Tensor:
+def scatter_at(rows: Tensor, choice: Choice, values: Tensor) -> Tensor:
     """`rows` (B, T, …) with `values` (B, K, …) at the valid ones of the chosen positions."""
     # Invalid entries go to a column of their own, which is cut off again.
     index = torch.where(choice.valid, choice.place, rows.shape[1])
@@ -54,7 +54,7 @@ def put(rows: Tensor, choice: Choice, values: Tensor) -> Tensor:
     return padded.scatter(1, index, values.to(rows.dtype))[:, :-1]
 
 
-def gather(rows: Tensor, index: Tensor) -> Tensor:
+def gather_at(rows: Tensor, index: Tensor) -> Tensor:
     """(B, T, D) at (B, K) → (B, K, D)."""
     return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))
 

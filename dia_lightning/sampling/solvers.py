@@ -247,7 +247,7 @@ SOLVERS: dict[str, Solver] = {
 }
 
 
-def sample(
+def solve(
     method: str, predict: Predict, schedule: Schedule, z: Tensor, times: Tensor,
     generator: torch.Generator, commit: Commit | None = None, **options: Any,
 ) -> Tensor:  # fmt: skip

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from dia_lightning.errors import UserError
-from dia_lightning.samplers.base import require
+from dia_lightning.errors import UserError, require
 
 
 def add_adapters(model: Any, rank: int, seed: int) -> Any:

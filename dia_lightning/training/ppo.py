@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dia_lightning.errors import UserError
+from dia_lightning.errors import UserError, require
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.numerics import float32_default
 from dia_lightning.rewards import CachedReward, call_reward
-from dia_lightning.samplers.base import require, require_counts
-from dia_lightning.sampling.annealing import crowd_of
-from dia_lightning.target import seen_texts
+from dia_lightning.samplers.base import require_counts
+from dia_lightning.sampling.annealing import particles_of
+from dia_lightning.target import reward_inputs
 from dia_lightning.training.lora import add_adapters, merged
 from dia_lightning.training.optim import AdamW
 from dia_lightning.training.ppo_loss import (
@@ -33,7 +33,7 @@ from dia_lightning.training.ppo_loss import (
     whiten,
 )
 from dia_lightning.training.watched import WatchedModule
-from dia_lightning.types import Prompts, Reward, scored_mask
+from dia_lightning.types import Batch, Reward, scored_mask
 
 
 class Estimator(ABC):  # noqa: B024
@@ -184,7 +184,7 @@ class PPOModule(WatchedModule):
         return self.optimizer.configure(self.named_parameters(), total)
 
     @float32_default()
-    def training_step(self, batch: Prompts, batch_idx: int) -> None:
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Draw a batch of texts and learn from it."""
         generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + batch.index)
         rollout = self.roll_out(batch, generator)
@@ -207,10 +207,10 @@ class PPOModule(WatchedModule):
             )
 
     @torch.no_grad()
-    def roll_out(self, batch: Prompts, generator: torch.Generator) -> Rollout:
+    def roll_out(self, batch: Batch, generator: torch.Generator) -> Rollout:
         """Texts of the policy for a batch of prompts, with their rewards."""
         tokens = self.policy_lm.generate(batch.tokens, batch.prompt_mask, generator)
-        reward = call_reward(self._cached, seen_texts(self.lm, tokens, batch), batch.records).to(
+        reward = call_reward(self._cached, reward_inputs(self.lm, tokens, batch), batch.records).to(
             self.device
         )
         mask = scored_mask(tokens, batch.prompt_mask, self.lm.end_id)
@@ -251,12 +251,12 @@ class PPOModule(WatchedModule):
         out = self.policy(inputs, use_cache=False, output_hidden_states=True)
         return self.lm.with_one_end(out.logits), out.hidden_states[-1]
 
-    def advantages(self, rollout: Rollout, batch: Prompts) -> tuple[Tensor, Tensor]:
+    def advantages(self, rollout: Rollout, batch: Batch) -> tuple[Tensor, Tensor]:
         """What an update learns from: advantages (B, T) and returns (B, T) for ppo; for rloo
         advantages (B,), no returns.
         """
         if not isinstance(self.estimator, GAE):
-            group = crowd_of(batch, 1)[2]
+            group = particles_of(batch, 1)[2]
             if int(group.bincount().min()) < 2:
                 raise UserError(
                     "data.n_texts: 1 given, allowed: 2 or more; LeaveOneOut compares texts of one"

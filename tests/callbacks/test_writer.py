@@ -25,7 +25,7 @@ from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import Keyword, Regex
 from dia_lightning.samplers import BaseModel, GuidedSamplerModule
 from dia_lightning.settings import parser
-from dia_lightning.types import Cost, Generations, Prompts, Reward
+from dia_lightning.types import Batch, Cost, Generations, Reward
 
 
 class Length(Reward):
@@ -402,7 +402,7 @@ def test_a_process_without_work_has_no_batches(lm_folder: Path) -> None:
     data.setup("predict")
     data.skip({1})
 
-    def share(rank: int, world: int) -> list[Prompts]:
+    def share(rank: int, world: int) -> list[Batch]:
         data.trainer = type("", (), {"world_size": world, "global_rank": rank})()
         return list(data.predict_dataloader())
 

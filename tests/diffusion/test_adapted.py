@@ -38,7 +38,7 @@ from dia_lightning.meter import Meter
 from dia_lightning.samplers import Chains, DenoiseAccept, Diffusion, GuidedSamplerModule
 from dia_lightning.samplers.networks import load_critic, load_denoiser
 from dia_lightning.training import CriticModule, DenoiserModule
-from dia_lightning.types import Prompts, Reward
+from dia_lightning.types import Batch, Reward
 from tests.oracles.in_parts import in_parts
 
 SIZE: dict[str, int] = {"width": 16, "layers": 2, "heads": 4, "max_length": 12, "adapter_rank": 3}
@@ -519,7 +519,7 @@ def test_both_guide_a_sampler(llama_folder: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     tokens = torch.full((4, 12), module.lm.end_id)
     (drawn,) = module.predict_step(
-        Prompts(0, list(range(4)), [""] * 4, tokens, torch.zeros_like(tokens, dtype=torch.bool))
+        Batch(0, list(range(4)), [""] * 4, tokens, torch.zeros_like(tokens, dtype=torch.bool))
     )
     assert drawn.costs["denoiser"].flops > 0
     assert drawn.costs["critic"].flops > 0

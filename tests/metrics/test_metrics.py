@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import sacrebleu
 import torch
@@ -76,6 +77,61 @@ def test_self_bleu_is_sacrebleus(seed: int) -> None:
     bigrams = BLEU(max_ngram_order=2, effective_order=True)
     expected = [bigrams.sentence_score(t, o).score for t, o in zip(texts, others, strict=True)]
     assert self_bleu(texts, 2).item() == pytest.approx(statistics.fmean(expected), abs=1e-9)
+
+
+def test_names_are_strings_that_differ() -> None:
+    for wrong in ("reward", ["a", 3], [3, "a"], [None], 5, {"a"}):
+        with pytest.raises(TypeError, match="names must be a sequence of names, got"):
+            functional.check_names("names", wrong)  # type: ignore[arg-type]
+    for wrong in (["a", "a"], ["a", "b", "c", "a"]):
+        with pytest.raises(ValueError, match="names must be different from each other"):
+            functional.check_names("names", wrong)
+    for right in ([], ["a"], ("a", "b")):
+        functional.check_names("names", right)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, True, False, 1.5, 2.0, "2", None])
+def test_the_length_of_an_n_gram_is_a_number_from_one_on(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="n_gram must be an integer, at least 1, got "):
+        self_bleu(["a b", "c d"], wrong)
+    with pytest.raises(ValueError, match=r"^n must be an integer, at least 1, got "):
+        distinct_n(["a b", "c d"], wrong)
+    assert distinct_n(["a b a"], 1).item() == pytest.approx(2 / 3)
+
+
+def test_sums_that_are_none_are_refused() -> None:
+    for seconds, tokens in ((-1.0, 5), (math.inf, 5), (-math.inf, 5), (math.nan, 5), (1.0, -1)):
+        with pytest.raises(ValueError, match="must be finite and not negative"):
+            seconds_per_100_tokens(torch.tensor([1.0, seconds]), torch.tensor([3, tokens]))
+    assert float(
+        seconds_per_100_tokens(torch.tensor([1.0, 0.0]), torch.tensor([3, 0]))
+    ) == pytest.approx(100 / 3)
+    for tokens in (-1, -5):
+        with pytest.raises(ValueError, match=f"n_tokens must not be negative, got {tokens}"):
+            perplexity(torch.tensor([-1.0, -2.0]), torch.tensor([3, tokens]))
+    assert float(perplexity(torch.tensor([-3.0, 0.0]), torch.tensor([3, 0]))) == pytest.approx(
+        math.e
+    )
+    for function in (perplexity, seconds_per_100_tokens):
+        for a, b in (
+            (torch.ones(2), torch.ones(3)),
+            (torch.ones(2, 1), torch.ones(2, 1)),
+            (torch.ones(()), torch.ones(())),
+        ):
+            with pytest.raises(ValueError, match=r"must have one shape \(B,\)"):
+                function(a, b)
+
+
+@pytest.mark.parametrize(
+    "lengths", [[3, 5], [4, 4], [1, 3, 5], [9, 1, 2, 2], [0, 7, 3, 5, 6, 1], [2, 2, 2, 8]]
+)
+def test_the_closest_other_length(lengths: list[int]) -> None:
+    """The shorter of two equally close."""
+    want = [
+        min((abs(b - a), b) for j, b in enumerate(lengths) if j != i)[1]
+        for i, a in enumerate(lengths)
+    ]
+    assert functional._closest_other_length(np.array(lengths)).tolist() == want
 
 
 def test_self_bleu_at_its_ends() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import GPT2Config
 
 from dia_lightning.lm.base_lm import BaseLM
-from dia_lightning.types import Prompts, Reward
+from dia_lightning.types import Batch, Reward
 from tests.oracles.table_lm import END, LAM, LOG_P, NEXT, REWARD, ROWS, T, V, codes
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -67,12 +67,12 @@ class Letters:
     def get_vocab(self) -> dict[str, int]:
         return dict(zip("ab", range(END), strict=True)) | {"": END}
 
-    def __call__(self, texts: Sequence[str], **options: Any) -> dict[str, list[list[int]]]:
-        return {
-            "input_ids": [
-                ["ab".index(letter) for letter in text if letter in "ab"] for text in texts
-            ]
-        }
+    def __call__(self, texts: str | Sequence[str], **options: Any) -> dict[str, Any]:
+        rows = [
+            ["ab".index(letter) for letter in text if letter in "ab"]
+            for text in ([texts] if isinstance(texts, str) else texts)
+        ]
+        return {"input_ids": rows[0] if isinstance(texts, str) else rows}
 
     def batch_decode(
         self, rows: Sequence[Sequence[int]], skip_special_tokens: bool = True, **options: Any
@@ -99,10 +99,10 @@ def table_lm() -> BaseLM:
     return BaseLM(TableModel(), Letters(), "table")
 
 
-def free(n: int) -> Prompts:
+def free(n: int) -> Batch:
     """A batch of n texts without prompts."""
     tokens = torch.full((n, T), END)
-    return Prompts(0, list(range(n)), [""] * n, tokens, torch.zeros_like(tokens, dtype=torch.bool))
+    return Batch(0, list(range(n)), [""] * n, tokens, torch.zeros_like(tokens, dtype=torch.bool))
 
 
 P = np.exp(LOG_P)

@@ -191,7 +191,7 @@ def test_no_file_allows_anything(here: Path) -> None:
     from dia_lightning.lab.study import command
 
     with pytest.raises(UserError, match=r"^study small/t\S*: (--allow|.*--allow evil$)"):
-        command.run(["small.yaml", "--out", "out"])
+        command.run_study(["small.yaml", "--out", "out"])
     with pytest.raises(UserError, match=r"^--allow: unknown option|^study small/\S+: --allow"):
-        command.run(["small.yaml", "--out", "out", "--allow", "evil"])
+        command.run_study(["small.yaml", "--out", "out", "--allow", "evil"])
     assert not (here / "out").exists()

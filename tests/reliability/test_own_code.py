@@ -198,7 +198,7 @@ def test_no_study_can(here: Path, option: str, value: str) -> None:
         encoding="utf-8",
     )
     with pytest.raises(UserError, match=r"^study small/\S+: "):
-        command.run(["small.yaml", "--out", "out"])
+        command.run_study(["small.yaml", "--out", "out"])
     with pytest.raises(UserError, match=r"reward"):
         parser.run(["predict", f"--{option}={value}"], options_only=True)
     assert not Path("imported").exists()

@@ -23,7 +23,7 @@ from dia_lightning.guidance import guided, true_gradient, unguided
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import RewardError, SequenceClassifier, check_reward
 from dia_lightning.samplers import DDIM, Diffusion, GuidedSamplerModule, RewardGradient
-from dia_lightning.types import Prompts
+from dia_lightning.types import Batch
 from tests.rewards.tiny_classifiers import FAMILIES, WINDOW, Oracle, make_classifier, make_tokenizer
 
 TEXTS = [
@@ -313,7 +313,7 @@ def test_a_sampler_takes_its_gradient_only_with_the_tokenizer_of_its_model(
     folder = make_classifier(tmp_path / "own", "gpt2", tokenizer=tokenizer)
     module = GuidedSamplerModule(make(folder), Diffusion(DDIM(0.1), RewardGradient(), steps=2))
     tokens = torch.full((2, 8), module.lm.end_id)
-    batch = Prompts(0, [0, 1], ["", ""], tokens, torch.zeros(2, 8, dtype=torch.bool))
+    batch = Batch(0, [0, 1], ["", ""], tokens, torch.zeros(2, 8, dtype=torch.bool))
     assert torch.isfinite(module.predict_step(batch)[0].reward).all()
 
 

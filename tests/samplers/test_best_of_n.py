@@ -11,7 +11,7 @@ from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.errors import UserError
 from dia_lightning.lm.base_lm import BaseLM, rows_at_once
 from dia_lightning.samplers import BestOfN, GuidedSamplerModule, best_of_n
-from dia_lightning.types import Prompts
+from dia_lightning.types import Batch
 from tests.oracles.table_lm import REWARD
 from tests.oracles.table_model import P, TableReward, chi_square_ok, free, table_lm
 from tests.samplers.test_particle_steering import ShareOfVowels, batch
@@ -102,7 +102,7 @@ def test_options_are_checked(lm_folder: Path) -> None:
 
 def test_blanks_are_refused(lm_folder: Path, lm: BaseLM) -> None:
     prompts = ["the[blank:2] pub"]
-    given = Prompts(0, [0], prompts, *prompt_rows(lm, prompts, 8))
+    given = Batch(0, [0], prompts, *prompt_rows(lm, prompts, 8))
     with pytest.raises(
         UserError, match="blanks or a length given, but BestOfN writes from left to right"
     ):

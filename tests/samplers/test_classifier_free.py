@@ -33,8 +33,8 @@ from dia_lightning.samplers import (
     Solver,
 )  # fmt: skip
 from dia_lightning.sampling.decode import commit_tokens, draw_texts
-from dia_lightning.sampling.solvers import sample
-from dia_lightning.types import Prompts, Reward
+from dia_lightning.sampling.solvers import solve
+from dia_lightning.types import Batch, Reward
 from tests.oracles.enumerable import Enumerable, Floats
 
 N, V, T = 4000, 4, 3
@@ -69,7 +69,7 @@ def drawn(label: int, scale: float, times: Tensor) -> Floats:
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(N, T, V, generator=generator)
     predict = classifier_free(exact, TABLE, label, scale)
-    z = sample(
+    z = solve(
         "ancestral", predict, SCHEDULE, z, times, generator, commit_tokens(TABLE, True, generator)
     )
     return PROBLEM.frequencies(TABLE.decode(z))
@@ -177,9 +177,9 @@ def module(
     )  # fmt: skip
 
 
-def work(lm: BaseLM, prompts: list[str]) -> Prompts:
+def work(lm: BaseLM, prompts: list[str]) -> Batch:
     tokens, mask = prompt_rows(lm, prompts, 8)
-    return Prompts(0, list(range(len(prompts))), prompts, tokens, mask)
+    return Batch(0, list(range(len(prompts))), prompts, tokens, mask)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from dia_lightning.samplers import GuidedDecoding, GuidedSamplerModule
 from dia_lightning.samplers.guided_decoding import decode_guided
 from dia_lightning.samplers.networks import load_value
 from dia_lightning.samplers.prefix import critic_of_prefixes, settled
-from dia_lightning.types import Prompts, text_mask
+from dia_lightning.types import Batch, text_mask
 from tests.oracles.table_lm import END, LAM, NEXT, ROWS, T, pi
 from tests.oracles.table_model import P, TableValue, chi_square_ok, free, soft_values, table_lm
 from tests.samplers.test_particle_steering import ShareOfVowels, batch
@@ -192,7 +192,7 @@ def test_a_soft_critic_is_for_one_lambda_and_blanks_are_refused(
     ):
         module(lm_folder, critic_folder, critic=soft, lam=1.5)
     prompts = ["the[blank:2] pub"]
-    given = Prompts(0, [0], prompts, *prompt_rows(lm, prompts, 8))
+    given = Batch(0, [0], prompts, *prompt_rows(lm, prompts, 8))
     with pytest.raises(
         UserError, match="blanks or a length given, but GuidedDecoding writes from left to right"
     ):

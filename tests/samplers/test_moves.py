@@ -25,7 +25,7 @@ from dia_lightning.sampling.adaptation import Adapted
 from dia_lightning.sampling.denoise_accept import Info, State, start
 from dia_lightning.sampling.positions import RandomTokens, Spans
 from dia_lightning.target import TargetDensity
-from dia_lightning.types import Prompts, fill_after_end
+from dia_lightning.types import Batch, fill_after_end
 
 
 class Coin:
@@ -185,7 +185,7 @@ def test_tilt_expert_and_adaptation_in_the_modules(kind: str) -> None:
     annealed, chains = Annealed([move], particles=2, rounds=2), Chains(moves=[move], rounds=2)
     module = GuidedSamplerModule(VaderSentiment(), annealed if kind == "annealed" else chains)
     tokens = torch.full((8, 16), module.lm.end_id)
-    batch = Prompts(0, list(range(8)), [""] * 8, tokens, torch.zeros_like(tokens, dtype=torch.bool))
+    batch = Batch(0, list(range(8)), [""] * 8, tokens, torch.zeros_like(tokens, dtype=torch.bool))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         drawn = module.draw(batch, torch.Generator().manual_seed(0))
         (generations,) = [*module.predict_step(batch)][:1]

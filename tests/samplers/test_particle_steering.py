@@ -22,7 +22,7 @@ from dia_lightning.guidance import unguided
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.samplers import CriticGuidance, GuidedSamplerModule, ParticleSteering, Unguided
 from dia_lightning.sampling.decode import draw_texts
-from dia_lightning.types import Prompts, Reward, text_mask
+from dia_lightning.types import Batch, Reward, text_mask
 
 SIZE, T, STEPS = NetworkSize(width=16, layers=1, heads=2, max_length=8), 6, 5
 HALF = CriticGuidance(scale=0.5)
@@ -81,9 +81,9 @@ def module(
     return GuidedSamplerModule(ShareOfVowels(), sampler, **given)
 
 
-def batch(lm: BaseLM, prompts: list[str]) -> Prompts:
+def batch(lm: BaseLM, prompts: list[str]) -> Batch:
     tokens, mask = prompt_rows(lm, prompts, T)
-    return Prompts(0, list(range(len(prompts))), prompts, tokens, mask)
+    return Batch(0, list(range(len(prompts))), prompts, tokens, mask)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from dia_lightning.samplers import (
 from dia_lightning.samplers import diffusion as diffusion_module
 from dia_lightning.settings import parser
 from dia_lightning.settings.places import place
-from dia_lightning.types import Prompts
+from dia_lightning.types import Batch
 
 
 def made(solver: Solver, refined: bool = False) -> GuidedSamplerModule:
@@ -33,9 +33,9 @@ def made(solver: Solver, refined: bool = False) -> GuidedSamplerModule:
     return GuidedSamplerModule(VaderSentiment(), sampler, lam=0.0, compare_base=False)
 
 
-def work(module: GuidedSamplerModule, n: int = 3) -> Prompts:
+def work(module: GuidedSamplerModule, n: int = 3) -> Batch:
     mask = torch.zeros(n, 8, dtype=torch.bool)
-    return Prompts(0, list(range(n)), [""] * n, torch.full((n, 8), module.lm.end_id), mask)
+    return Batch(0, list(range(n)), [""] * n, torch.full((n, 8), module.lm.end_id), mask)
 
 
 @pytest.mark.parametrize("refined", [False, True])

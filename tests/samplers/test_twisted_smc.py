@@ -14,8 +14,8 @@ from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.errors import UserError
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.samplers import GuidedSamplerModule, TwistedSMC
-from dia_lightning.samplers.twisted_smc import Particles, Twist, twisted_smc
-from dia_lightning.types import Prompts, text_mask
+from dia_lightning.samplers.twisted_smc import Twist, TwistedParticles, twisted_smc
+from dia_lightning.types import Batch, text_mask
 from tests.oracles.table_lm import REWARD, codes, pi
 from tests.oracles.table_model import P, TableValue, chi_square_ok, free, soft_values, table_lm
 from tests.samplers.test_particle_steering import ShareOfVowels, batch
@@ -41,7 +41,7 @@ def populations(
     size: int,
     lam: float = LAM,
     **options: Any,
-) -> Particles:
+) -> TwistedParticles:
     given = free(n_groups * size)
     twist = Twist(None if values is None else TableValue(values), reward, lam, **options)
     return twisted_smc(table_lm(), given.tokens, given.prompt_mask, n_groups, twist, seeded(1))
@@ -218,7 +218,7 @@ def test_settings_are_checked(options: dict[str, Any], message: str) -> None:
 
 def test_blanks_are_refused(lm_folder: Path, critic_folder: Path, lm: BaseLM) -> None:
     prompts = ["the[blank:2] pub"]
-    given = Prompts(0, [0], prompts, *prompt_rows(lm, prompts, 8))
+    given = Batch(0, [0], prompts, *prompt_rows(lm, prompts, 8))
     with pytest.raises(
         UserError, match="blanks or a length given, but TwistedSMC writes from left to right"
     ):

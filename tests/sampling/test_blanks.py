@@ -17,7 +17,7 @@ from dia_lightning.sampling.decode import draw_texts, source_rows, starting_poin
 from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel
 from dia_lightning.sampling.positions import Positions, RandomTokens, Spans
 from dia_lightning.target import Terms
-from dia_lightning.types import Prompts, leading, must_go_on, scored_mask, text_mask
+from dia_lightning.types import Batch, leading, must_go_on, scored_mask, text_mask
 from tests.oracles.table_lm import END, LAM, LOG_P, REWARD, ROWS, T, V, pi
 
 N = 20_000
@@ -99,7 +99,7 @@ def test_the_law_of_filled_blanks(case: str, positions: Positions) -> None:
 def test_a_solver_keeps_what_is_fixed_and_does_not_end_before_it() -> None:
     text, fixed = CASES["two blanks"]
     tokens, mask = torch.tensor([text] * 500), torch.tensor([fixed] * 500)
-    batch = Prompts(0, list(range(500)), [""] * 500, tokens, mask)
+    batch = Batch(0, list(range(500)), [""] * 500, tokens, mask)
 
     def predict(z: Tensor, t: Tensor, z0_prev: Tensor | None) -> Prediction:
         logits = torch.tensor([0.0, 0.0, 3.0]).expand(
@@ -125,7 +125,7 @@ def test_a_solver_keeps_what_is_fixed_and_does_not_end_before_it() -> None:
 
 def test_a_start_at_the_source_is_noised_so_far_and_no_further() -> None:
     tokens = torch.tensor([[0, 1, 0, END]] * 4000)
-    batch = Prompts(
+    batch = Batch(
         0, list(range(4000)), [""] * 4000, tokens, torch.zeros_like(tokens, dtype=torch.bool)
     )
     z, times = starting_point(
@@ -183,7 +183,7 @@ class _Words:
 def test_source_rows_by_hand() -> None:
     tokens = torch.tensor([[7, 0, 0, 0], [0, 0, 0, 0]])
     mask = torch.tensor([[True, False, False, False], [False] * 4])
-    batch = Prompts(
+    batch = Batch(
         0, [0, 1], ["seven", ""], tokens, mask, [{"source": "a bb"}, {"source": "a bb ccc dddd"}]
     )
     rows = source_rows(_Words(), batch)  # type: ignore[arg-type]
@@ -193,4 +193,13 @@ def test_source_rows_by_hand() -> None:
         ([{"prompt": "x"}] * 2, "fields there: prompt"),
     ):
         with pytest.raises(UserError, match=message):
-            source_rows(_Words(), Prompts(0, [0, 1], ["", ""], tokens, mask, records))  # type: ignore[arg-type]
+            source_rows(_Words(), Batch(0, [0, 1], ["", ""], tokens, mask, records))  # type: ignore[arg-type]
+
+
+def test_behind_a_source_the_text_has_ended() -> None:
+    """Whatever the batch holds there."""
+    tokens = torch.tensor([[7, 5, 5, 5, 5], [5, 5, 5, 5, 5]])
+    mask = torch.tensor([[True, False, False, False, False], [False] * 5])
+    batch = Batch(0, [0, 1], ["seven", ""], tokens, mask, [{"source": "a"}, {"source": "a bb ccc"}])
+    rows = source_rows(_Words(), batch)  # type: ignore[arg-type]
+    assert rows.tolist() == [[7, 1, 0, 0, 0], [1, 2, 3, 0, 0]]

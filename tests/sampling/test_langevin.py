@@ -12,7 +12,7 @@ from torch import Tensor
 from dia_lightning.sampling.langevin import (
     Constant,
     DualAveraging,
-    Kernel,
+    LatentKernel,
     Polynomial,
     as_step_size,
     mala,
@@ -40,7 +40,7 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def last(kernel: Kernel, position: Tensor, steps: int, generator: torch.Generator) -> Tensor:  # type: ignore[type-arg]
+def last(kernel: LatentKernel, position: Tensor, steps: int, generator: torch.Generator) -> Tensor:  # type: ignore[type-arg]
     state = kernel.init(position)
     for _ in range(steps):
         state, _ = kernel.step(state, generator)
@@ -165,7 +165,7 @@ def test_mala_ratio_by_hand(scale: Tensor) -> None:
     torch.testing.assert_close(state.log_density, PLANE.log_density(state.position))
 
 
-def imbalance(kernel: Kernel) -> float:  # type: ignore[type-arg]
+def imbalance(kernel: LatentKernel) -> float:  # type: ignore[type-arg]
     """Largest (n_ab − n_ba) / √(n_ab + n_ba) over three intervals, one step from exact draws:
     standard errors from balance.
     """

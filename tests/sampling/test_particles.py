@@ -16,7 +16,7 @@ from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.guidance import Predict, Prediction
 from dia_lightning.sampling.decode import commit_tokens
-from dia_lightning.sampling.particle_gibbs import ParticleGibbs, State
+from dia_lightning.sampling.particle_gibbs import GibbsState, ParticleGibbs
 from dia_lightning.sampling.particles import POTENTIALS, Particles, Steering, lineage, paths, smc
 from dia_lightning.sampling.resampling import RESAMPLING
 from dia_lightning.sampling.solvers import ancestral
@@ -593,6 +593,7 @@ def test_particle_gibbs_on_the_gaussian_chain() -> None:
     )
     generator = seeded(0)
     state = kernel.init(kernel.first_path(generator))
+    torch.testing.assert_close(state.reward, reward_of_z(state.path[-1]).double())
     for _ in range(6):
         state, _ = kernel.step(state, generator)
     # Cumulants: log Z(λ) = λ mean + λ² variance / 2.
@@ -625,9 +626,11 @@ def test_particle_gibbs_keeps_the_retained_path() -> None:
         EMBEDDING,
         5,
     )
-    state, info = kernel.step(State(path, torch.zeros(5, dtype=F64)), seeded(1))
+    state, info = kernel.step(GibbsState(path, torch.zeros(5, dtype=F64)), seeded(1))
     assert info.renewed.tolist() == [0] * 5
     assert torch.equal(EMBEDDING.decode(state.path[-1]), tokens)
+    assert torch.equal(state.path, path)
+    assert torch.equal(gibbs(5, 3).init(path).reward, reward_of_tokens(tokens).double())
 
 
 def test_particle_gibbs_checks_its_resampling() -> None:

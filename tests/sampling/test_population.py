@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dia_lightning.sampling.annealing import anneal, cycle, from_base, thin
+from dia_lightning.sampling.annealing import anneal, cycle, from_base, resample_down
 from dia_lightning.sampling.diagnostics import log_z_upper
 from dia_lightning.sampling.suffix import SuffixRegeneration
 from tests.oracles.table_lm import END, LOG_P, REWARD, ROWS, T, TableTarget, codes, pi
@@ -106,7 +106,7 @@ def test_many_texts_thinned_to_few_particles() -> None:
     empty = torch.full((80_000, T), END)
     mask = torch.zeros_like(empty, dtype=torch.bool)
     many = from_base(target, target.lm.generate(empty, mask, generator), mask)
-    few, log_z = thin(many, 1, 10_000, LAM, generator)
+    few, log_z = resample_down(many, 1, 10_000, LAM, generator)
     reached = float(few.lam[0])
     assert 0 < reached < LAM
     assert len(few.tokens) == 10_000

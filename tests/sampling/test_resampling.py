@@ -100,3 +100,13 @@ def test_sizes_and_means() -> None:
     log_w = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, -math.inf, -math.inf, -math.inf]], dtype=F64)
     torch.testing.assert_close(effective_size(log_w), torch.tensor([4.0, 1.0], dtype=F64))
     torch.testing.assert_close(log_mean_exp(log_w), torch.tensor([1.0, -math.log(4)], dtype=F64))
+
+
+def test_any_number_of_dimensions() -> None:
+    log_w = torch.randn(2, 3, 4, dtype=F64, generator=torch.Generator().manual_seed(0))
+    for function in (effective_size, log_mean_exp):
+        one_by_one = torch.stack([torch.stack([function(row) for row in rows]) for rows in log_w])
+        torch.testing.assert_close(function(log_w), one_by_one)
+    w = log_w[0, 0].exp()
+    torch.testing.assert_close(effective_size(log_w[0, 0]), w.sum() ** 2 / (w**2).sum())
+    torch.testing.assert_close(log_mean_exp(log_w[0, 0]), w.mean().log())

@@ -13,7 +13,7 @@ from dia_lightning.diffusion.schedule import Schedule, make_schedule, time_grid
 from dia_lightning.guidance import Predict, Prediction
 from dia_lightning.sampling.corrector import langevin_step
 from dia_lightning.sampling.langevin import Polynomial
-from dia_lightning.sampling.solvers import SOLVERS
+from dia_lightning.sampling.solvers import SOLVERS, solve
 from tests.oracles.gaussian_mixture import GaussianMixture, midpoints, wasserstein_2
 
 SCHEDULE = make_schedule("cosine")
@@ -471,3 +471,12 @@ def test_dia_literal_misses_the_mixture(reading: str, eta: float) -> None:
 def test_dia_literal_names_its_readings() -> None:
     with pytest.raises(ValueError, match="reading: 'other' given, allowed: marginal, per_step"):
         run("dia_literal", 1, n=1, reading="other")
+
+
+@pytest.mark.parametrize("method", ["euler", "", "DDIM"])
+def test_an_unknown_method_is_named(method: str) -> None:
+    with pytest.raises(
+        ValueError,
+        match=f"method: {method!r} given, allowed: ancestral, ddim, dpmpp_2m, dia, dia_literal",
+    ):
+        solve(method, None, None, torch.zeros(1, 1, 1), torch.zeros(2, 1), torch.Generator())  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """Suffix regeneration on a model small enough to enumerate."""
 
 import numpy as np
+import pytest
 import torch
 
 from dia_lightning.sampling.suffix import SuffixRegeneration
@@ -36,3 +37,26 @@ def test_without_reward_only_the_length_matters() -> None:
     n_new = torch.where((new.tokens == END).any(1), (new.tokens == END).int().argmax(1) + 1, T)
     moved = info.accepted
     torch.testing.assert_close(info.log_ratio[moved], (3 / n_new[moved].double()).log())
+
+
+@pytest.mark.parametrize("n_prompt", [1, 2])
+def test_places_to_cut_lie_behind_the_prompt(n_prompt: int) -> None:
+    kernel = SuffixRegeneration(TableTarget())  # type: ignore[arg-type]
+    tokens = torch.tensor([[0, 1, END, END]]).repeat(2000, 1)
+    state = kernel.init(
+        tokens, torch.arange(T).expand(2000, -1) < n_prompt, torch.zeros(2000, dtype=torch.float64)
+    )
+    new, info = kernel.step(state, torch.Generator().manual_seed(1))
+    assert torch.equal(new.tokens[:, :n_prompt], tokens[:, :n_prompt])
+    n_new = (
+        torch.where((new.tokens == END).any(1), (new.tokens == END).int().argmax(1) + 1, T)
+        - n_prompt
+    )
+    moved = info.accepted & (new.tokens != tokens).any(1)
+    assert bool(moved.any())
+    torch.testing.assert_close(
+        info.log_ratio[moved], ((3 - n_prompt) / n_new[moved].double()).log()
+    )
+    # The last place before the end is cut too, and the first behind the prompt.
+    first = (new.tokens[:, n_prompt] != tokens[:, n_prompt]).double().mean()
+    assert 0 < float(first) < 1

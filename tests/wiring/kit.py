@@ -19,7 +19,7 @@ from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.guidance import Prediction
 from dia_lightning.lm.base_lm import BaseLM
-from dia_lightning.types import Prompts, Reward
+from dia_lightning.types import Batch, Reward
 from tests.oracles.table_lm import END, T
 from tests.oracles.table_model import table_lm
 
@@ -108,13 +108,13 @@ def same_table_lm() -> BaseLM:
         return table_lm()
 
 
-def prompted(lm: BaseLM, prompts: list[str], index: int = 3) -> Prompts:
+def prompted(lm: BaseLM, prompts: list[str], index: int = 3) -> Batch:
     tokens, mask = prompt_rows(lm, prompts, LENGTH)
     records = [{"source": "a"} for _ in prompts]
-    return Prompts(index, list(range(len(prompts))), prompts, tokens, mask, records)
+    return Batch(index, list(range(len(prompts))), prompts, tokens, mask, records)
 
 
-def apart(n: int, first: int | None = None) -> Prompts:
+def apart(n: int, first: int | None = None) -> Batch:
     """A batch of n texts of the table with a record each, so that none shares a population.
 
     `first`: a token with which all begin.
@@ -124,7 +124,7 @@ def apart(n: int, first: int | None = None) -> Prompts:
     if first is not None:
         tokens[:, 0], mask[:, 0] = first, True
     prompt, records = "" if first is None else "ab"[first], [{"number": i} for i in range(n)]
-    return Prompts(0, list(range(n)), [prompt] * n, tokens, mask, records)
+    return Batch(0, list(range(n)), [prompt] * n, tokens, mask, records)
 
 
 def seed_of(seed: int, index: int, stream: int = 0) -> torch.Generator:
@@ -184,7 +184,7 @@ def times_by_hand(steps: int, stagger: float) -> Tensor:
 
 
 def ancestral_by_hand(
-    predict: Callable[..., Prediction], network: Any, embedding: TokenEmbedding, batch: Prompts,
+    predict: Callable[..., Prediction], network: Any, embedding: TokenEmbedding, batch: Batch,
     end_id: int, generator: torch.Generator, steps: int = STEPS, stagger: float = 2.0,
     final: str = "sample",
 ) -> Tensor:  # fmt: skip
@@ -231,7 +231,7 @@ def ancestral_by_hand(
     return tokens
 
 
-def agree(tokens: Tensor, other: Tensor, batch: Prompts) -> float:
+def agree(tokens: Tensor, other: Tensor, batch: Batch) -> float:
     """The share of free positions with the same token. One of 84 may differ by rounding: a draw
     falls on an edge.
     """

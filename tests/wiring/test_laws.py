@@ -39,7 +39,7 @@ from dia_lightning.samplers import (
 )
 from dia_lightning.samplers.networks import load_critic, load_denoiser
 from dia_lightning.sampling.positions import Spans
-from dia_lightning.types import Generations, Prompts
+from dia_lightning.types import Batch, Generations
 from tests.oracles.table_lm import END, LOG_P, NEXT, REWARD, ROWS, T, V, codes, pi
 from tests.oracles.table_model import P, TableReward, chi_square_ok, free
 from tests.wiring.kit import SOFT_LAM, apart, same_table_lm, seed_of
@@ -58,7 +58,7 @@ def guided(table_parts: Path, sampler: Sampler, **options: Any) -> GuidedSampler
     return GuidedSamplerModule(TableReward(), sampler, **options)
 
 
-def drawn(module: Any, batch: Prompts) -> Generations:
+def drawn(module: Any, batch: Batch) -> Generations:
     (generations,) = module.predict_step(batch)
     given = batch.prompt_mask[:, 0].numpy() * np.log(NEXT[()])[batch.tokens[:, 0]]
     np.testing.assert_allclose(
@@ -165,7 +165,7 @@ def test_log_z_of_two_prompts_in_one_batch(table_parts: Path) -> None:
     tokens[:, 0] = torch.tensor([0, 1, 1, 0, 1, 0])
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     mask[:, 0] = True
-    batch = Prompts(0, list(range(6)), ["ab"[i] for i in tokens[:, 0]], tokens, mask)
+    batch = Batch(0, list(range(6)), ["ab"[i] for i in tokens[:, 0]], tokens, mask)
     for pool, particles in ((1, 700), (5, 140)):
         generations = drawn(guided(table_parts, Annealed([SUFFIX], particles, pool)), batch)
         exact = [log_z(LAM, int(first)) for first in tokens[:, 0]]
@@ -183,7 +183,7 @@ def test_each_text_is_a_particle_of_its_own_prompt(table_parts: Path, pool: int)
     tokens[:, 0] = torch.randperm(400, generator=torch.Generator().manual_seed(1)) % 2
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     mask[:, 0] = True
-    batch = Prompts(0, list(range(400)), ["ab"[i] for i in tokens[:, 0]], tokens, mask)
+    batch = Batch(0, list(range(400)), ["ab"[i] for i in tokens[:, 0]], tokens, mask)
     made = guided(table_parts, Annealed([SUFFIX], particles=10, pool=pool, rounds=2))
     generations = drawn(made, batch)
     assert torch.equal(generations.tokens[:, 0], tokens[:, 0])

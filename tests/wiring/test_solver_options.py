@@ -26,7 +26,7 @@ from dia_lightning.samplers import (
 )
 from dia_lightning.sampling.decode import draw_texts, source_rows
 from dia_lightning.sampling.langevin import Polynomial
-from dia_lightning.types import Prompts
+from dia_lightning.types import Batch
 from tests.wiring.kit import (
     STEPS,
     Vowels,
@@ -60,7 +60,7 @@ def module(
     )  # fmt: skip
 
 
-def batch(lm: BaseLM) -> Prompts:
+def batch(lm: BaseLM) -> Batch:
     return prompted(lm, ["the good", "the", "a", "the bad food"] * 4)
 
 
@@ -71,7 +71,7 @@ def predictor(made: GuidedSamplerModule, options: dict[str, Any]) -> Any:
     return guided_by_hand(network, made.embedding, log_value, **given)
 
 
-def ancestral(made: GuidedSamplerModule, given: Prompts, options: dict[str, Any]) -> Tensor:
+def ancestral(made: GuidedSamplerModule, given: Batch, options: dict[str, Any]) -> Tensor:
     kept = {name: x for name, x in options.items() if name in ("steps", "stagger", "final")}
     return ancestral_by_hand(
         predictor(made, options),
@@ -109,9 +109,7 @@ def test_guidance_of_the_ancestral_solver(
     assert agree(generations.tokens, plain, given) < 0.8
 
 
-def drawn(
-    made: GuidedSamplerModule, given: Prompts, solver: str, options: dict[str, Any]
-) -> Tensor:
+def drawn(made: GuidedSamplerModule, given: Batch, solver: str, options: dict[str, Any]) -> Tensor:
     """The solver as a function, with the estimate of the plain loop."""
     network = made.denoiser_network
     assert network is not None

@@ -25,7 +25,7 @@ _FIGURES = (
 )
 
 
-class Part(NamedTuple):
+class KitPart(NamedTuple):
     """A folder of the kit.
 
     weights: numbers in its safetensors. dtype: of the matrices. size: in bytes. settings: of a
@@ -52,7 +52,7 @@ class Kit(NamedTuple):
     content: dict[str, Any]
     module: GuidedSamplerModule
     embedding: TokenEmbedding
-    parts: list[Part]
+    parts: list[KitPart]
     figures: dict[str, Any] | None
     compared: bool
     left: dict[str, str]

@@ -13,9 +13,9 @@ safetensors and YAML. The folder can be moved, copied and uploaded; `lightning p
 samples from it wherever it lies, and `--config hub:USER/REPO` from the hub."""
 
 
-def run(arguments: Sequence[str]) -> None:
+def run_kit(arguments: Sequence[str]) -> None:
     """`lightning kit` with these arguments; UserError for a mistake."""
-    options = options_parser().parse_args(arguments)
+    options = kit_options().parse_args(arguments)
     from dia_lightning.lab.kit.export import export
 
     kit = export(
@@ -44,7 +44,7 @@ def run(arguments: Sequence[str]) -> None:
     print(visible("\n".join(lines)))
 
 
-def options_parser() -> OptionParser:
+def kit_options() -> OptionParser:
     """Of `lightning kit`."""
     about = "Share what samples: networks, settings and their card in one folder."
     parser = OptionParser(prog="dia kit", description=about)

@@ -20,7 +20,7 @@ from dia_lightning.diffusion.checkpoint import read_network, save_weights
 from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.errors import UserError
 from dia_lightning.files import HERE, find_path, is_shipped, read_yaml
-from dia_lightning.lab.kit.card import Kit, Part, card
+from dia_lightning.lab.kit.card import Kit, KitPart, card
 from dia_lightning.lab.kit.files import SECTIONS, SETTINGS, settings_file
 from dia_lightning.lab.report.results import read_metrics
 from dia_lightning.lm.files import folder_of, is_hub_id
@@ -213,7 +213,7 @@ def _write_networks(
     paths: dict[str, str],
     bf16: bool,
     base_lm: str,
-) -> list[Part]:
+) -> list[KitPart]:
     """Denoiser and critic, after they were loaded as a sampler does."""
     parts, costs = [], training_costs(paths)
     for name, path in paths.items():
@@ -236,7 +236,7 @@ def _rounded(weight: Tensor) -> Tensor:
     return weight.to(torch.bfloat16) if weight.dim() > 1 and weight.is_floating_point() else weight
 
 
-def _copy_lm(folder: Path, module: GuidedSamplerModule) -> Part:
+def _copy_lm(folder: Path, module: GuidedSamplerModule) -> KitPart:
     folder.mkdir()
     source = Path(folder_of(module.base_lm))
     for file in [file for pattern in _LM_FILES for file in source.glob(pattern)]:
@@ -244,7 +244,7 @@ def _copy_lm(folder: Path, module: GuidedSamplerModule) -> Part:
     return _part(folder, {}, {})
 
 
-def _part(folder: Path, settings: dict[str, Any], costs: dict[str, Any]) -> Part:
+def _part(folder: Path, settings: dict[str, Any], costs: dict[str, Any]) -> KitPart:
     from safetensors import safe_open
 
     n, size, kinds = 0, 0, []
@@ -254,4 +254,4 @@ def _part(folder: Path, settings: dict[str, Any], costs: dict[str, Any]) -> Part
             tensors = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118
         n += sum(prod(tensor.get_shape()) for tensor in tensors)
         kinds += [tensor.get_dtype() for tensor in tensors if len(tensor.get_shape()) > 1]
-    return Part(folder.name, n, ", ".join(sorted(set(kinds))), size, settings, costs)
+    return KitPart(folder.name, n, ", ".join(sorted(set(kinds))), size, settings, costs)

@@ -17,7 +17,7 @@ _ANNOTATIONS_HELP = """Label Studio's JSON export, or filled pairs.csv (choice: 
 annotator: the column of this name, else the file's name"""
 
 
-def options_parser() -> OptionParser:
+def preference_options() -> OptionParser:
     """Of `dia preference`."""
     about = "Let people judge pairs of texts, and read what they chose."
     parser = OptionParser(prog="dia preference", description=about)
@@ -38,13 +38,13 @@ def options_parser() -> OptionParser:
     return parser
 
 
-def run(arguments: Sequence[str]) -> None:
+def run_preference(arguments: Sequence[str]) -> None:
     """`dia preference` with these arguments; UserError for a mistake."""
-    options = options_parser().parse_args(arguments)
+    options = preference_options().parse_args(arguments)
     if options.command == "export":
-        from dia_lightning.lab.preference.pairs import export
+        from dia_lightning.lab.preference.pairs import export_pairs
 
-        export(options.predictions, options.out, options.n, options.seed)
+        export_pairs(options.predictions, options.out, options.n, options.seed)
     else:
         from dia_lightning.lab.preference.results import import_choices
 

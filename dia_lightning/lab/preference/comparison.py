@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 _Floats = NDArray[np.float64]
 
 
-class Outcome(NamedTuple):
+class Comparison(NamedTuple):
     """One compared pair of texts: methods i < j, and i's score (1 won, ½ tie, 0 lost)."""
 
     i: int
@@ -26,7 +26,7 @@ def majority(votes: Sequence[float]) -> float:
     return 0.5 if mean == 0.5 else float(mean > 0.5)
 
 
-def wins_of(outcomes: Sequence[Outcome], n_methods: int) -> _Floats:
+def wins_of(outcomes: Sequence[Comparison], n_methods: int) -> _Floats:
     """(K, K) wins of the row over the column, a tie half a win for each."""
     wins = np.zeros((n_methods, n_methods))
     for i, j, score in outcomes:
@@ -36,7 +36,7 @@ def wins_of(outcomes: Sequence[Outcome], n_methods: int) -> _Floats:
 
 
 def resampled_wins(
-    outcomes: Sequence[Outcome], n_methods: int, n: int, generator: np.random.Generator
+    outcomes: Sequence[Comparison], n_methods: int, n: int, generator: np.random.Generator
 ) -> _Floats:
     """(n, K, K) wins of bootstrap samples over the pairs of texts of each two methods.
 
@@ -120,7 +120,7 @@ def krippendorff_alpha(units: Sequence[Sequence[Any]]) -> float | None:
 
 
 def compare(
-    outcomes: Sequence[Outcome], methods: Sequence[str], n_bootstrap: int = 2000, seed: int = 0
+    outcomes: Sequence[Comparison], methods: Sequence[str], n_bootstrap: int = 2000, seed: int = 0
 ) -> dict[str, Any]:
     """Win rates of every two methods and strengths of all, with 95 % bootstrap intervals.
 
@@ -136,7 +136,7 @@ def compare(
     for i, j in combinations(range(k), 2):
         n = int(wins[i, j] + wins[j, i])
         if n:
-            ties = sum(outcome == Outcome(i, j, 0.5) for outcome in outcomes)
+            ties = sum(outcome == Comparison(i, j, 0.5) for outcome in outcomes)
             found = {"method": methods[i], "other": methods[j], "n": n, "ties": ties}
             rate, interval = float(wins[i, j] / n), interval_95(drawn[:, i, j] / n)
             rates.append({**found, "win_rate": rate, "interval": interval})

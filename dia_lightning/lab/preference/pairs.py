@@ -92,7 +92,7 @@ def _pair_id(i: int, seed: int, pair: dict[str, str]) -> str:
     return f"pair-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
-def export(paths: Sequence[Path], out: Path, n: int, seed: int) -> None:
+def export_pairs(paths: Sequence[Path], out: Path, n: int, seed: int) -> None:
     """Write `annotators/` (Label Studio's tasks and configuration, a CSV file) and `key.json`.
 
     Raises:

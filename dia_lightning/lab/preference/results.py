@@ -19,7 +19,7 @@ def summarise(key: dict[str, Any], votes: dict[str, dict[str, str]]) -> dict[str
     A pair that several people judged counts once, by their majority; a balance is a tie.
     """
     from dia_lightning.lab.preference.comparison import (
-        Outcome,
+        Comparison,
         compare,
         krippendorff_alpha,
         majority,
@@ -32,7 +32,7 @@ def summarise(key: dict[str, Any], votes: dict[str, dict[str, str]]) -> dict[str
         if votes.get(pair):
             score = majority([scores[choice] for choice in votes[pair].values()])
             i, j = number[method_1], number[method_2]
-            outcomes.append(Outcome(i, j, score) if i < j else Outcome(j, i, 1 - score))
+            outcomes.append(Comparison(i, j, score) if i < j else Comparison(j, i, 1 - score))
     choices = Counter(choice for given in votes.values() for choice in given.values())
     by_annotator = Counter(name for given in votes.values() for name in given)
     decided = choices["1"] + choices["2"]

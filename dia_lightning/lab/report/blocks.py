@@ -9,14 +9,14 @@ from typing import Any
 
 from dia_lightning.lab.report.labels import (
     caption,
+    in_words,
     label,
     number,
     setting_name,
     value_name,
-    words,
     written,
 )
-from dia_lightning.lab.report.page import Block, Sample, Table
+from dia_lightning.lab.report.page import PageBlock, Sample, Table
 from dia_lightning.lab.report.results import (
     NATS_ABOVE_BASE,
     Group,
@@ -92,7 +92,7 @@ def base_group(groups: Sequence[Group]) -> Group | None:
 
 def figures_table(name: str, rows: View, base: Group | None = None) -> Table | None:
     """One of the tables of `words.yaml`: a row per group and one for p_θ; None if empty."""
-    spec = words()["tables"][name]
+    spec = in_words()["tables"][name]
     keys = [
         key
         for pattern in spec["figures"]
@@ -127,24 +127,24 @@ def figures_table(name: str, rows: View, base: Group | None = None) -> Table | N
     return Table(caption(name, intervals=rows.intervals), head, body, default=marked)
 
 
-def _section(title: str, *tables: Table | None) -> list[Table | Block]:
+def _section(title: str, *tables: Table | None) -> list[Table | PageBlock]:
     """The tables under a heading; nothing if all are None."""
     found = [table for table in tables if table is not None]
-    return [Block("h3", title), *found] if found else []
+    return [PageBlock("h3", title), *found] if found else []
 
 
-def cost_blocks(rows: View, base: Group | None) -> list[Table | Block]:
+def cost_blocks(rows: View, base: Group | None) -> list[Table | PageBlock]:
     """Totals, the work of each network, and the training before the first text."""
     tables = (figures_table(name, rows, base) for name in ("cost", "network"))
     return _section("Cost", *tables, figures_table("training", rows))
 
 
-def diagnostics_blocks(rows: View) -> list[Table | Block]:
+def diagnostics_blocks(rows: View) -> list[Table | PageBlock]:
     """Acceptance, effective sample size, R-hat, log Z."""
     return _section("Acceptance, ESS and log Z", figures_table("diagnostics", rows))
 
 
-def hacking_blocks(rows: View, base: Group | None, n_shown: int = 2) -> list[Table | Block]:
+def hacking_blocks(rows: View, base: Group | None, n_shown: int = 2) -> list[Table | PageBlock]:
     """The number of flagged texts, the reasons, and some of the texts."""
     if not rows.of(["hacking_rate"]):
         return []
@@ -161,7 +161,7 @@ def hacking_blocks(rows: View, base: Group | None, n_shown: int = 2) -> list[Tab
 
 def sample_blocks(
     rows: View, base: Group | None, n_shown: int = 5, folded: bool = False
-) -> list[Table | Block]:
+) -> list[Table | PageBlock]:
     """Texts of every setting's first seed, and p_θ's where known, for the same prompts."""
     runs: dict[str, dict[int, dict[str, Any]]] = {}
     for name, group in zip(rows.long_names, rows.groups, strict=True):
@@ -183,7 +183,7 @@ def sample_blocks(
             for name, line in texts.items()
         ]
     title = "Show the texts" if folded else ""
-    return [Block("h3", "Sample texts"), Block("samples", shown, title)]
+    return [PageBlock("h3", "Sample texts"), PageBlock("samples", shown, title)]
 
 
 def _spread_over_prompts(lines: Mapping[int, dict[str, Any]], n: int) -> list[int]:

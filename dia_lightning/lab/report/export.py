@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dia_lightning.files import no_formula
-from dia_lightning.lab.report.results import Result, flatten
+from dia_lightning.lab.report.results import CellResult, flatten
 
 
-def write_csv(path: Path, results: Sequence[Result]) -> None:
+def write_csv(path: Path, results: Sequence[CellResult]) -> None:
     """One row per run: study, setting, seed, error, seconds, folder and every figure.
 
     A text that a spreadsheet would run as a formula, such as an error that begins with "--", has
@@ -40,7 +40,7 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
             writer.writerow({name: no_formula(cell) for name, cell in row.items()})
 
 
-def write_hparams(folder: Path, results: Sequence[Result]) -> None:
+def write_hparams(folder: Path, results: Sequence[CellResult]) -> None:
     """One TensorBoard run per finished run; `folder` is emptied first."""
     from torch.utils.tensorboard import SummaryWriter
 

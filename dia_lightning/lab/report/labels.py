@@ -24,7 +24,7 @@ class Label(NamedTuple):
 
 
 @cache
-def words() -> dict[str, dict[str, Any]]:
+def in_words() -> dict[str, dict[str, Any]]:
     """The content of `templates/words.yaml`."""
     import yaml  # type: ignore[import-untyped]
 
@@ -38,21 +38,21 @@ def caption(name: str, **values: Any) -> str:
     """A caption, or that of a table of figures, with its values."""
     from jinja2 import StrictUndefined, Template
 
-    tables = {table: spec["caption"] for table, spec in words()["tables"].items()}
-    text = (words()["captions"] | tables)[name]
+    tables = {table: spec["caption"] for table, spec in in_words()["tables"].items()}
+    text = (in_words()["captions"] | tables)[name]
     text = Template(text, undefined=StrictUndefined).render(values)
     return " ".join(part for part in text.split(" ") if part)
 
 
 def label(name: str) -> Label:
     """Of a figure, by its flat name."""
-    if found := words()["labels"].get(name):
+    if found := in_words()["labels"].get(name):
         return Label(*found)
     if name.startswith("training/"):
         _, part, kind = name.split("/")
         flops = kind == "flops"
         return Label(f"{part}: {'FLOPs' if flops else _plain(kind)}", -1 if flops else 1)
-    for prefix, (form, digits) in words()["prefixes"].items():
+    for prefix, (form, digits) in in_words()["prefixes"].items():
         if name.startswith(prefix) and len(name) > len(prefix):
             rest = name[len(prefix) :]
             rest = "p_θ" if rest in ("base_lm", "lm") else _plain(rest)

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from dia_lightning.lab.report.labels import words
+from dia_lightning.lab.report.labels import in_words
 from dia_lightning.lab.report.plots import Plot
 
 
@@ -34,7 +34,7 @@ class Sample(NamedTuple):
     note: str
 
 
-class Block(NamedTuple):
+class PageBlock(NamedTuple):
     """Any other element.
 
     - "p": a paragraph; title: its class.
@@ -54,11 +54,11 @@ class Section(NamedTuple):
 
     name: str
     title: str
-    blocks: Sequence[Table | Plot | Block]
+    blocks: Sequence[Table | Plot | PageBlock]
 
 
 def write_page(
-    folder: Path, title: str, lead: Sequence[Table | Block], sections: Sequence[Section]
+    folder: Path, title: str, lead: Sequence[Table | PageBlock], sections: Sequence[Section]
 ) -> Path:
     """Write `report.html`, `results.md` and the plots of both; an earlier report's plots go."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -78,7 +78,12 @@ def write_page(
         keep_trailing_newline=True,
     )
     environment.filters.update(inline=_inline, cell=_in_cell)
-    content = {"title": title, "lead": lead, "sections": sections, "glossary": words()["glossary"]}
+    content = {
+        "title": title,
+        "lead": lead,
+        "sections": sections,
+        "glossary": in_words()["glossary"],
+    }
     for name, template in (("report.html", "page.html"), ("results.md", "results.md")):
         made = environment.get_template(template).render(content)
         (folder / name).write_text(made, encoding="utf-8")

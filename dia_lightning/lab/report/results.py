@@ -34,7 +34,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Result:
+class CellResult:
     """One run of a study, at one seed.
 
     setting: label → value of what varies, for example {"λ": 4.0} or {"method": "best-of-16"}.
@@ -65,7 +65,7 @@ class Group:
 
     study: str
     setting: dict[str, Any]
-    results: list[Result]
+    results: list[CellResult]
     figures: dict[str, Estimate]
 
 
@@ -138,9 +138,9 @@ def estimate(values: Sequence[float]) -> Estimate:
     return estimates([{"": value} for value in values])[""]
 
 
-def aggregate(results: Sequence[Result]) -> list[Group]:
+def aggregate(results: Sequence[CellResult]) -> list[Group]:
     """One group per (study, setting), in order of appearance, without failed runs."""
-    groups: dict[str, list[Result]] = {}
+    groups: dict[str, list[CellResult]] = {}
     for result in results:
         if not result.error:
             groups.setdefault(setting_key(result.study, result.setting), []).append(result)
@@ -158,7 +158,7 @@ def setting_key(study: str, setting: Mapping[str, Any]) -> str:
     return json.dumps([study, plain], sort_keys=True, default=str)
 
 
-def relative_to_base(results: Sequence[Result]) -> list[Result]:
+def relative_to_base(results: Sequence[CellResult]) -> list[CellResult]:
     """Add `nats_above_base`: log p_θ per token of p_θ's own texts minus that of the method's.
 
     p_θ's own comes from the same run (`base`), else it is the mean over the study's runs.
@@ -178,7 +178,7 @@ def relative_to_base(results: Sequence[Result]) -> list[Result]:
     return out
 
 
-def _base_log_p(result: Result) -> float | None:
+def _base_log_p(result: CellResult) -> float | None:
     itself = result.metrics.get("method") == "zero_shot"
     figures = result.metrics if itself else result.metrics.get("base") or {}
     value = figures.get("log_p_per_token")

@@ -10,17 +10,17 @@ from typing import Any
 from dia_lightning.lab.report import blocks as make
 from dia_lightning.lab.report.export import write_csv
 from dia_lightning.lab.report.labels import caption, label, number
-from dia_lightning.lab.report.page import Block, Section, Table, write_page
+from dia_lightning.lab.report.page import PageBlock, Section, Table, write_page
 from dia_lightning.lab.report.plots import Plot, histogram
 from dia_lightning.lab.report.results import (
+    CellResult,
     Group,
-    Result,
     aggregate,
     read_lines,
     read_metrics,
     relative_to_base,
 )
-from dia_lightning.lab.report.study import versions
+from dia_lightning.lab.report.study import version_lines
 
 
 def write_run_report(folder: Path, config: Path) -> Path:
@@ -36,9 +36,9 @@ def write_run_report(folder: Path, config: Path) -> Path:
     metrics = read_metrics(folder)
     method, base = str(metrics["method"]), metrics.get("base")
     seed = int((read_lines(folder / "predictions.jsonl", 1) or [{}])[0].get("seed", 0))
-    results = [Result("test", {"method": method}, seed, folder, metrics)]
+    results = [CellResult("test", {"method": method}, seed, folder, metrics)]
     if base:
-        results.append(Result("test", {"method": make.P_THETA}, seed, folder, base))
+        results.append(CellResult("test", {"method": make.P_THETA}, seed, folder, base))
     results = relative_to_base(results)
     groups = [_with_spread_over_texts(group) for group in aggregate(results)]
     intervals = caption("run_intervals")
@@ -50,8 +50,8 @@ def write_run_report(folder: Path, config: Path) -> Path:
         _rewards(folder, method),
     )
     text = config.read_text(encoding="utf-8") if config.is_file() else "No config.yaml was found."
-    settings = Block("details", text, "config.yaml: every setting of the run")
-    last = [versions(results), settings]
+    settings = PageBlock("details", text, "config.yaml: every setting of the run")
+    last = [version_lines(results), settings]
     sections = [
         Section("figures", "Figures", [block for block in figures if block]),
         *_sections(rows, other),
@@ -61,7 +61,7 @@ def write_run_report(folder: Path, config: Path) -> Path:
     return write_page(folder, f"{method}: test report", [_lead(groups)], sections)
 
 
-def _lead(groups: list[Group]) -> Block:
+def _lead(groups: list[Group]) -> PageBlock:
     first, *base = (group.figures for group in groups)
     values: dict[str, Any] = {"n": int(first["n"].mean), "before": "", "after": "", "more": ""}
     if base:
@@ -70,10 +70,10 @@ def _lead(groups: list[Group]) -> Block:
         spread = base[0].get("reward_std")
         if spread is not None and spread.mean > 0:
             values["more"] = number((after - before) / spread.mean, 2)
-    return Block("p", caption("run_lead", **values))
+    return PageBlock("p", caption("run_lead", **values))
 
 
-def _notes(results: list[Result]) -> Block | None:
+def _notes(results: list[CellResult]) -> PageBlock | None:
     """The tokenizer of the diversity figures, and why figures are missing."""
     said = []
     if tokenizer := results[0].metrics.get("tokenizer"):
@@ -83,7 +83,7 @@ def _notes(results: list[Result]) -> Block | None:
         listed = "; ".join(f"{label(name).text}: {reason}" for name, reason in missing.items())
         if listed:
             said.append(caption("no_value", method=result.setting["method"], reasons=listed))
-    return Block("p", " ".join(said)) if said else None
+    return PageBlock("p", " ".join(said)) if said else None
 
 
 def _with_spread_over_texts(group: Group) -> Group:
@@ -110,7 +110,7 @@ def _rewards(folder: Path, method: str) -> Plot | None:
 
 def _sections(rows: make.View, base: Group | None) -> list[Section]:
     """Texts, hacking, diagnostics and cost, as far as the run has them."""
-    found: dict[str, list[Table | Block]] = {
+    found: dict[str, list[Table | PageBlock]] = {
         "texts": make.sample_blocks(rows, base),
         "hacking": make.hacking_blocks(rows, base, 10),
         "diagnostics": make.diagnostics_blocks(rows),
@@ -119,5 +119,5 @@ def _sections(rows: make.View, base: Group | None) -> list[Section]:
     return [
         Section(name, blocks[0].content, blocks[1:])
         for name, blocks in found.items()
-        if blocks and isinstance(blocks[0], Block)
+        if blocks and isinstance(blocks[0], PageBlock)
     ]

@@ -8,14 +8,14 @@ from pathlib import Path
 from dia_lightning.lab.report import blocks as make
 from dia_lightning.lab.report.export import write_csv, write_hparams
 from dia_lightning.lab.report.labels import caption, setting_name, value_name
-from dia_lightning.lab.report.page import Block, Section, Table, write_page
+from dia_lightning.lab.report.page import PageBlock, Section, Table, write_page
 from dia_lightning.lab.report.plots import Plot
-from dia_lightning.lab.report.results import Group, Result, Study, aggregate, relative_to_base
+from dia_lightning.lab.report.results import CellResult, Group, Study, aggregate, relative_to_base
 from dia_lightning.lab.report.study_plots import study_plots
 
 
 def write_report(
-    folder: Path, title: str, studies: Sequence[Study], results: Sequence[Result]
+    folder: Path, title: str, studies: Sequence[Study], results: Sequence[CellResult]
 ) -> Path:
     """Write `report.html`, `results.csv`, `results.md`, `plots/*.svg` and `tensorboard/`.
 
@@ -42,13 +42,13 @@ def write_report(
 
 def study_section(study: Study, groups: Sequence[Group]) -> Section:
     """Question, tables, plots and texts of one study."""
-    blocks: list[Table | Plot | Block] = [Block("p", study.question, "question")]
+    blocks: list[Table | Plot | PageBlock] = [PageBlock("p", study.question, "question")]
     if not groups:
-        return Section(study.name, study.title, [*blocks, Block("p", caption("unfinished"))])
+        return Section(study.name, study.title, [*blocks, PageBlock("p", caption("unfinished"))])
     rows = make.view(groups, study.axes, study.baseline)
     base = make.base_group(groups)
     table = make.figures_table("quality", rows, base)
-    blocks += [Block("p", make.best_of(rows)), *([table] if table else [])]
+    blocks += [PageBlock("p", make.best_of(rows)), *([table] if table else [])]
     blocks += study_plots(study, rows, base)
     blocks += make.hacking_blocks(rows, base) + make.diagnostics_blocks(rows)
     blocks += make.cost_blocks(rows, base)
@@ -56,7 +56,7 @@ def study_section(study: Study, groups: Sequence[Group]) -> Section:
     return Section(study.name, study.title, blocks)
 
 
-def _lead(studies: Sequence[Study], results: Sequence[Result]) -> list[Table | Block]:
+def _lead(studies: Sequence[Study], results: Sequence[CellResult]) -> list[Table | PageBlock]:
     failed = [result for result in results if result.error]
     texts = sorted({int(result.metrics["n"]) for result in results if "n" in result.metrics})
     seconds = sum(result.seconds for result in results)
@@ -73,10 +73,10 @@ def _lead(studies: Sequence[Study], results: Sequence[Result]) -> list[Table | B
     head = ["study", "setting", "seed", "error"]
     rows = [[r.study, setting_name(r.setting), str(r.seed), r.error] for r in failed]
     table = Table(caption("failed"), head, rows, frozenset({1, 3}), failed=True)
-    return [Block("p", told), *([table] if failed else []), _overview(studies, results)]
+    return [PageBlock("p", told), *([table] if failed else []), _overview(studies, results)]
 
 
-def _overview(studies: Sequence[Study], results: Sequence[Result]) -> Table:
+def _overview(studies: Sequence[Study], results: Sequence[CellResult]) -> Table:
     rows = []
     for study in studies:
         own = [result for result in results if result.study == study.name]
@@ -97,20 +97,24 @@ def _overview(studies: Sequence[Study], results: Sequence[Result]) -> Table:
     return Table(caption("all_runs"), head, rows, frozenset({1}))
 
 
-def _configuration(studies: Sequence[Study], results: Sequence[Result]) -> Section:
-    blocks = [Block("h3", "Versions"), versions(results), Block("p", caption("folders"))]
+def _configuration(studies: Sequence[Study], results: Sequence[CellResult]) -> Section:
+    blocks = [
+        PageBlock("h3", "Versions"),
+        version_lines(results),
+        PageBlock("p", caption("folders")),
+    ]
     for study in studies:
         default = f" (default: {setting_name(study.baseline)})" if study.baseline else ""
         config = study.config or "No configuration was handed in."
-        blocks.append(Block("details", config, f"{study.title}{default}"))
+        blocks.append(PageBlock("details", config, f"{study.title}{default}"))
     return Section("configuration", "Configuration and versions", blocks)
 
 
-def versions(results: Sequence[Result]) -> Block:
+def version_lines(results: Sequence[CellResult]) -> PageBlock:
     """Each program with its version, or all of them where runs differ."""
     found: dict[str, dict[str, None]] = {}
     for result in results:
         for name, version in (result.metrics.get("versions") or {}).items():
             found.setdefault(name, {})[str(version)] = None
     rows = {name: ", ".join(all_of) for name, all_of in found.items()}
-    return Block("dl", rows or {"versions": "none known"})
+    return PageBlock("dl", rows or {"versions": "none known"})

@@ -26,26 +26,26 @@ DIR/STUDY/SETTING/seed=K, and write their report to DIR/report.html. Finished ce
 again, stopped ones go on, failed ones are tried again. Exit code 1 if a cell failed."""
 
 
-class Estimate(NamedTuple):
+class Forecast(NamedTuple):
     """Seconds of a cell on one worker, and their source."""
 
     seconds: float
     basis: str
 
 
-def estimate(study: StudyGrid, cell: Cell, outcomes: dict[str, Outcome]) -> Estimate:
+def forecast(study: StudyGrid, cell: Cell, outcomes: dict[str, Outcome]) -> Forecast:
     """From finished cells of the setting, else of the study, else the file, else a default."""
     done = [(c, outcomes[c.name]) for c in study.cells if c.name in outcomes]
     done = [(c, outcome) for c, outcome in done if not outcome.error]
     same = [outcome.seconds for c, outcome in done if c.setting == cell.setting]
     if same:
-        return Estimate(fmean(same), "finished seeds")
+        return Forecast(fmean(same), "finished seeds")
     if done:
         seconds = fmean(outcome.seconds for _, outcome in done)
-        return Estimate(seconds, "finished cells of the study")
+        return Forecast(seconds, "finished cells of the study")
     if study.seconds is not None:
-        return Estimate(study.seconds, "the study file")
-    return Estimate(_SECONDS, "default")
+        return Forecast(study.seconds, "the study file")
+    return Forecast(_SECONDS, "default")
 
 
 def check_options(studies: Sequence[StudyGrid], allow: Sequence[str] = ()) -> None:
@@ -69,9 +69,9 @@ def check_options(studies: Sequence[StudyGrid], allow: Sequence[str] = ()) -> No
                 raise UserError(f"study {cell.name.rpartition('/')[0]}: {error}") from error
 
 
-def run(arguments: Sequence[str]) -> None:
+def run_study(arguments: Sequence[str]) -> None:
     """`dia study` with these arguments; UserError for a mistake, SystemExit(1) if a cell failed."""
-    options = options_parser().parse_args(arguments)
+    options = study_options().parse_args(arguments)
     paths = [require_path(path, "study") for path in options.files]
     studies = [read_study(path, options.out, options.kit, options.seeds) for path in paths]
     names = [study.name for study in studies]
@@ -160,7 +160,7 @@ def _print_plan(
             if cell.name in chosen:
                 settings.setdefault(cell.name.split("/")[1], []).append(cell)
         for name, cells in settings.items():
-            guess = estimate(study, cells[0], outcomes)
+            guess = forecast(study, cells[0], outcomes)
             waiting = [c for c in cells if c.name not in outcomes or outcomes[c.name].error]
             n_failed = sum(c.name in outcomes for c in waiting)
             total, left = total + len(waiting) * guess.seconds, left + len(waiting)
@@ -176,7 +176,7 @@ def _print_plan(
 
 def _report(out: Path, studies: Sequence[StudyGrid], outcomes: dict[str, Outcome]) -> Path:
     """The report of every cell that was tried, in these studies."""
-    from dia_lightning.lab.report.results import Result, read_metrics
+    from dia_lightning.lab.report.results import CellResult, read_metrics
     from dia_lightning.lab.report.study import write_report
 
     results = []
@@ -184,7 +184,7 @@ def _report(out: Path, studies: Sequence[StudyGrid], outcomes: dict[str, Outcome
         error, seconds, _ = outcomes[cell.name]
         metrics = {} if error else read_metrics(cell.folder)
         known = (cell.study, cell.setting, cell.seed, cell.folder)
-        results.append(Result(*known, metrics, error, seconds))
+        results.append(CellResult(*known, metrics, error, seconds))
     title = out.name.replace("_", " ").capitalize()
     title = studies[0].title if len(studies) == 1 else title
     return write_report(out, title, studies, results)
@@ -200,7 +200,7 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def options_parser() -> OptionParser:
+def study_options() -> OptionParser:
     """Of `dia study`."""
     parser = OptionParser(prog="dia study", description=_HELP)
     add = parser.add_argument

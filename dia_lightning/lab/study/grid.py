@@ -61,7 +61,7 @@ _TRAINING = {
 
 
 @dataclass(frozen=True)
-class Run:
+class CellRun:
     """One command of a cell. options: without dashes, `{cell}`, `{fit}`, `{seed}` unreplaced."""
 
     command: str
@@ -97,8 +97,8 @@ class Cell:
     seed: int
     name: str
     folder: Path
-    run: Run
-    fit: Run | None = None
+    run: CellRun
+    fit: CellRun | None = None
 
     @property
     def key(self) -> str:
@@ -221,7 +221,7 @@ def _slug(text: str) -> str:
 
 def _runs_of(
     where: str, command: str, content: dict[str, Any], points: Sequence[_Point]
-) -> tuple[Run | None, Run]:
+) -> tuple[CellRun | None, CellRun]:
     """The training of a setting, if it has one, and the sampling."""
     own = [point.config for point in points if point.config]
     config = own[-1] if own else content.get("config")
@@ -234,8 +234,8 @@ def _runs_of(
     fits = [point.fit for point in points if point.fit]
     if len(fits) > 1:
         raise UserError(f"{where}: grid: only one axis may have a fit")
-    run = Run(command, require_path(config, f"{where}: config"), options | _SAMPLING)
+    run = CellRun(command, require_path(config, f"{where}: config"), options | _SAMPLING)
     if not fits:
         return None, run
     path = require_path(fits[0]["config"], f"{where}: fit: config")
-    return Run("fit", path, fits[0].get("set", {}) | _TRAINING), run
+    return CellRun("fit", path, fits[0].get("set", {}) | _TRAINING), run

@@ -24,7 +24,7 @@ from dia_lightning.callbacks.batch_files import dumps
 from dia_lightning.errors import UserError
 from dia_lightning.lab.preference.command import run
 from dia_lightning.lab.preference.comparison import (
-    Outcome,
+    Comparison,
     bradley_terry,
     compare,
     has_estimate,
@@ -107,9 +107,9 @@ def test_intervals_cover_the_truth() -> None:
     draw, covered = np.random.default_rng(0), 0
     for seed in range(400):
         scores = draw.choice([1.0, 0.5, 0.0], p=[0.55, 0.1, 0.35], size=60)
-        rates = compare([Outcome(0, 1, s) for s in scores], ["a", "b"], n_bootstrap=500, seed=seed)[
-            "win_rates"
-        ][0]
+        rates = compare(
+            [Comparison(0, 1, s) for s in scores], ["a", "b"], n_bootstrap=500, seed=seed
+        )["win_rates"][0]
         assert rates["win_rate"] == pytest.approx(scores.mean())
         low, high = rates["interval"]
         covered += low <= 0.6 <= high
@@ -117,7 +117,9 @@ def test_intervals_cover_the_truth() -> None:
 
 
 def test_resampled_wins_keep_the_numbers_of_pairs() -> None:
-    outcomes = [Outcome(0, 1, 1.0)] * 3 + [Outcome(0, 1, 0.5)] * 2 + [Outcome(1, 2, 0.0)] * 4
+    outcomes = (
+        [Comparison(0, 1, 1.0)] * 3 + [Comparison(0, 1, 0.5)] * 2 + [Comparison(1, 2, 0.0)] * 4
+    )
     drawn = resampled_wins(outcomes, 3, 50, np.random.default_rng(0))
     games = drawn + drawn.swapaxes(1, 2)
     assert (games == [[0, 5, 0], [5, 0, 4], [0, 4, 0]]).all()

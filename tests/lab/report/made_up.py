@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from dia_lightning.lab.report.results import Result, Study
+from dia_lightning.lab.report.results import CellResult, Study
 
 WORDS = [
     "The",
@@ -117,7 +117,7 @@ def write_run(folder: Path, metrics: dict[str, Any], n: int = 8, extra: str = ""
     (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
-def made_up(folder: Path, extra: str = "") -> tuple[list[Study], list[Result]]:
+def made_up(folder: Path, extra: str = "") -> tuple[list[Study], list[CellResult]]:
     """Three studies of three seeds: methods, λ, and steps by solver; `extra` is added to every text
     and some names.
     """
@@ -167,9 +167,9 @@ def made_up(folder: Path, extra: str = "") -> tuple[list[Study], list[Result]]:
                 metrics["base"] = base
             where = folder / f"{study}-{i}-{seed}"
             write_run(where, metrics, extra=extra)
-            results.append(Result(study, setting, seed, where, metrics, seconds=40.0))
+            results.append(CellResult(study, setting, seed, where, metrics, seconds=40.0))
     error = f"UserError: --model.lam: 1e9 given, allowed: a number below 1000{extra}"
-    results.append(Result("lam", {"λ": 1e9}, 0, folder / "failed", error=error))
+    results.append(CellResult("lam", {"λ": 1e9}, 0, folder / "failed", error=error))
     config = f"model:\n  lam: 8.0  # λ{extra}\n"
     return [
         Study(

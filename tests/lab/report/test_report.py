@@ -19,7 +19,7 @@ from dia_lightning.data import PromptData
 from dia_lightning.lab.report.export import write_csv
 from dia_lightning.lab.report.labels import number, setting_name
 from dia_lightning.lab.report.plots import Panel, Series, curves, scale_of
-from dia_lightning.lab.report.results import Result, Study
+from dia_lightning.lab.report.results import CellResult, Study
 from dia_lightning.lab.report.run import write_run_report
 from dia_lightning.lab.report.study import write_report
 from dia_lightning.rewards import Keyword
@@ -172,7 +172,8 @@ def test_no_cell_of_the_csv_runs_as_a_formula(tmp_path: Path) -> None:
     """Errors begin with the option; numbers below zero stay numbers."""
     errors = ["--model.lam: -1 given", "=1+1", "@x", "it broke"]
     results = [
-        Result("+b", {"x": -2.0, "name": "=y"}, 0, tmp_path, {"reward": -0.5}, e) for e in errors
+        CellResult("+b", {"x": -2.0, "name": "=y"}, 0, tmp_path, {"reward": -0.5}, e)
+        for e in errors
     ]
     write_csv(tmp_path / "results.csv", results)
     with (tmp_path / "results.csv").open(encoding="utf-8", newline="") as file:
@@ -225,24 +226,24 @@ def test_a_second_report_replaces_the_first_and_is_the_same(tmp_path: Path) -> N
 def test_figures_of_the_run_alone_are_enough(tmp_path: Path) -> None:
     """Runs without base, costs or texts; and a study of which all runs failed."""
     studies = [Study("a", "A", "Why?", ["method"]), Study("b", "B", "How?", ["x"])]
-    lone = Result(
+    lone = CellResult(
         "a", {"method": "m"}, 0, tmp_path, {"method": "m", "n": 2, "reward": 0.5, "self_bleu": None}
     )
-    other = Result(
+    other = CellResult(
         "a",
         {"method": "k"},
         0,
         tmp_path,
         {"method": "k", "n": 2, "reward": 0.6, "log_p_per_token": -1.0},
     )
-    third = Result(
+    third = CellResult(
         "a",
         {"method": "l"},
         0,
         tmp_path,
         {"method": "l", "n": 2, "reward": 0.7, "log_p_per_token": -2.0},
     )
-    failed = Result("b", {"x": 1}, 0, tmp_path, error="it broke")
+    failed = CellResult("b", {"x": 1}, 0, tmp_path, error="it broke")
     page = Page(
         write_report(tmp_path / "out", "t", studies, [lone, other, third, failed]).read_text(
             encoding="utf-8"

@@ -13,7 +13,7 @@ from dia_lightning.errors import UserError
 from dia_lightning.lab.report import labels, results
 from dia_lightning.lab.report.results import (
     NATS_ABOVE_BASE,
-    Result,
+    CellResult,
     aggregate,
     estimate,
     flatten,
@@ -59,8 +59,8 @@ def test_every_number_has_a_flat_name() -> None:
     assert flatten(metrics) == {"n": 2, "nfe/lm": 3, "two/0": 1, "two/1": 2.5}
 
 
-def result(setting: dict[str, object], seed: int, error: str = "", **metrics: object) -> Result:
-    return Result("s", dict(setting), seed, Path(), dict(metrics), error)
+def result(setting: dict[str, object], seed: int, error: str = "", **metrics: object) -> CellResult:
+    return CellResult("s", dict(setting), seed, Path(), dict(metrics), error)
 
 
 def test_seeds_of_a_setting_are_one_group_and_failed_ones_none() -> None:

@@ -15,7 +15,7 @@ import pytest
 from dia_lightning import cli
 from dia_lightning.errors import UserError
 from dia_lightning.lab.study import command, worker
-from dia_lightning.lab.study.grid import Cell, Run, StudyGrid, read_study
+from dia_lightning.lab.study.grid import Cell, CellRun, StudyGrid, read_study
 from dia_lightning.lab.study.pool import run_cells
 from dia_lightning.lab.study.worker import Outcome, read_outcome, run_cell
 from dia_lightning.settings import parser
@@ -180,7 +180,7 @@ grid:
 def test_a_process_that_dies_takes_only_its_cell(here: Path) -> None:
     import my_runner  # type: ignore[import-not-found]
 
-    run = Run("predict", ROOT / "configs/dia_tiny.yaml", {})
+    run = CellRun("predict", ROOT / "configs/dia_tiny.yaml", {})
     cells = [
         Cell("s", {}, seed, f"s/x/seed={seed}", here / f"out/{seed}", run) for seed in range(7)
     ]
@@ -219,15 +219,15 @@ def test_a_study_runs_reports_and_runs_nothing_twice(
         UserError,
         match=r"^study small/\S+: --model.reward: my_reward.Mine given, .* with --allow my_reward$",
     ):
-        command.run(arguments)
+        command.run_study(arguments)
     arguments.append("--allow=my_reward")
-    command.run([*arguments, "--dry-run"])
+    command.run_study([*arguments, "--dry-run"])
     said = capfd.readouterr().out
     assert "the study file" in said
     assert "2 of 2 cells to run: 4 s of work" in said
     assert not (here / "out").exists()
     with pytest.raises(SystemExit, match="1"):
-        command.run(arguments)
+        command.run_study(arguments)
     out, err = capfd.readouterr()
     assert "[1/2] small/temperature=1.0/seed=0  " in out
     assert "[2/2] small/temperature=1.0/seed=1  failed: its process was ended by SIGKILL" in out
@@ -238,7 +238,7 @@ def test_a_study_runs_reports_and_runs_nothing_twice(
     )
     assert "out/report.html" in out
     assert (here / "out/report.html").exists()
-    command.run([*arguments, "--dry-run"])
+    command.run_study([*arguments, "--dry-run"])
     said = capfd.readouterr().out
     assert "1 (1 failed)" in said
     assert "finished seeds" in said
@@ -258,7 +258,7 @@ def test_a_study_runs_reports_and_runs_nothing_twice(
 def test_mistakes_of_the_command(here: Path, arguments: list[str], parts: list[str]) -> None:
     study_of(here)
     with pytest.raises(UserError) as raised:
-        command.run(arguments)
+        command.run_study(arguments)
     for part in parts:
         assert part in str(raised.value)
 

@@ -1,0 +1,169 @@
+"""p_θ is asked in its own precision whatever the trainer's, and what a text was read as is what
+was rewarded.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.lm.decoding import Decoding
+from dia_lightning.samplers import (
+    Annealed,
+    BaseModel,
+    BestOfN,
+    Chains,
+    DenoiseAccept,
+    GuidedDecoding,
+    GuidedSamplerModule,
+    Sampler,
+    Spans,
+    Suffix,
+    TwistedSMC,
+)
+from dia_lightning.target import TargetDensity
+from dia_lightning.types import Reward, text_mask
+from tests.wiring.kit import Vowels, prompted, seed_of
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        BaseModel(),
+        BestOfN(2),
+        Annealed([Suffix()], particles=2),
+        Annealed([DenoiseAccept(Spans(2), rounds=2, expert=0.3)], particles=2),
+        Chains(moves=[Suffix(), DenoiseAccept(Spans(2))], rounds=2),
+        TwistedSMC(particles=2, every=1),
+        GuidedDecoding(),
+    ],
+    ids=str,
+)
+def test_the_base_model_never_runs_under_autocast(
+    lm_folder: Path, parts: Path, lm: BaseLM, sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {name: str(parts / name) for name in ("denoiser", "critic")}
+    made = GuidedSamplerModule(Vowels(), sampler, str(lm_folder), **files, lam=1.0)
+    asked: list[str] = []
+
+    def watch(owner: Any, name: str) -> None:
+        plain: Callable[..., Any] = getattr(owner, name)
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            assert not torch.is_autocast_enabled("cpu"), name
+            asked.append(name)
+            return plain(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    for name in ("generate", "log_prob", "log_prob_and_hidden", "log_probs_at"):
+        watch(made.lm, name)
+    watch(Decoding, "next_logits")
+    made.lm.model.register_forward_pre_hook(lambda *_: watched_model(asked))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.is_autocast_enabled("cpu")
+        for generations in made.predict_step(prompted(lm, ["the good", "the"])):
+            assert generations.log_p.dtype == torch.float64
+    assert {"model", "log_prob"} <= set(asked)
+    if isinstance(sampler, Annealed) and sampler.moves != [Suffix()]:
+        assert {"log_prob_and_hidden", "log_probs_at"} <= set(asked)
+
+
+def watched_model(asked: list[str]) -> None:
+    assert not torch.is_autocast_enabled("cpu")
+    asked.append("model")
+
+
+class Reads(Reward):
+    """Remembers what it was given."""
+
+    name = "reads"
+
+    def __init__(self) -> None:
+        self.given: list[str] = []
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        self.given += texts
+        return torch.tensor([float(len(text)) for text in texts])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_is_rewarded_is_what_was_read(lm_folder: Path, lm: BaseLM, whole: bool) -> None:
+    reward, given = Reads(), replace(prompted(lm, ["the good", "a", ""]), whole=whole)
+    made = GuidedSamplerModule(reward, BaseModel(), str(lm_folder), compare_base=False)
+    before = time.perf_counter()
+    (found,) = made.predict_step(given)
+    assert 0 < found.latency_s < time.perf_counter() - before
+    read = (
+        [p + t for p, t in zip(given.prompts, found.texts, strict=True)] if whole else found.texts
+    )
+    assert reward.given == read
+    assert found.seen == (read if whole else [])
+    assert found.reward.tolist() == [len(text) for text in read]
+    assert found.rewards["reads"].tolist() == found.reward.tolist()
+    assert set(found.costs) == {"base_lm"}  # of the drawing alone
+    assert found.ids == [0, 1, 2]
+    own = lm.decode(found.tokens, given.prompt_mask)
+    assert found.texts == own
+    torch.testing.assert_close(found.log_p, lm.log_prob(found.tokens, given.prompt_mask))
+    whole_texts = [p + t for p, t in zip(given.prompts, own, strict=True)]
+    assert torch.equal(
+        found.canonical, lm.is_canonical(found.tokens, given.prompt_mask, whole_texts)
+    )
+
+
+def test_a_policy_is_a_part_of_the_module(lm_folder: Path) -> None:
+    """So it moves to the device with it, its weights enter the run's key, and it is told among
+    what was trained.
+    """
+    folder = str(lm_folder)
+    made = GuidedSamplerModule(
+        Vowels(), BaseModel(policy=folder, label="ppo"), folder, compare_base=False
+    )
+    assert made.models.policy is not None
+    assert made.policy_network is made.models.policy.model
+    assert made.models.policy.model is not made.lm.model
+    assert any(name.startswith("policy_network.") for name, _ in made.named_parameters())
+    assert made.trained_parts() == {"policy": folder}
+    assert made.method == "ppo"
+    assert set(made.language_models) == {"base_lm", "policy"}
+    assert GuidedSamplerModule(Vowels(), BaseModel(), folder).trained_parts() == {}
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 4])
+def test_the_expert_reads_the_text_that_each_direction_starts_from(
+    lm_folder: Path, parts: Path, lm: BaseLM, rounds: int
+) -> None:
+    """Its hidden states are those of the tokens it is told, forwards of the old text and
+    backwards of the proposed one.
+    """
+    files = {name: str(parts / name) for name in ("denoiser", "critic")}
+    sampler = Annealed([DenoiseAccept(Spans(4), rounds=rounds, expert=0.5)])
+    made = GuidedSamplerModule(Vowels(), sampler, str(lm_folder), **files, lam=1.0)
+    batch, read = prompted(lm, ["the good", "the"] * 10), []
+
+    class Watched(TargetDensity):
+        def next_log_probs(self, tokens: Tensor, hidden: Tensor, index: Tensor) -> Tensor:
+            _, own = self.terms_and_hidden(tokens)
+            text = text_mask(tokens, batch.prompt_mask, lm.end_id)
+            torch.testing.assert_close(hidden[text], own[text], atol=1e-4, rtol=1e-4)
+            read.append(tokens)
+            return super().next_log_probs(tokens, hidden, index)
+
+    target = Watched(made.lm, made.reward, 1.0, batch)
+    kernel: Any = sampler.moves[0].kernel(made.models, target)
+    tokens = lm.generate(batch.tokens, batch.prompt_mask, seed_of(0, 0))
+    state = kernel.init(tokens, batch.prompt_mask)
+    kernel.step(state, seed_of(1, 0))
+    assert len(read) == 2 * rounds
+    # A row that is no text is scored as the old one.
+    differs = (read[-1] != tokens).any(1)
+    assert bool(differs.any())
+    assert all(torch.equal(one, tokens) for one in read[:rounds])
+    assert all(torch.equal(one, read[-1]) for one in read[rounds:])
