@@ -31,7 +31,7 @@ from dia_lightning.samplers.networks import (
     load_denoiser,
     load_value,
 )
-from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel
+from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, Tilt
 from dia_lightning.sampling.positions import Spans
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Batch
@@ -113,7 +113,7 @@ def spans(lm: BaseLM, network: DenoiserNetwork, value: LogValue, batch: Batch) -
                 time, tilt_time = schedule.warp(torch.tensor([level, TILT_LEVEL])).tolist()
                 kernel = DenoiseAcceptKernel(
                     target, proposal, embedding, schedule, Spans(length), [time], length, lm.end_id,
-                    critic, TILT if critic else 0.0, tilt_time,
+                    Tilt(critic, TILT, tilt_time) if critic else None,
                 )  # fmt: skip
                 state = kernel.init(begin, batch.prompt_mask)
                 new, info = kernel.step(state, torch.Generator().manual_seed(length))

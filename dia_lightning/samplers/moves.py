@@ -11,7 +11,7 @@ from dia_lightning.errors import require
 from dia_lightning.samplers.base import Models, Part, require_counts
 from dia_lightning.samplers.networks import DenoiserProposal
 from dia_lightning.sampling.adaptation import Adapted
-from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, Kernel
+from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, Kernel, Tilt
 from dia_lightning.sampling.positions import Positions, Spans
 from dia_lightning.sampling.suffix import SuffixRegeneration
 from dia_lightning.target import TargetDensity
@@ -93,12 +93,12 @@ class DenoiseAccept(Move):
         levels = schedule.knots.new_tensor([*self.levels, self.tilt_level or 0.0])
         *times, tilt_time = schedule.warp(levels).tolist()
         # There is no critic where λ = 0, and then no tilt either.
-        tilt = 0.0 if models.critic is None else self.tilt
-        tilt_level = None if self.tilt_level is None else tilt_time
+        level = None if self.tilt_level is None else tilt_time
+        tilt = None if models.critic is None else Tilt(models.critic, self.tilt, level)
         ladder: list[Kernel] = [
             DenoiseAcceptKernel(
                 target, proposal, models.embedding, schedule, positions, some, self.rounds,
-                target.lm.end_id, models.critic, tilt, tilt_level, self.expert,
+                target.lm.end_id, tilt, self.expert,
             )
             for positions, some in self._difficulties(times)
         ]  # fmt: skip

@@ -5,6 +5,7 @@ exact for any denoiser.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -139,6 +140,23 @@ class SharedDraws(NamedTuple):
     push: Tensor | None
 
 
+@dataclass(frozen=True)
+class Tilt:
+    """The critic's help for the proposal.
+
+    Args:
+        critic: h, (z, t) → (B,) in units of the reward; λ is each chain's own.
+        strength: κ, how far the critic's gradient is trusted; 0 = no tilt.
+        level: noise time t_c at which the critic sees S, around the mean ẑ_0 that the denoiser
+            gives; None: z_S itself, which says little where the noise is high (the tilt falls as
+            α²).
+    """
+
+    critic: LogValue
+    strength: float
+    level: float | None = None
+
+
 class DenoiseAcceptKernel:
     """The kernel of science.md, "Denoise-and-accept".
 
@@ -165,31 +183,24 @@ class DenoiseAcceptKernel:
         levels: noise times, one is drawn for each chain and step; 1 is noise without information.
         rounds: reveal rounds; 1 redraws all of S independently given z.
         end_id: the end token, None where the target has none.
-        critic: h, (z, t) → (B,) in units of the reward, for the tilt; λ is each chain's own.
-        tilt: κ, how far the critic's gradient is trusted; 0 = no tilt.
-        tilt_level: noise time t_c at which the critic sees S, around the mean ẑ_0 that the denoiser
-            expects there. None: it sees z_S itself, which says little where the level of the move
-            is high (the tilt falls as α²).
+        tilt: the critic's help, or None.
         expert: w, weight of p_θ's own next-token probabilities; 0 = without. Needs a
             `TargetDensity`.
 
     Raises:
-        ValueError: for options out of range, a tilt without a critic, an expert that the target
+        ValueError: for options out of range, an expert that the target
             does not have.
     """
 
     def __init__(
         self, target: Target | TargetDensity, proposal: Proposal, embedding: TokenEmbedding,
         schedule: Schedule, positions: Positions | None = None, levels: Sequence[float] = (1.0,),
-        rounds: int = 1, end_id: int | None = None, critic: LogValue | None = None,
-        tilt: float = 0.0, tilt_level: float | None = None, expert: float = 0.0,
+        rounds: int = 1, end_id: int | None = None, tilt: Tilt | None = None, expert: float = 0.0,
     ) -> None:  # fmt: skip
         if rounds < 1 or not levels or not all(0 < t <= 1 for t in levels):
             raise ValueError(
                 f"rounds must be 1 or more and levels in (0, 1], got {rounds} and {levels}"
             )
-        if tilt and critic is None:
-            raise ValueError(f"tilt: {tilt} given, it needs a critic")
         if expert and not hasattr(target, "terms_and_hidden"):
             raise ValueError(
                 f"expert: {expert} given, {type(target).__name__} has no next-token probabilities"
@@ -198,7 +209,7 @@ class DenoiseAcceptKernel:
         self.proposal, self.embedding, self.schedule = proposal, embedding, schedule
         self.positions = Spans(8) if positions is None else positions
         self.levels, self.rounds, self.end_id = tuple(levels), rounds, end_id
-        self.critic, self.tilt, self.tilt_level, self.expert = critic, tilt, tilt_level, expert
+        self.tilt, self.expert = tilt if tilt and tilt.strength else None, expert
 
     def init(
         self, tokens: Tensor, prompt_mask: Tensor | None = None, lam: Tensor | None = None
@@ -256,12 +267,12 @@ class DenoiseAcceptKernel:
     ) -> SharedDraws:
         """Noise the chosen positions, ask for the first round's logits and for the tilt."""
         n = -(-z.shape[1] // self.rounds)
-        if not self.tilt or self.tilt_level is None:
+        if self.tilt is None or self.tilt.level is None:
             opening = self._logits(state.tokens, state.prompt_mask, choice, z, t, slice(0, n))
             push = self._push(state, choice, z, t) if self.tilt else None
             return SharedDraws(choice, t, z, opening, push)
         logits = self._logits(state.tokens, state.prompt_mask, choice, z, t, slice(0, z.shape[1]))
-        at = torch.full_like(t, self.tilt_level)
+        at = torch.full_like(t, self.tilt.level)
         alpha, sigma = self.schedule.alpha(at)[..., None], self.schedule.sigma(at)[..., None]
         seen = alpha * self.embedding.expected(logits) + sigma * _noise_like(z, generator)
         return SharedDraws(choice, t, z, logits[:, :n], self._push(state, choice, seen, at))
@@ -270,15 +281,15 @@ class DenoiseAcceptKernel:
         """κ λ α ∇_{z_i} h at the chosen positions, (B, K, d), where the critic sees `z` (B, K,
         d) at level t (B, 1).
         """
-        assert self.critic is not None
+        assert self.tilt is not None
         noised, times, _ = self._noised(state.tokens, choice, z, t)
         rows = rows_at_once(noised)
         parts = zip(noised.split(rows), times.split(rows), strict=True)
         gradient = gather_at(
-            torch.cat([gradient_of(self.critic, *part) for part in parts]), choice.place
+            torch.cat([gradient_of(self.tilt.critic, *part) for part in parts]), choice.place
         )
         return (
-            self.tilt
+            self.tilt.strength
             * state.lam[:, None, None].to(z.dtype)
             * self.schedule.alpha(t)[..., None]
             * gradient

@@ -3,6 +3,7 @@ remembers and refuses.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -429,14 +430,13 @@ def test_limits_of_denoise_and_accept() -> None:
     ):
         with pytest.raises(ValueError, match=r"^rounds must be 1 or more and levels in \(0, 1\]"):
             made(**wrong)
-    with pytest.raises(ValueError, match=r"^tilt: 0.1 given, it needs a critic"):
-        made(tilt=0.1)
     with pytest.raises(
         ValueError, match=r"^expert: 0.1 given, Scripted has no next-token probabilities"
     ):
         made(expert=0.1)
     assert made(Knows(), expert=0.1).expert == 0.1
-    assert made(tilt=0.1, critic=lambda z, t: z).tilt == 0.1
+    tilt = Tilt(lambda z, t: z, 0.1)
+    assert (made(tilt=tilt).tilt, made(tilt=replace(tilt, strength=0.0)).tilt) == (tilt, None)
     plain = made(rounds=1, levels=(1e-9, 1.0))
     assert (plain.rounds, plain.levels, plain.positions, plain.end_id) == (
         1,

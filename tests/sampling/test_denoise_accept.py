@@ -17,7 +17,7 @@ from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import Keyword
 from dia_lightning.samplers.networks import DenoiserProposal
-from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, State
+from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, State, Tilt
 from dia_lightning.sampling.positions import RandomTokens, Spans
 from dia_lightning.sampling.suffix import SuffixRegeneration
 from dia_lightning.target import TargetDensity, Terms
@@ -200,7 +200,7 @@ HELP = {
     "": {},
     # At level 0 the critic sees the denoiser's mean without noise, so that the tilt can be computed
     # by hand.
-    "tilt": {"tilt": KAPPA, "critic": critic, "tilt_level": 0.0},
+    "tilt": {"tilt": Tilt(critic, KAPPA, 0.0)},
     "expert": {"expert": WEIGHT},
 }
 
@@ -438,8 +438,6 @@ def test_options_are_checked() -> None:
     for wrong in ({"rounds": 0}, {"levels": ()}, {"levels": (0.0,)}, {"levels": (1.5,)}):
         with pytest.raises(ValueError, match="rounds must be"):
             kernel(**wrong)
-    with pytest.raises(ValueError, match=r"tilt: 0\.5 given, it needs a critic"):
-        kernel(tilt=0.5)
     with pytest.raises(
         ValueError, match=r"expert: 1\.0 given, Table has no next-token probabilities"
     ):
