@@ -27,6 +27,7 @@ from dia_lightning.sampling.denoise_accept import (
     DenoiseAcceptKernel,
     Info,
     State,
+    Tilt,
     accept,
     start,
     take,

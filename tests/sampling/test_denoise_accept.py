@@ -275,12 +275,12 @@ def chi2_limit(df: int, z: float = 3.09) -> float:
         (Spans(3, shuffle=True), 3, (0.3, 0.8), {}),
         (RandomTokens(2), 2, (0.6,), {}),
         (RandomTokens(), 1, (0.5,), {}),
-        (Spans(2), 2, (0.6,), {"tilt": 3.0, "critic": critic}),
+        (Spans(2), 2, (0.6,), {"tilt": Tilt(critic, 3.0)}),
         (
             Spans(3, shuffle=True),
             2,
             (0.7,),
-            {"tilt": 3.0, "critic": critic, "tilt_level": 0.4, "expert": 0.8},
+            {"tilt": Tilt(critic, 3.0, 0.4), "expert": 0.8},
         ),
     ],
 )
@@ -341,11 +341,7 @@ def test_a_wrong_reverse_move_shows(kind: str) -> None:
 
     step = kernel(
         rounds=2,
-        **(
-            {"tilt": 1.5, "critic": critic, "tilt_level": 0.0}
-            if "tilt" in kind
-            else {"expert": 2.0}
-        ),
+        **({"tilt": Tilt(critic, 1.5, 0.0)} if "tilt" in kind else {"expert": 2.0}),
     )
     step.__class__ = Wrong
     before = exact_rows(60_000, 1)
@@ -365,7 +361,7 @@ def test_the_tilt_follows_each_chains_lambda() -> None:
 
     tokens, n = torch.tensor([[0, 0, 0]]).repeat(8000, 1), 4000
     lam = torch.tensor([0.0, 20.0], dtype=torch.float64).repeat_interleave(n)
-    step = kernel(tilt=1.0, critic=likes, tilt_level=0.0, positions=RandomTokens(1), end_id=None)
+    step = kernel(tilt=Tilt(likes, 1.0, 0.0), positions=RandomTokens(1), end_id=None)
     step.target = Flat()
     plain = kernel(positions=RandomTokens(1), end_id=None)
     plain.target = Flat()
