@@ -25,7 +25,8 @@ from benchmarks.theory import DOC, fill, table
 from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.guidance import guided, unguided
 from dia_lightning.lm.base_lm import BaseLM
-from dia_lightning.rewards import Keyword, VaderSentiment, call_reward
+from dia_lightning.rewards import Keyword, VaderSentiment
+from dia_lightning.rewards.base import call_reward
 from dia_lightning.samplers import DenoiseAccept, Models, Move, Suffix
 from dia_lightning.samplers.networks import load_critic, load_denoiser
 from dia_lightning.sampling.annealing import anneal, cycle, from_base

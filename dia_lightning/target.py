@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dia_lightning.lm.base_lm import BaseLM
-from dia_lightning.rewards import call_reward
+from dia_lightning.rewards.base import call_reward
 from dia_lightning.types import Batch, Reward, leading, text_mask
 
 

@@ -16,7 +16,7 @@ from dia_lightning.errors import UserError
 from dia_lightning.files import find_path, in_place
 from dia_lightning.lm.files import local
 from dia_lightning.meter import Meter, difference, peak_memory_mib, reset_peak_memory
-from dia_lightning.rewards import CachedReward
+from dia_lightning.rewards.base import CachedReward
 from dia_lightning.types import Cost
 
 

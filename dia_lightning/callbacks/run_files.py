@@ -12,7 +12,8 @@ from dia_lightning import __version__
 from dia_lightning.callbacks.batch_files import dumps, records, without_nan
 from dia_lightning.errors import UserError
 from dia_lightning.files import in_place
-from dia_lightning.metrics import Evaluator, compute_metrics
+from dia_lightning.metrics.evaluation import Evaluator
+from dia_lightning.metrics.generation import compute_metrics
 from dia_lightning.metrics.reasons import reasons
 from dia_lightning.types import SCHEMA, Generations, Record
 from dia_lightning.words import Tokenizer, resolve

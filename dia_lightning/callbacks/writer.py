@@ -24,7 +24,7 @@ from dia_lightning.callbacks.tensorboard import write_events
 from dia_lightning.data.prompts import PromptData
 from dia_lightning.data.shared import Together, wait_for_files
 from dia_lightning.errors import INTERRUPTS, UserError
-from dia_lightning.metrics import Evaluator
+from dia_lightning.metrics.evaluation import Evaluator
 from dia_lightning.rewards.base import reported_names
 from dia_lightning.samplers import GuidedSamplerModule
 from dia_lightning.terminal import visible

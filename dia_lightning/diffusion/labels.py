@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dia_lightning.errors import UserError
-from dia_lightning.rewards import CachedReward, call_reward
+from dia_lightning.rewards.base import CachedReward, call_reward
 from dia_lightning.types import Reward
 
 

@@ -1,23 +1,22 @@
 """Rewards: batches of texts in, (B,) float32 out; larger is better."""
 
-from dia_lightning.rewards.base import CachedReward, RewardError, call_reward, check_reward
+from dia_lightning.rewards.base import check_reward
 from dia_lightning.rewards.classifier import SequenceClassifier
 from dia_lightning.rewards.compose import Hinge, ProductOfExperts, WeightedSum
 from dia_lightning.rewards.coverage import Coverage
 from dia_lightning.rewards.entailment import Entailment
 from dia_lightning.rewards.formality import Formality
-from dia_lightning.rewards.function import FunctionReward, as_reward
+from dia_lightning.rewards.function import FunctionReward
 from dia_lightning.rewards.keyword import Keyword, Regex
 from dia_lightning.rewards.length import Length
 from dia_lightning.rewards.perplexity import Perplexity
 from dia_lightning.rewards.perspective import Perspective
 from dia_lightning.rewards.sentiment import VaderSentiment
 from dia_lightning.rewards.similarity import ChrFSimilarity, EmbeddingSimilarity
-from dia_lightning.rewards.slots import SlotConsistency, SlotErrorRate, slot_errors
+from dia_lightning.rewards.slots import SlotConsistency, SlotErrorRate
 from dia_lightning.rewards.toxicity import LocalToxicity
 
 __all__ = [
-    "CachedReward",
     "ChrFSimilarity",
     "Coverage",
     "EmbeddingSimilarity",
@@ -32,14 +31,10 @@ __all__ = [
     "Perspective",
     "ProductOfExperts",
     "Regex",
-    "RewardError",
     "SequenceClassifier",
     "SlotConsistency",
     "SlotErrorRate",
     "VaderSentiment",
     "WeightedSum",
-    "as_reward",
-    "call_reward",
     "check_reward",
-    "slot_errors",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dia_lightning.lm.base_lm import rows_at_once
 from dia_lightning.numerics import draw_categorical
-from dia_lightning.rewards import call_reward
+from dia_lightning.rewards.base import call_reward
 from dia_lightning.samplers.base import (
     Drawn,
     Models,

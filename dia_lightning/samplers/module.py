@@ -30,8 +30,8 @@ from dia_lightning.meter import (
     weights_of,
 )
 from dia_lightning.numerics import KeepsBuffers, NotFinite, float32_default, named_rows
-from dia_lightning.rewards import CachedReward, as_reward, call_reward
-from dia_lightning.rewards.base import reported_names
+from dia_lightning.rewards.base import CachedReward, call_reward, reported_names
+from dia_lightning.rewards.function import as_reward
 from dia_lightning.samplers.annealed import Annealed
 from dia_lightning.samplers.base import Drawn, Models, Sampler, draw_base
 from dia_lightning.samplers.chains import Chains

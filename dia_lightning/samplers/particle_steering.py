@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dia_lightning.errors import UserError
 from dia_lightning.guidance import Watched
-from dia_lightning.rewards import call_reward
+from dia_lightning.rewards.base import call_reward
 from dia_lightning.samplers.base import (
     Drawn,
     Models,

@@ -16,7 +16,7 @@ from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.lm.decoding import Decoding
 from dia_lightning.numerics import draw_categorical
 from dia_lightning.progress import steps
-from dia_lightning.rewards import call_reward
+from dia_lightning.rewards.base import call_reward
 from dia_lightning.samplers.base import Drawn, Models, Sampler, refuse_blanks, require_counts
 from dia_lightning.samplers.prefix import PrefixValue, critic_of_prefixes, settled
 from dia_lightning.sampling.annealing import (

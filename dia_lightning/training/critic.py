@@ -12,7 +12,7 @@ from dia_lightning.diffusion.critic import CriticNetwork
 from dia_lightning.diffusion.loss import Noised
 from dia_lightning.errors import UserError
 from dia_lightning.numerics import float32_default
-from dia_lightning.rewards import CachedReward, call_reward
+from dia_lightning.rewards.base import CachedReward, call_reward
 from dia_lightning.training.base import BANDS, N_BANDS, Network, NoisedRowsModule, Noising
 from dia_lightning.training.optim import AdamW
 from dia_lightning.types import Reward

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dia_lightning.errors import UserError, require
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.numerics import float32_default
-from dia_lightning.rewards import CachedReward, call_reward
+from dia_lightning.rewards.base import CachedReward, call_reward
 from dia_lightning.samplers.base import require_counts
 from dia_lightning.sampling.annealing import particles_of
 from dia_lightning.target import reward_inputs

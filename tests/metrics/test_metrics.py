@@ -20,17 +20,19 @@ from dia_lightning.metrics import (
     GenerationMetrics,
     LMPerplexity,
     MeanReward,
-    NetworkCosts,
     SecondsPer100Tokens,
     SelfBLEU,
     collection,
-    compute_metrics,
-    distinct_n,
     functional,
+)
+from dia_lightning.metrics.collection import NetworkCosts
+from dia_lightning.metrics.functional import (
+    distinct_n,
     perplexity,
     seconds_per_100_tokens,
     self_bleu,
 )
+from dia_lightning.metrics.generation import compute_metrics
 from dia_lightning.types import Cost, Generations
 
 WORDS = [

@@ -12,10 +12,10 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
-from dia_lightning.metrics import (
+from dia_lightning.metrics import reference
+from dia_lightning.metrics.reference import (
     ReferenceBLEU,
     ReferenceROUGE,
-    reference,
     reference_bleu,
     reference_rouge,
 )

@@ -21,18 +21,16 @@ from dia_lightning.errors import UserError
 from dia_lightning.lab.judges import Evaluation, Hacking
 from dia_lightning.lab.judges.hacking import copied, repetition
 from dia_lightning.lab.report.run import write_run_report
-from dia_lightning.metrics import (
-    DistinctN,
+from dia_lightning.metrics import DistinctN, SelfBLEU
+from dia_lightning.metrics import reasons as reasons_module
+from dia_lightning.metrics.functional import distinct_n, self_bleu
+from dia_lightning.metrics.reasons import reasons
+from dia_lightning.metrics.reference import (
     ReferenceBLEU,
     ReferenceROUGE,
-    SelfBLEU,
-    distinct_n,
     reference_bleu,
     reference_rouge,
-    self_bleu,
 )
-from dia_lightning.metrics import reasons as reasons_module
-from dia_lightning.metrics.reasons import reasons
 from dia_lightning.rewards import Coverage, Keyword, Length, check_reward
 from dia_lightning.samplers import BaseModel, GuidedSamplerModule
 from dia_lightning.types import Generations, Reward

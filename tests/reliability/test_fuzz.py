@@ -27,7 +27,8 @@ from dia_lightning.data.text import read_texts
 from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.errors import UserError
 from dia_lightning.lm.base_lm import BaseLM
-from dia_lightning.metrics import DistinctN, SelfBLEU, distinct_n, perplexity, self_bleu
+from dia_lightning.metrics import DistinctN, SelfBLEU
+from dia_lightning.metrics.functional import distinct_n, perplexity, self_bleu
 from dia_lightning.rewards import Regex
 from dia_lightning.samplers import (
     BaseModel,

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dia_lightning.errors import UserError
-from dia_lightning.rewards import CachedReward, RewardError, call_reward, check_reward
+from dia_lightning.rewards import check_reward
+from dia_lightning.rewards.base import CachedReward, RewardError, call_reward
 from dia_lightning.types import Record, Reward
 
 FIRST, SECOND = "A first text.", "Another, SECOND text."

@@ -21,7 +21,8 @@ from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.errors import UserError
 from dia_lightning.guidance import guided, true_gradient, unguided
 from dia_lightning.lm.base_lm import BaseLM
-from dia_lightning.rewards import RewardError, SequenceClassifier, check_reward
+from dia_lightning.rewards import SequenceClassifier, check_reward
+from dia_lightning.rewards.base import RewardError
 from dia_lightning.samplers import DDIM, Diffusion, GuidedSamplerModule, RewardGradient
 from dia_lightning.types import Batch
 from tests.rewards.tiny_classifiers import FAMILIES, WINDOW, Oracle, make_classifier, make_tokenizer

@@ -23,12 +23,11 @@ from dia_lightning.rewards import (
     Length,
     ProductOfExperts,
     Regex,
-    RewardError,
     VaderSentiment,
     WeightedSum,
-    call_reward,
     check_reward,
 )
+from dia_lightning.rewards.base import RewardError, call_reward
 from dia_lightning.types import Reward
 
 TEXTS = ["The food was lovely.", "A pub.", "Food in a pub, and 12 chairs", ""]

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dia_lightning.errors import UserError
-from dia_lightning.rewards import Coverage, RewardError, call_reward, check_reward
+from dia_lightning.rewards import Coverage, check_reward
+from dia_lightning.rewards.base import RewardError, call_reward
 
 SOURCE = {"source": "The Vaults is a pub near Café Adriatic. It isn't cheap; the food is French."}
 WORDS = st.lists(st.sampled_from("abc"), max_size=9)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from dia_lightning.callbacks.run_key import describe
 from dia_lightning.errors import UserError
-from dia_lightning.rewards import CachedReward, Entailment, RewardError, call_reward
+from dia_lightning.rewards import Entailment
+from dia_lightning.rewards.base import CachedReward, RewardError, call_reward
 from dia_lightning.rewards.entailment import pack, pieces, sentences
 from tests.rewards.tiny_classifiers import WINDOW, Oracle, make_classifier, make_tokenizer
 

@@ -20,8 +20,8 @@ from dia_lightning.rewards import (
     Perplexity,
     ProductOfExperts,
     SlotConsistency,
-    call_reward,
 )
+from dia_lightning.rewards.base import call_reward
 from dia_lightning.types import Reward
 
 ODD = [

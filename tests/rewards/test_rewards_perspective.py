@@ -26,7 +26,8 @@ import torch
 
 from dia_lightning.callbacks.run_key import describe
 from dia_lightning.errors import UserError
-from dia_lightning.rewards import Perspective, RewardError, check_reward
+from dia_lightning.rewards import Perspective, check_reward
+from dia_lightning.rewards.base import RewardError
 from dia_lightning.rewards.cache import ScoreCache
 
 KEY = "AIzaSy-a-secret-that-nobody-may-see"

@@ -11,13 +11,8 @@ import pytest
 import torch
 
 from dia_lightning.errors import UserError
-from dia_lightning.rewards import (
-    ChrFSimilarity,
-    EmbeddingSimilarity,
-    RewardError,
-    call_reward,
-    check_reward,
-)
+from dia_lightning.rewards import ChrFSimilarity, EmbeddingSimilarity, check_reward
+from dia_lightning.rewards.base import RewardError, call_reward
 
 SOURCE = "A cheap pub near the river."
 ORDER = [

@@ -6,13 +6,9 @@ import random
 
 import pytest
 
-from dia_lightning.rewards import (
-    RewardError,
-    SlotConsistency,
-    call_reward,
-    check_reward,
-    slot_errors,
-)
+from dia_lightning.rewards import SlotConsistency, check_reward
+from dia_lightning.rewards.base import RewardError, call_reward
+from dia_lightning.rewards.slots import slot_errors
 
 MR = (
     "name[The Vaults], eatType[pub], priceRange[more than £30], customer rating[5 out of 5],"

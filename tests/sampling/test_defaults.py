@@ -42,7 +42,6 @@ DEFAULTS: dict[Any, dict[str, Any]] = {
     denoise_accept.DenoiseAcceptKernel: {
         "levels": (1.0,),
         "rounds": 1,
-        "tilt": None,
         "expert": 0.0,
     },
     diagnostics.check_kernel: {"steps": 5, "n_errors": 5.0},

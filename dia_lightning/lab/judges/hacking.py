@@ -12,7 +12,7 @@ from torch import Tensor
 from dia_lightning.errors import UserError
 from dia_lightning.lab.judges.judge import OPTION, RunTexts
 from dia_lightning.metrics.evaluation import Row
-from dia_lightning.rewards import call_reward
+from dia_lightning.rewards.base import call_reward
 from dia_lightning.types import Record, Reward
 from dia_lightning.words import words
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from dia_lightning.errors import UserError
 from dia_lightning.metrics.evaluation import Row
-from dia_lightning.rewards import call_reward
-from dia_lightning.rewards.base import written_out
+from dia_lightning.rewards.base import call_reward, written_out
 from dia_lightning.types import Generations, Record, Reward
 
 OPTION = "--trainer.callbacks.init_args.evaluation.init_args"

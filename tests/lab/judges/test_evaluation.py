@@ -24,9 +24,9 @@ from dia_lightning.data import PromptData
 from dia_lightning.errors import UserError
 from dia_lightning.lab.judges import Evaluation, Hacking, Judge, hacking, judge
 from dia_lightning.lab.judges.hacking import copied, repetition
-from dia_lightning.metrics import reference_bleu, reference_rouge
-from dia_lightning.rewards import Keyword, call_reward
-from dia_lightning.rewards.base import field_of
+from dia_lightning.metrics.reference import reference_bleu, reference_rouge
+from dia_lightning.rewards import Keyword
+from dia_lightning.rewards.base import call_reward, field_of
 from dia_lightning.samplers import BaseModel, GuidedSamplerModule
 from dia_lightning.settings import parser
 from dia_lightning.types import Generations, Record, Reward
