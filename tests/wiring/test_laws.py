@@ -41,8 +41,8 @@ from dia_lightning.samplers.networks import load_critic, load_denoiser
 from dia_lightning.sampling.positions import Spans
 from dia_lightning.types import Generations, Prompts
 from tests.oracles.table_lm import END, LOG_P, NEXT, REWARD, ROWS, T, V, codes, pi
-from tests.oracles.table_model import P, TableReward, chi_square_ok, free
-from tests.wiring.kit import SOFT_LAM, apart, same_table_lm, seed_of
+from tests.oracles.table_model import P, TableReward, chi_square_ok, free, table_lm
+from tests.wiring.kit import SOFT_LAM, apart, seed_of
 
 LAM = 1.5
 SUFFIX, REDRAW = Suffix(), DenoiseAccept(Spans(2), rounds=1)
@@ -198,7 +198,7 @@ def test_no_particle_is_picked_twice(sampler: Sampler) -> None:
     made = GuidedSamplerModule(TableReward(), sampler, lam=0.0, compare_base=False)
     batch = free(300)
     tokens = drawn(made, batch).tokens
-    base = same_table_lm().generate(batch.tokens, batch.prompt_mask, seed_of(0, 0))
+    base = table_lm().generate(batch.tokens, batch.prompt_mask, seed_of(0, 0))
     assert sorted(tokens.tolist()) == sorted(base.tolist())
 
 
@@ -234,7 +234,7 @@ def one_step_law(table_parts: Path) -> np.ndarray:
     """p_ψ of the factorised denoiser: Π_i softmax(bias)_{x_i} up to the end token, to the trace
     (0.3 %) that t = 1 leaves.
     """
-    lm = same_table_lm()
+    lm = table_lm()
     embedding = TokenEmbedding(lm.embedding_table(), len(lm.tokenizer))
     network = load_denoiser(str(table_parts / "factorised" / "denoiser"), embedding)
     share = network.head.bias.softmax(0).double().numpy()
@@ -339,7 +339,7 @@ def test_guided_decoding(table_parts: Path, critic: str) -> None:
 
     4,000 texts; with the other unit they do not pass.
     """
-    lm = same_table_lm()
+    lm = table_lm()
     embedding = TokenEmbedding(lm.embedding_table(), len(lm.tokenizer))
     network, _ = load_critic(str(table_parts / critic), embedding)
     noise = torch.randn(T, embedding.dim, generator=seed_of(0, 0))
