@@ -329,6 +329,34 @@ def test_particle_gibbs_keeps_prompts_and_is_its_proposal_without_a_reward(
 
 
 @pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("guidance", Unguided()),
+        ("potential", "sum"),
+        ("particles", 4),
+        ("rounds", 3),
+        ("every", 2),
+        ("ess", 0.1),
+        ("steps", 5),
+        ("stagger", 0.0),
+        ("temperature", 0.5),
+    ],
+)
+def test_every_option_of_particle_gibbs_has_an_effect(
+    table_parts: Path, option: str, value: Any
+) -> None:
+    """The critic's gradient counts only between t = 0 and 1, where no step begins that reveals a
+    position at once.
+    """
+    made, stagger = (guided, 2.0) if option == "guidance" else (factorised, 1e4)
+    usual = ParticleGibbs(particles=3, rounds=2, steps=T, stagger=stagger, ess=1.0)
+    parts = (usual, usual, replace(usual, **{option: value}))
+    found = [drawn(made(table_parts, part), free(60)).tokens for part in parts]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize(
     ("option", "value", "allowed"),
     [
         ("particles", 1, "2 or more"),
