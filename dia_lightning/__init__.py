@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dia_lightning import metrics, rewards
+    from dia_lightning import metrics, rewards, testing
     from dia_lightning.data import PromptData
     from dia_lightning.errors import UserError
     from dia_lightning.front.result import Result
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         DPMpp2M,
         GuidedDecoding,
         GuidedSamplerModule,
+        ParticleGibbs,
         ParticleSteering,
         PredictorCorrector,
         RandomTokens,
@@ -49,10 +50,10 @@ __version__ = "0.1.0"
 __all__ = [
     "DDIM", "Ancestral", "Annealed", "BaseLM", "BaseModel", "BestOfN", "Chains", "ClassifierFree",
     "CriticGuidance", "DPMpp2M", "DenoiseAccept", "DiaLiteral", "Diffusion", "FunctionReward",
-    "GuidedDecoding", "GuidedSamplerModule", "ParticleSteering", "PredictorCorrector", "PromptData",
-    "RandomTokens", "Result", "Reward", "RewardGradient", "Sampler", "Source", "Spans", "Suffix",
-    "TwistedSMC", "Unguided", "UserError", "WholeText", "check_reward", "metrics", "rewards",
-    "sample",
+    "GuidedDecoding", "GuidedSamplerModule", "ParticleGibbs", "ParticleSteering",
+    "PredictorCorrector", "PromptData", "RandomTokens", "Result", "Reward", "RewardGradient",
+    "Sampler", "Source", "Spans", "Suffix", "TwistedSMC", "Unguided", "UserError", "WholeText",
+    "check_reward", "metrics", "rewards", "sample", "testing",
 ]  # fmt: skip
 _HOMES = {
     "sample": "front.sample", "Result": "front.result", "BaseLM": "lm", "Reward": "types",
@@ -65,7 +66,7 @@ def __getattr__(name: str) -> Any:
     """What is heavy to import, when it is asked for: the command's help needs none of it."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in ("metrics", "rewards"):
+    if name in ("metrics", "rewards", "testing"):
         return import_module(f"{__name__}.{name}")
     return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'samplers')}"), name)
 

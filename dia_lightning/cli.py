@@ -71,9 +71,9 @@ _SAMPLER_OPTIONS = """
                                 .csv, .tsv, .parquet or hub:NAME; none = from nothing
   --n N                         texts for each prompt
   --out DIR                     folder of all that the run writes
-  --sampler CLASS               Annealed, Chains, Diffusion, ParticleSteering, TwistedSMC,
-                                GuidedDecoding, BestOfN, BaseModel or Source, or my_sampler.py:NAME;
-                                its options: --sampler.particles 8
+  --sampler CLASS               Annealed, Chains, Diffusion, ParticleSteering, ParticleGibbs,
+                                TwistedSMC, GuidedDecoding, BestOfN, BaseModel or Source, or
+                                my_sampler.py:NAME; its options: --sampler.particles 8
   --base_lm NAME                base model: folder, .gguf file, hub id, or smollm2
   --seed N                      of all randomness
   --model.denoiser PATH         denoiser of the base model: folder or .ckpt

@@ -4,7 +4,7 @@ are switched on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -213,32 +213,6 @@ class DifferentiableReward(Protocol):
     def soft(self, probabilities: Tensor) -> Tensor: ...
 
 
-class SoftSum:
-    """Σ_k w_k r_k of differentiable rewards; `rewards.compose.WeightedSum` is the same for texts.
-
-    Raises:
-        ValueError: if there is no part, or not one weight a part.
-    """
-
-    def __init__(
-        self, rewards: Sequence[DifferentiableReward], weights: Sequence[float] | None = None
-    ) -> None:
-        self.rewards = list(rewards)
-        self.weights = [1.0] * len(self.rewards) if weights is None else list(weights)
-        if not self.rewards or len(self.weights) != len(self.rewards):
-            raise ValueError(
-                f"weights: {self.weights} given for {len(self.rewards)} rewards, needed: one each,"
-                " at least one"
-            )
-
-    def soft(self, probabilities: Tensor) -> Tensor:
-        parts = [
-            w * reward.soft(probabilities)
-            for w, reward in zip(self.weights, self.rewards, strict=True)
-        ]
-        return torch.stack(parts).sum(0)
-
-
 def true_gradient(
     reward: DifferentiableReward,
     network: Denoiser,
@@ -255,7 +229,7 @@ def true_gradient(
     t = 0 enter as the tokens that they are.
 
     Args:
-        reward: one, or a `SoftSum`.
+        reward: r.
         network, embedding, temperature: the denoiser, as for `unguided`; asked without
             self-conditioning.
         lam: λ.

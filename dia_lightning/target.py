@@ -1,11 +1,9 @@
-"""π(x | c) ∝ p_θ(x | c) exp(λ r(x, c)) as a value that kernels can ask, and the laws that any
-target must obey.
-"""
+"""π(x | c) ∝ p_θ(x | c) exp(λ r(x, c)) as a value that kernels can ask."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -144,51 +142,3 @@ def terms_of(target: Target | TargetDensity, tokens: Tensor) -> Terms:
         return target.terms(tokens)
     log_prob = target.log_prob(tokens).double()
     return Terms(log_prob, torch.zeros_like(log_prob))
-
-
-class TargetError(ValueError):
-    """A target broke one of its laws; the message names the law and the first row that shows it."""
-
-
-def check_target(target: Any, tokens: Tensor, atol: float = 1e-3) -> None:
-    """Run a target through the laws that kernels rely on; returns if all hold.
-
-    The laws: 'shape', (B,) of float32 or float64; 'not NaN' and 'not +inf' (−inf is a text of
-    probability 0); 'deterministic'; 'tokens unchanged'; 'batch = one by one' to `atol` (only where
-    rows need no prompts of their own).
-
-    Args:
-        target: any object with `log_prob`. tokens: (B, T) int64, at least two different rows.
-
-    Raises:
-        TargetError: naming the law and the row.
-    """
-    given = tokens.clone()
-    values = target.log_prob(tokens)
-    if not torch.equal(tokens, given):
-        raise TargetError("law 'tokens unchanged': log_prob wrote into its argument")
-    if values.shape != (len(tokens),) or values.dtype not in (torch.float32, torch.float64):
-        raise TargetError(
-            f"law 'shape': ({len(tokens)},) float32 or float64 needed, got {tuple(values.shape)}"
-            f" {values.dtype}"
-        )
-    wrong = values.isnan() | (values == torch.inf)
-    if wrong.any():
-        i = int(wrong.nonzero()[0])
-        raise TargetError(
-            f"law 'finite or −inf': {values[i].item()} for row {i}: {tokens[i].tolist()}"
-        )
-    _require_close("deterministic", values, target.log_prob(tokens), tokens, 1e-9)
-    if getattr(target, "batch", None) is None:
-        singles = torch.cat([target.log_prob(row[None]) for row in tokens])
-        _require_close("batch = one by one", values, singles, tokens, atol)
-
-
-def _require_close(law: str, values: Tensor, other: Tensor, tokens: Tensor, atol: float) -> None:
-    wrong = (values != other) & ~((values - other).abs() <= atol)
-    if wrong.any():
-        i = int(wrong.nonzero()[0])
-        raise TargetError(
-            f"law {law!r}: {values[i].item()} and {other[i].item()} for row {i}:"
-            f" {tokens[i].tolist()}"
-        )

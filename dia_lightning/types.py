@@ -17,19 +17,6 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
-class Tokens(NamedTuple):
-    """A batch of token sequences.
-
-    tokens: (B, T) int64. The text ends at the first end token that is not part of the prompt; every
-        later position holds the end token too, so that a row says by itself how long it is.
-    prompt_mask: (B, T) bool, True at positions that belong to the prompt and are never changed: on
-        the left, and with blanks to fill in (see `data.prompts.prompt_rows`) elsewhere too.
-    """
-
-    tokens: Tensor
-    prompt_mask: Tensor
-
-
 def leading(prompt_mask: Tensor) -> Tensor:
     """(B, T) bool, the prompt at the left: what is given before the first position that is free."""
     return prompt_mask.long().cumprod(1).bool()

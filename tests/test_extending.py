@@ -19,8 +19,10 @@ from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.samplers import Models
 from dia_lightning.sampling.denoise_accept import start
-from dia_lightning.sampling.diagnostics import check_kernel
 from dia_lightning.target import TargetDensity
+from dia_lightning.testing import check_kernel
+from dia_lightning.testing.kernel import KernelError
+from dia_lightning.testing.sampler import SamplerError
 from dia_lightning.types import Batch, Reward
 from tests.conftest import Run
 
@@ -84,6 +86,31 @@ def test_the_document_runs(
     runpy.run_path("my_run.py")
     lines = Path("runs/mine/predictions.jsonl").read_text(encoding="utf-8").splitlines()
     assert capsys.readouterr().out.splitlines()[-8:] == [json.loads(line)["text"] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("part", "right", "wrong", "error"),
+    [
+        ("my_move", "state.lam * (", "0 * (", KernelError),
+        ("my_move", "state.lam * (", "-state.lam * (", KernelError),
+        ("my_move", "terms = self.target.terms(tokens)", "terms = self.target.terms(state.tokens)",
+         KernelError),
+        ("my_sampler", "models.lam * (", "0.5 * models.lam * (", SamplerError),
+        ("my_sampler", "models.lam * (", "0 * (", SamplerError),
+        ("my_sampler", "torch.rand(len(new), generator=generator)", "torch.rand(len(new))",
+         SamplerError),
+    ],
+)  # fmt: skip
+def test_its_checks_pass_and_find_faults(
+    folder: Path, part: str, right: str, wrong: str, error: type[Exception]
+) -> None:
+    runpy.run_path(f"check_{part}.py")
+    sys.modules.pop(part)
+    assert right in FILES[f"{part}.py"]
+    changed = FILES[f"{part}.py"].replace(right, wrong)
+    Path(f"{part}.py").write_text(changed + "# longer, so that it is read anew\n", encoding="utf-8")
+    with pytest.raises(error):
+        runpy.run_path(f"check_{part}.py")
 
 
 def test_without_leave_nothing_of_the_user_is_imported(folder: Path, lightning: Run) -> None:

@@ -13,7 +13,6 @@ from dia_lightning.diffusion.schedule import make_schedule, time_grid
 from dia_lightning.guidance import (
     Predict,
     Prediction,
-    SoftSum,
     classifier_free,
     guided,
     true_gradient,
@@ -65,6 +64,13 @@ class Square(Linear):
 
     def soft(self, probabilities: Tensor) -> Tensor:
         return (probabilities @ self.values).square().sum(1)
+
+
+class Both(Linear):
+    """0.7 `Linear` − 0.2 `Square`."""
+
+    def soft(self, probabilities: Tensor) -> Tensor:
+        return 0.7 * super().soft(probabilities) - 0.2 * Square(self.values).soft(probabilities)
 
 
 def zero(z: Tensor, t: Tensor, _: Tensor | None) -> Prediction:
@@ -162,9 +168,7 @@ VALUES = torch.tensor([1.0, -2.0, 0.5, 3.0, 0.0], dtype=F64)
 def test_soft_gradient_equals_finite_differences() -> None:
     """Of λ (w_1 r_1 + w_2 r_2) through the denoiser, all positions mixed, one of them clean."""
     network, table = small_network()
-    value = true_gradient(
-        SoftSum([Linear(VALUES), Square(VALUES)], [0.7, -0.2]), network, table, 1.3, temperature=0.8
-    )
+    value = true_gradient(Both(VALUES), network, table, 1.3, temperature=0.8)
     z = torch.randn(1, 3, 2, generator=torch.Generator().manual_seed(1), dtype=F64)
     t = torch.tensor([[0.0, 0.4, 0.7]], dtype=F64)
     got = guided(zero, value, SCHEDULE, table, cap=1e9)(z, t, None).z0
@@ -312,18 +316,6 @@ def test_classifier_free_tokens_by_hand_and_branches_that_keep_to_themselves() -
         torch.testing.assert_close(got.z0, 2.5 * given @ table.weight - 1.5 * plain @ table.weight)
         torch.testing.assert_close(got.logits_network.softmax(-1), plain)  # type: ignore[union-attr]
     assert [label.tolist() for _, label in asked[:2]] == [[0, 0, 2, 2]] * 2
-
-
-def test_soft_sum_checks_its_weights() -> None:
-    probabilities = torch.full((2, 3, 5), 0.2, dtype=F64)
-    both = SoftSum([Linear(VALUES), Square(VALUES)], [2.0, -1.0]).soft(probabilities)
-    torch.testing.assert_close(both, torch.full((2,), 2 * 3 * 0.5 - 3 * 0.25, dtype=F64))
-    torch.testing.assert_close(
-        SoftSum([Linear(VALUES)]).soft(probabilities), Linear(VALUES).soft(probabilities)
-    )
-    for rewards, weights in (([], None), ([Linear(VALUES)], [1.0, 2.0])):
-        with pytest.raises(ValueError, match="needed: one each, at least one"):
-            SoftSum(rewards, weights)
 
 
 @pytest.mark.parametrize("factor", [None, lambda u: 0.01 * u])

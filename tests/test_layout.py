@@ -9,8 +9,9 @@ import dia_lightning
 
 ORDER = [
     "errors", "files", "terminal", "progress", "numerics", "types", "words", "meter", "lm",
-    "rewards", "target", "data", "diffusion", "guidance", "sampling", "samplers", "training",
-    "metrics", "callbacks", "front", "distributed", "settings", "lab", "cli", "__main__",
+    "rewards", "target", "data", "diffusion", "guidance", "sampling", "samplers", "testing",
+    "training", "metrics", "callbacks", "front", "distributed", "settings", "lab", "cli",
+    "__main__",
 ]  # fmt: skip
 # `lightning test` ends in a report; the laboratory is imported only then.
 LATE = {("writer.py", "dia_lightning.lab.report.run")}

@@ -1,4 +1,4 @@
-"""ε, ẑ_0 and the score say the same; each conversion has its inverse. All tensors broadcast to
+"""ε, ẑ_0 and the score say the same. All tensors broadcast to
 (B, T, d).
 """
 
@@ -18,8 +18,3 @@ def z0_from_eps(z: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
 def score_from_z0(z: Tensor, z0: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
     """S = −ε / σ = (α ẑ_0 − z) / σ² (Tweedie)."""
     return (alpha * z0 - z) / sigma.square()
-
-
-def z0_from_score(z: Tensor, score: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """ẑ_0 = (z + σ² s) / α (Tweedie)."""
-    return (z + sigma.square() * score) / alpha

@@ -38,8 +38,9 @@ _BUSY = defaultdict(lambda: 1e12, cpu=4e9)
 class BaseLM(TokenText):
     """A frozen causal language model p_θ with its tokenizer.
 
-    Token rows are in the canonical form of `Tokens`: no start token (it is added here), end token
-        after the text.
+    Token rows are in canonical form: no start token (it is added here); the text ends at the first
+    end token that is not part of the prompt, and every later position holds the end token too, so
+    that a row says by itself how long it is.
 
     A text ends with any of several tokens, where the model has them (`end_ids`). p_θ is then the
     law of texts whose end is

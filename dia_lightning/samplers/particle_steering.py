@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ from dia_lightning.samplers.guide import CriticGuidance, Guidance
 from dia_lightning.sampling.annealing import particles_of, pick_by_weight, weight_diagnostics
 from dia_lightning.sampling.decode import starting_point
 from dia_lightning.sampling.particles import Steering, check_steering, lineage, smc
-from dia_lightning.target import reward_inputs
 from dia_lightning.types import Batch, fill_after_end
 
 
@@ -82,12 +81,12 @@ class ParticleSteering(Sampler):
         schedule, embedding = models.denoiser.schedule, models.embedding
         z, times = starting_point(crowd, embedding, schedule, self.steps, self.stagger, generator)
         predict = Watched(self.guidance.predictor(models, self.temperature))
-        steering = self._steering(models, crowd)
+        steering = steering_of(models, crowd, self, self.resampling)
         drawn = smc(predict, schedule, z, times, generator, steering, embedding, n_groups)
         predict.check()
         chosen = pick_by_weight(drawn.log_w, self.resampling, group, generator)
         given, mask = crowd.tokens[chosen], crowd.prompt_mask[chosen]
-        tokens = _canonical(models, embedding.decode(drawn.z[chosen]), given, mask)
+        tokens = canonical(models, embedding.decode(drawn.z[chosen]), given, mask)
         ancestors, resampled = (
             lineage(drawn.trace.ancestors)[0],
             drawn.trace.resampled.double().sum(0),
@@ -95,16 +94,21 @@ class ParticleSteering(Sampler):
         found = weight_diagnostics(drawn.log_z, drawn.log_w, ancestors, resampled)
         return Drawn(tokens, None, {name: values[group] for name, values in found.items()})
 
-    def _steering(self, models: Models, crowd: Batch) -> Steering:
-        def reward(tokens: Tensor) -> Tensor:
-            tokens = _canonical(models, tokens, crowd.tokens, crowd.prompt_mask)
-            seen = reward_inputs(models.lm, tokens, crowd)
-            return call_reward(models.reward, seen, crowd.records).to(tokens.device)
 
-        return Steering(
-            reward, models.critic, models.lam, self.potential, self.every, self.ess, self.resampling
-        )
+def steering_of(models: Models, crowd: Batch, settings: Any, resampling: str) -> Steering:
+    """What the particles of `crowd` are steered to, with the `potential`, `every` and `ess` of
+    `settings`.
+    """
+
+    def reward(tokens: Tensor) -> Tensor:
+        tokens = canonical(models, tokens, crowd.tokens, crowd.prompt_mask)
+        seen = reward_inputs(models.lm, tokens, crowd)
+        return call_reward(models.reward, seen, crowd.records).to(tokens.device)
+
+    potential, every, ess = settings.potential, settings.every, settings.ess
+    return Steering(reward, models.critic, models.lam, potential, every, ess, resampling)
 
 
-def _canonical(models: Models, tokens: Tensor, given: Tensor, prompt_mask: Tensor) -> Tensor:
+def canonical(models: Models, tokens: Tensor, given: Tensor, prompt_mask: Tensor) -> Tensor:
+    """Decoded tokens (B, T) with their prompts, `given` at `prompt_mask`, in canonical form."""
     return fill_after_end(torch.where(prompt_mask, given, tokens), prompt_mask, models.lm.end_id)

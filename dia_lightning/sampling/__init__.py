@@ -5,7 +5,6 @@ module that runs them on text.
 from dia_lightning.sampling.annealing import anneal
 from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel
 from dia_lightning.sampling.langevin import mala, ula
-from dia_lightning.sampling.particle_gibbs import ParticleGibbs
 from dia_lightning.sampling.particles import smc
 from dia_lightning.sampling.suffix import SuffixRegeneration
 from dia_lightning.sampling.tempering import Tempering

@@ -1,18 +1,15 @@
-"""How far chains have come (effective sample size, R-hat and autocorrelation time, by
-arviz-stats), and a kernel's laws.
+"""How far chains have come: effective sample size, R-hat and autocorrelation time, by
+arviz-stats.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dia_lightning.sampling.denoise_accept import Kernel, State
 from dia_lightning.sampling.resampling import log_mean_exp
-from dia_lightning.target import terms_of
 
 
 def chain_diagnostics(values: Tensor) -> dict[str, float]:
@@ -66,72 +63,3 @@ def by_prompt(prompts: Sequence[str], traces: Mapping[str, Tensor]) -> dict[str,
                 )
                 column[rows] = value / int(rows.sum()) if kind == "ess" else value
     return out
-
-
-class KernelError(ValueError):
-    """A kernel broke one of its laws; the message names the law and what was found."""
-
-
-def check_kernel(
-    kernel: Kernel, state: State, generator: torch.Generator, steps: int = 5, n_errors: float = 5.0
-) -> None:
-    """Run a kernel from exact draws of its target through the laws that samplers rely on; returns
-    if all hold.
-
-    The laws: 'prompts stay'; 'rejected means unchanged'; 'no NaN'; 'cache', the state's terms are
-    the target's own; and 'invariance': a kernel that leaves π invariant leaves every mean as it is,
-    so the means of log p_θ, of the reward and of the number of distinct tokens change by less than
-    `n_errors` standard errors of the paired change (at 5, a right kernel fails with probability
-    2e-6; a wrong one passes if its bias is smaller than the error of these means).
-
-    Args:
-        kernel: with a `target`. state: at exact draws, such as `kernel.init(lm.generate(…),
-            lam=zeros)` for λ = 0.
-        steps: how many are made.
-
-    Raises:
-        KernelError: naming the law.
-        ValueError: for fewer than 100 chains.
-    """
-    if len(state.tokens) < 100:
-        raise ValueError(f"state: at least 100 chains are needed, got {len(state.tokens)}")
-    first, before = state, _features(state)
-    for _ in range(steps):
-        new, info = kernel.step(state, generator)
-        if info.log_ratio.isnan().any():
-            raise KernelError("law 'no NaN': a log ratio is NaN; make it −inf")
-        changed = (new.tokens != state.tokens).any(1)
-        if (changed & ~info.accepted).any():
-            raise KernelError(
-                "law 'rejected means unchanged': a rejected move has changed the tokens"
-            )
-        state = new
-    if not torch.equal(state.tokens[first.prompt_mask], first.tokens[first.prompt_mask]):
-        raise KernelError("law 'prompts stay': a token of a prompt has changed")
-    target: Any = kernel.target  # type: ignore[attr-defined]
-    fresh = terms_of(target, state.tokens)
-    for name, cached, own in zip(fresh._fields, (state.log_base, state.reward), fresh, strict=True):
-        if not torch.allclose(cached, own, atol=1e-3, rtol=1e-4):
-            raise KernelError(
-                f"law 'cache': {name} differs from the target's own by"
-                f" {(cached - own).abs().max().item():g}"
-            )
-    for name, values in _features(state).items():
-        change = values - before[name]
-        error = (change.std() / len(change) ** 0.5).clamp_min(1e-9)
-        if not abs(change.mean()) <= n_errors * error:
-            raise KernelError(
-                f"law 'invariance': the mean of {name} went from {before[name].mean():.4f} to"
-                f" {values.mean():.4f} in {steps} steps, {abs(change.mean() / error):.1f} standard"
-                f" errors, allowed are {n_errors}"
-            )
-
-
-def _features(state: State) -> dict[str, Tensor]:
-    ordered = state.tokens.sort(1).values
-    distinct = (ordered.diff(dim=1) != 0).sum(1).double()
-    return {
-        "log p": state.log_base,
-        "reward": state.reward,
-        "the number of distinct tokens": distinct,
-    }

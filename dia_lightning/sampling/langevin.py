@@ -286,18 +286,6 @@ def trapezoid_change(
     return total / (points - 1)
 
 
-def sample_chain(
-    kernel: LatentKernel[StateT, InfoT], state: StateT, n_steps: int, generator: torch.Generator,
-    keep: Callable[[StateT, InfoT], Tensor],
-) -> tuple[StateT, Tensor]:  # fmt: skip
-    """`n_steps` ≥ 1 steps: the last state, and `keep` of every step stacked, (n_steps, …)."""
-    kept = []
-    for _ in range(n_steps):
-        state, info = kernel.step(state, generator)
-        kept.append(keep(state, info))
-    return state, torch.stack(kept)
-
-
 def normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
     """N(0, 1) draws of x's shape, type and device."""
     return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)

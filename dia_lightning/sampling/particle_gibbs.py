@@ -35,7 +35,7 @@ class GibbsInfo(NamedTuple):
     ess: Tensor
 
 
-class ParticleGibbs:
+class ParticleGibbsKernel:
     """Keep the path that is held, run N − 1 other particles beside it, draw one path of the N by
     its weight.
 
@@ -67,10 +67,9 @@ class ParticleGibbs:
         self.predict, self.schedule, self.times, self.steering = predict, schedule, times, steering
         self.start, self.embedding, self.n_groups = start, embedding, n_groups
 
-    def first_path(self, generator: torch.Generator) -> Tensor:
-        """(K + 1, G, T, d), a path for each chain from plain `smc`, to begin with."""
-        particles = self._run(generator, None)
-        return paths(particles, draw_categorical(particles.log_w, generator))
+    def first(self, generator: torch.Generator) -> GibbsState:
+        """Chains at paths from plain `smc`, one a population by its weight, to begin with."""
+        return self._picked(self._run(generator, None), generator)[0]
 
     def init(self, path: Tensor) -> GibbsState:
         """Chains at `path` (K + 1, G, T, d)."""
@@ -79,11 +78,19 @@ class ParticleGibbs:
 
     def step(self, state: GibbsState, generator: torch.Generator) -> tuple[GibbsState, GibbsInfo]:
         particles = self._run(generator, state.path)
-        final = draw_categorical(particles.log_w, generator)
+        state, final = self._picked(particles, generator)
         chains = torch.arange(self.n_groups, device=final.device)
         renewed = (lineage(particles.trace.ancestors)[:, chains, final] != 0).double().mean(0)
+        return state, GibbsInfo(renewed, particles.trace.ess)
+
+    def _picked(
+        self, particles: Particles, generator: torch.Generator
+    ) -> tuple[GibbsState, Tensor]:
+        """One path of each population by its weight, and which particle ends it (G,)."""
+        final = draw_categorical(particles.log_w, generator)
+        chains = torch.arange(self.n_groups, device=final.device)
         reward = particles.reward.unflatten(0, (self.n_groups, -1))[chains, final]
-        return GibbsState(paths(particles, final), reward), GibbsInfo(renewed, particles.trace.ess)
+        return GibbsState(paths(particles, final), reward), final
 
     def _run(self, generator: torch.Generator, retained: Tensor | None) -> Particles:
         z = self.start(generator)

@@ -46,11 +46,6 @@ class Tempering:
         lam = torch.tensor(self.ladder, dtype=torch.float64, device=tokens.device)
         return start(self.target, tokens, prompt_mask, lam.repeat(len(tokens) // len(self.ladder)))
 
-    def at_rung(self, state: State, rung: int = -1) -> State:
-        """The G chains at one rung, by default those at λ."""
-        n = len(self.ladder)
-        return take(state, torch.arange(rung % n, len(state.tokens), n, device=state.tokens.device))
-
     def step(self, state: State, generator: torch.Generator) -> tuple[State, Info]:
         """`accepted`: moved or swapped; `log_ratio`: of the swap, −inf for a chain without a
         partner in this step.

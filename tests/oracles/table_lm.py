@@ -1,6 +1,4 @@
-"""A language model small enough to enumerate: every prefix has a next-token distribution of its
-own. NumPy only.
-"""
+"""The table that most tests of samplers use, and its exact π in NumPy."""
 
 import itertools
 
@@ -9,53 +7,25 @@ import torch
 from torch import Tensor
 
 from dia_lightning.target import Terms
+from dia_lightning.testing import TableLM
 
 V, T, END, LAM = 3, 4, 2, 1.5
 RNG = np.random.default_rng(3)
-ROWS = [
-    row
-    for row in itertools.product(range(V), repeat=T)
-    if END not in row or all(x == END for x in row[row.index(END) :])
-]  # fmt: skip
 NEXT = {
     prefix: RNG.dirichlet(np.ones(V))
     for n in range(T)
     for prefix in itertools.product(range(V), repeat=n)
 }
+LM = TableLM(NEXT)
+ROWS = [tuple(row) for row in LM.rows.tolist()]
 REWARD = RNG.normal(size=len(ROWS))
-
-
-def log_p(row: tuple[int, ...]) -> float:
-    n = row.index(END) + 1 if END in row else T
-    return float(sum(np.log(NEXT[row[:i]][row[i]]) for i in range(n)))
-
-
-LOG_P = np.array([log_p(row) for row in ROWS])
-
-
-class TableLM:
-    """p_θ of the table: draws the positions that are not kept."""
-
-    end_id = END
-
-    def generate(self, tokens: Tensor, kept: Tensor, generator: torch.Generator) -> Tensor:
-        out, code = tokens.clone(), torch.zeros(len(tokens), dtype=torch.int64)
-        ended = torch.zeros(len(tokens), dtype=torch.bool)
-        for i in range(T):
-            table = torch.tensor(
-                np.array([NEXT[prefix] for prefix in itertools.product(range(V), repeat=i)])
-            )
-            drawn = torch.multinomial(table[code], 1, generator=generator)[:, 0]
-            out[:, i] = torch.where(kept[:, i], tokens[:, i], torch.where(ended, END, drawn))
-            ended |= out[:, i] == END
-            code = code * V + out[:, i]
-        return out
+LOG_P = LM.log_p
 
 
 class TableTarget:
     """π ∝ p_θ exp(λ r) of the table."""
 
-    lm = TableLM()
+    lm = LM
 
     def __init__(self, lam: float = LAM) -> None:
         self.lam = lam

@@ -1,24 +1,11 @@
-"""Diagnostics against closed forms, and `check_kernel` on right and wrong kernels."""
+"""Diagnostics against closed forms."""
 
 import math
 
 import pytest
 import torch
 
-from dia_lightning.diffusion.embedding import TokenEmbedding
-from dia_lightning.diffusion.schedule import make_schedule
-from dia_lightning.lm.base_lm import BaseLM
-from dia_lightning.rewards import Keyword
-from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, Info, State
-from dia_lightning.sampling.diagnostics import (
-    KernelError,
-    by_prompt,
-    chain_diagnostics,
-    check_kernel,
-)
-from dia_lightning.sampling.positions import Spans
-from dia_lightning.sampling.suffix import SuffixRegeneration
-from dia_lightning.target import TargetDensity
+from dia_lightning.sampling.diagnostics import by_prompt, chain_diagnostics
 
 
 def autoregressive(rho: float, steps: int, chains: int) -> torch.Tensor:
@@ -55,74 +42,6 @@ def test_too_short_to_tell() -> None:
     assert (
         chain_diagnostics(torch.zeros(3, 5))["rhat"] != chain_diagnostics(torch.zeros(3, 5))["rhat"]
     )
-
-
-@pytest.fixture
-def suffix(lm: BaseLM) -> SuffixRegeneration:
-    return SuffixRegeneration(TargetDensity(lm, Keyword(["good", "food", "e"]), 0.0))
-
-
-def draws(lm: BaseLM, n: int) -> torch.Tensor:
-    empty = torch.full((n, 8), lm.end_id)
-    return lm.generate(
-        empty, torch.zeros_like(empty, dtype=torch.bool), torch.Generator().manual_seed(0)
-    )
-
-
-def test_right_kernels_pass(
-    lm: BaseLM, embedding: TokenEmbedding, suffix: SuffixRegeneration
-) -> None:
-    """2,000 exact draws; a right kernel fails with probability 6e-6."""
-    tokens, generator = draws(lm, 2000), torch.Generator().manual_seed(1)
-    check_kernel(suffix, suffix.init(tokens), generator)
-    table = embedding.weight.T
-
-    def proposal(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return z @ table * 0.3
-
-    schedule = make_schedule("cosine")
-    kernel = DenoiseAcceptKernel(
-        suffix.target, proposal, embedding, schedule, Spans(2), (0.5, 0.8), 2, lm.end_id
-    )
-    state = kernel.init(tokens)
-    check_kernel(kernel, state, generator, steps=3)
-    new, info = kernel.step(state, generator)
-    assert 0.02 < float(info.accepted.double().mean()) < 1
-    assert bool((new.tokens != tokens).any())
-
-
-def test_wrong_kernels_are_named(lm: BaseLM, suffix: SuffixRegeneration) -> None:
-    class Forgets(SuffixRegeneration):
-        def step(self, state: State, generator: torch.Generator) -> tuple[State, Info]:
-            new, info = super().step(state, generator)
-            return new._replace(log_base=state.log_base), info
-
-    class Lies(SuffixRegeneration):
-        def step(self, state: State, generator: torch.Generator) -> tuple[State, Info]:
-            new, info = super().step(state, generator)
-            return new, info._replace(accepted=torch.zeros_like(info.accepted))
-
-    class Drifts(SuffixRegeneration):
-        def step(self, state: State, generator: torch.Generator) -> tuple[State, Info]:
-            new, info = super().step(state, generator)
-            worse = new.log_base < state.log_base
-            rows = [
-                torch.where(worse.reshape(-1, *[1] * (a.ndim - 1)), b, a)
-                for a, b in zip(new[:5], state[:5], strict=True)
-            ]
-            return State(*rows), info._replace(accepted=info.accepted & ~worse)
-
-    tokens, generator = draws(lm, 2000), torch.Generator().manual_seed(1)
-    for wrong, law in (
-        (Forgets, "cache"),
-        (Lies, "rejected means unchanged"),
-        (Drifts, "invariance"),
-    ):
-        kernel = wrong(suffix.target)
-        with pytest.raises(KernelError, match=law):
-            check_kernel(kernel, kernel.init(tokens), generator)
-    with pytest.raises(ValueError, match="100 chains"):
-        check_kernel(suffix, suffix.init(tokens[:50]), generator)
 
 
 def test_chains_of_one_value_have_no_diagnostics(recwarn: pytest.WarningsRecorder) -> None:

@@ -4,6 +4,7 @@ false-alarm rate 3e-12 each.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from dia_lightning.sampling.langevin import (
     Polynomial,
     as_step_size,
     mala,
-    sample_chain,
     trapezoid_change,
     ula,
 )
@@ -45,6 +45,18 @@ def last(kernel: LatentKernel, position: Tensor, steps: int, generator: torch.Ge
     for _ in range(steps):
         state, _ = kernel.step(state, generator)
     return state.position
+
+
+def chain(
+    kernel: LatentKernel, state: Any, steps: int, generator: torch.Generator,  # type: ignore[type-arg]
+    keep: Callable[[Any, Any], Tensor],
+) -> tuple[Any, Tensor]:  # fmt: skip
+    """The last state, and `keep` of every step stacked, (steps, …)."""
+    kept = []
+    for _ in range(steps):
+        state, info = kernel.step(state, generator)
+        kept.append(keep(state, info))
+    return state, torch.stack(kept)
 
 
 STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -231,7 +243,7 @@ def test_what_is_no_number_or_impossible_is_rejected() -> None:
         return torch.where(x < -1, torch.nan, torch.where(x > 0, -x, -torch.inf))
 
     kernel = mala(lambda x: -torch.ones_like(x), 0.8, log_density)
-    state, lowest = sample_chain(
+    state, lowest = chain(
         kernel,
         kernel.init(torch.full((N, 1), 2.0, dtype=F64)),
         60,
@@ -294,11 +306,11 @@ def test_dual_averaging_reaches_its_target_and_stops(target: float, eta_0: float
     )
     start = kernel.init(torch.randn(500, 10, generator=seeded(), dtype=F64))
     generator = seeded(1)
-    state, etas = sample_chain(
+    state, etas = chain(
         kernel, start, 400, generator, keep=lambda _, info: torch.as_tensor(info.eta)
     )
     assert len(etas.unique()) == 400
-    state, after = sample_chain(
+    state, after = chain(
         kernel,
         state,
         300,

@@ -16,7 +16,7 @@ from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.guidance import Predict, Prediction
 from dia_lightning.sampling.decode import commit_tokens
-from dia_lightning.sampling.particle_gibbs import GibbsState, ParticleGibbs
+from dia_lightning.sampling.particle_gibbs import GibbsState, ParticleGibbsKernel
 from dia_lightning.sampling.particles import POTENTIALS, Particles, Steering, lineage, paths, smc
 from dia_lightning.sampling.resampling import RESAMPLING
 from dia_lightning.sampling.solvers import ancestral
@@ -518,7 +518,9 @@ def test_populations_do_not_mix() -> None:
 # Particle Gibbs
 
 
-def gibbs(n_chains: int, size: int, predict: Predict = tilted, **options: object) -> ParticleGibbs:
+def gibbs(
+    n_chains: int, size: int, predict: Predict = tilted, **options: object
+) -> ParticleGibbsKernel:
     steering = Steering(
         reward_of_tokens, value_of_p, LAM, ess=0.8, resampling="multinomial", **options
     )  # type: ignore[arg-type]
@@ -526,7 +528,7 @@ def gibbs(n_chains: int, size: int, predict: Predict = tilted, **options: object
     def start(generator: torch.Generator) -> Tensor:
         return torch.randn(n_chains * size, 4, 3, generator=generator)
 
-    return ParticleGibbs(predict, SCHEDULE, TOKEN_TIMES, steering, start, EMBEDDING, n_chains)
+    return ParticleGibbsKernel(predict, SCHEDULE, TOKEN_TIMES, steering, start, EMBEDDING, n_chains)
 
 
 def exact_paths(n: int, rng: np.random.Generator) -> Tensor:
@@ -566,7 +568,7 @@ def test_particle_gibbs_leaves_the_target_invariant(potential: str) -> None:
     torch.testing.assert_close(state.reward, reward_of_tokens(EMBEDDING.decode(state.path[-1])))
     assert 0.3 < float(info.renewed.mean()) < 0.9
     assert float((state.path == before).all(-1).double().mean()) < 0.7
-    assert chi_square(EMBEDDING.decode(kernel.first_path(generator)[-1])) > 20
+    assert chi_square(EMBEDDING.decode(kernel.first(generator).path[-1])) > 20
 
 
 def test_particle_gibbs_reaches_the_target() -> None:
@@ -588,12 +590,11 @@ def test_particle_gibbs_on_the_gaussian_chain() -> None:
     n, size, lam = 4000, 6, 0.7
     steering = Steering(reward_of_z, rough_value, lam, ess=0.6, resampling="multinomial")
     predict = shifted(gaussian_predict, 0.4 * A_REWARD)
-    kernel = ParticleGibbs(
+    kernel = ParticleGibbsKernel(
         predict, SCHEDULE, TIMES, steering, lambda g: gaussian_start(n * size, g), n_groups=n
     )
     generator = seeded(0)
-    state = kernel.init(kernel.first_path(generator))
-    torch.testing.assert_close(state.reward, reward_of_z(state.path[-1]).double())
+    state = kernel.first(generator)
     for _ in range(6):
         state, _ = kernel.step(state, generator)
     # Cumulants: log Z(λ) = λ mean + λ² variance / 2.
@@ -617,7 +618,7 @@ def test_particle_gibbs_keeps_the_retained_path() -> None:
         return torch.where((drawn == rows).all(1), 0.0, -1e4)
 
     steering = Steering(only_this, None, 1.0, resampling="multinomial")
-    kernel = ParticleGibbs(
+    kernel = ParticleGibbsKernel(
         plain,
         SCHEDULE,
         TOKEN_TIMES,
@@ -637,7 +638,7 @@ def test_particle_gibbs_checks_its_resampling() -> None:
     with pytest.raises(
         ValueError, match="resampling: systematic given, particle Gibbs allows: multinomial"
     ):
-        ParticleGibbs(
+        ParticleGibbsKernel(
             plain,
             SCHEDULE,
             TOKEN_TIMES,

@@ -6,7 +6,8 @@ import pytest
 
 from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.lm.base_lm import BaseLM
-from tests.wiring.kit import same_table_lm, save_parts
+from tests.oracles.table_model import table_lm
+from tests.wiring.kit import save_parts
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +25,7 @@ def table_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of the table and its reward; `factorised/denoiser` tells nothing of a position by
     the others.
     """
-    folder, lm = tmp_path_factory.mktemp("table"), same_table_lm()
+    folder, lm = tmp_path_factory.mktemp("table"), table_lm()
     embedding = TokenEmbedding(lm.embedding_table(), len(lm.tokenizer))
     save_parts(folder, embedding, "table", 0.15, 2.0)
     save_parts(folder / "factorised", embedding, "table", 0.15, 2.0, factorised=True)
@@ -34,4 +35,4 @@ def table_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def on_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every base model is the table."""
-    monkeypatch.setattr(BaseLM, "load", lambda name: same_table_lm())
+    monkeypatch.setattr(BaseLM, "load", lambda name: table_lm())

@@ -21,7 +21,6 @@ from dia_lightning.guidance import Prediction
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.types import Batch, Reward
 from tests.oracles.table_lm import END, T
-from tests.oracles.table_model import table_lm
 
 LENGTH, STEPS, SOFT_LAM = 8, 6, 2.0
 SIZE = NetworkSize(width=16, layers=1, heads=2, max_length=LENGTH)
@@ -99,13 +98,6 @@ def save_parts(
     save_network(
         critic, settings | {"kind": "critic", "objective": "soft", "lam": SOFT_LAM}, folder / "soft"
     )
-
-
-def same_table_lm() -> BaseLM:
-    """`table_lm` with the same embeddings every time."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return table_lm()
 
 
 def prompted(lm: BaseLM, prompts: list[str], index: int = 3) -> Batch:

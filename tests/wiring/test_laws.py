@@ -5,6 +5,7 @@ its log Z against log Z.
 errors (7e-6). Seeds are fixed, so that an alarm is a change of the program.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dia_lightning.diffusion.embedding import TokenEmbedding
+from dia_lightning.errors import UserError
 from dia_lightning.samplers import (
     DDIM,
     Ancestral,
@@ -29,6 +31,7 @@ from dia_lightning.samplers import (
     GuidedDecoding,
     GuidedSamplerModule,
     Move,
+    ParticleGibbs,
     ParticleSteering,
     PredictorCorrector,
     Sampler,
@@ -41,8 +44,8 @@ from dia_lightning.samplers.networks import load_critic, load_denoiser
 from dia_lightning.sampling.positions import Spans
 from dia_lightning.types import Batch, Generations
 from tests.oracles.table_lm import END, LOG_P, NEXT, REWARD, ROWS, T, V, codes, pi
-from tests.oracles.table_model import P, TableReward, chi_square_ok, free
-from tests.wiring.kit import SOFT_LAM, apart, same_table_lm, seed_of
+from tests.oracles.table_model import P, TableReward, chi_square_ok, free, table_lm
+from tests.wiring.kit import SOFT_LAM, apart, seed_of
 
 LAM = 1.5
 SUFFIX, REDRAW = Suffix(), DenoiseAccept(Spans(2), rounds=1)
@@ -198,7 +201,7 @@ def test_no_particle_is_picked_twice(sampler: Sampler) -> None:
     made = GuidedSamplerModule(TableReward(), sampler, lam=0.0, compare_base=False)
     batch = free(300)
     tokens = drawn(made, batch).tokens
-    base = same_table_lm().generate(batch.tokens, batch.prompt_mask, seed_of(0, 0))
+    base = table_lm().generate(batch.tokens, batch.prompt_mask, seed_of(0, 0))
     assert sorted(tokens.tolist()) == sorted(base.tolist())
 
 
@@ -234,7 +237,7 @@ def one_step_law(table_parts: Path) -> np.ndarray:
     """p_ψ of the factorised denoiser: Π_i softmax(bias)_{x_i} up to the end token, to the trace
     (0.3 %) that t = 1 leaves.
     """
-    lm = same_table_lm()
+    lm = table_lm()
     embedding = TokenEmbedding(lm.embedding_table(), len(lm.tokenizer))
     network = load_denoiser(str(table_parts / "factorised" / "denoiser"), embedding)
     share = network.head.bias.softmax(0).double().numpy()
@@ -285,6 +288,87 @@ def test_guided_smc(table_parts: Path) -> None:
     law = one_step_law(table_parts) * np.exp(LAM * REWARD)
     made = factorised(table_parts, steering(CriticGuidance(), particles=15))
     assert chi_square_ok(drawn(made, free(400)).tokens, law / law.sum())
+
+
+@pytest.mark.parametrize("potential", ["das", "difference"])
+def test_particle_gibbs(table_parts: Path, potential: Any) -> None:
+    """Three particles a text, one position a step with resampling between: 1,500 texts of p_ψ(x)
+    exp(λ r(x)). p_ψ is that of one step, since each position goes from noise to its token at once.
+
+    Three particles alone, the laws of half of λ and of p_ψ do not pass.
+    """
+    options: dict[str, Any] = {"steps": T, "stagger": 1e4, "particles": 3, "ess": 0.8}
+    sampler = ParticleGibbs(CriticGuidance(), potential, rounds=12, **options)
+    generations = drawn(factorised(table_parts, sampler), free(1500))
+    plain = one_step_law(table_parts)
+    half, law = (plain * np.exp(lam * REWARD) for lam in (LAM / 2, LAM))
+    assert chi_square_ok(generations.tokens, law / law.sum())
+    assert not chi_square_ok(generations.tokens, half / half.sum())
+    assert not chi_square_ok(generations.tokens, plain)
+    assert 0.3 < float(generations.diagnostics["renewed"].mean()) < 0.95
+    assert 1 < float(generations.diagnostics["rhat_reward"].mean()) < 2  # of 13 values each
+    first = factorised(table_parts, replace(sampler, rounds=0))
+    assert not chi_square_ok(drawn(first, free(1500)).tokens, law / law.sum())
+
+
+def test_particle_gibbs_keeps_prompts_and_is_its_proposal_without_a_reward(
+    table_parts: Path,
+) -> None:
+    """At λ = 0 p_ψ itself, given the first token of each text: 1,500 of either."""
+    tokens = torch.full((3000, T), END)
+    tokens[:, 0] = torch.arange(3000) % 2
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    mask[:, 0] = True
+    batch = Batch(0, list(range(3000)), ["ab"[i] for i in tokens[:, 0]], tokens, mask)
+    sampler = ParticleGibbs(particles=2, rounds=2, steps=T, stagger=1e4)
+    found = drawn(factorised(table_parts, sampler, lam=0.0), batch).tokens
+    assert torch.equal(found[:, 0], tokens[:, 0])
+    for first in (0, 1):
+        law = one_step_law(table_parts) * np.array([row[0] == first for row in ROWS])
+        assert chi_square_ok(found[tokens[:, 0] == first], law / law.sum())
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("guidance", Unguided()),
+        ("potential", "sum"),
+        ("particles", 4),
+        ("rounds", 3),
+        ("every", 2),
+        ("ess", 0.1),
+        ("steps", 5),
+        ("stagger", 0.0),
+        ("temperature", 0.5),
+    ],
+)
+def test_every_option_of_particle_gibbs_has_an_effect(
+    table_parts: Path, option: str, value: Any
+) -> None:
+    """The critic's gradient counts only between t = 0 and 1, where no step begins that reveals a
+    position at once.
+    """
+    made, stagger = (guided, 2.0) if option == "guidance" else (factorised, 1e4)
+    usual = ParticleGibbs(particles=3, rounds=2, steps=T, stagger=stagger, ess=1.0)
+    parts = (usual, usual, replace(usual, **{option: value}))
+    found = [drawn(made(table_parts, part), free(60)).tokens for part in parts]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("particles", 1, "2 or more"),
+        ("rounds", -1, "0 or more"),
+        ("every", 0, "1 or more"),
+        ("potential", "best", "difference, max, sum, das"),
+        ("ess", 1.5, "0 ≤ ess ≤ 1"),
+    ],
+)
+def test_particle_gibbs_checks_its_settings(option: str, value: Any, allowed: str) -> None:
+    with pytest.raises(UserError, match=f"^{option}: {value} given, allowed: {allowed}"):
+        ParticleGibbs(**{option: value})
 
 
 # Baselines.
@@ -339,7 +423,7 @@ def test_guided_decoding(table_parts: Path, critic: str) -> None:
 
     4,000 texts; with the other unit they do not pass.
     """
-    lm = same_table_lm()
+    lm = table_lm()
     embedding = TokenEmbedding(lm.embedding_table(), len(lm.tokenizer))
     network, _ = load_critic(str(table_parts / critic), embedding)
     noise = torch.randn(T, embedding.dim, generator=seed_of(0, 0))
