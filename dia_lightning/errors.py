@@ -48,7 +48,8 @@ def renamed(**names: str) -> Iterator[None]:
 def require(name: str, given: object, holds: bool, allowed: str) -> None:
     """Raises the `UserError` of the argument `name` unless `holds`."""
     if not holds:
-        raise UserError(f"{name}: {given!r:.100} given, allowed: {allowed}")
+        shown = given if isinstance(given, str) and given.strip() else repr(given)
+        raise UserError(f"{name}: {shown:.100} given, allowed: {allowed}")
 
 
 def no_memory(error: BaseException) -> bool:

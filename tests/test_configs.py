@@ -23,7 +23,7 @@ from dia_lightning.settings import parser
 from dia_lightning.settings.once import TRAINER_DEFAULTS
 
 ROOT = Path(cli.__file__).parents[1]
-# Those of ablations/ and comparison/ are studies, see tests/study.
+# Those of ablations/ and comparison/ are studies, see tests/lab/study.
 CONFIGS = sorted(
     path
     for path in (ROOT / "configs").rglob("*.yaml")

@@ -274,7 +274,7 @@ def test_functions_are_told_apart_by_what_they_do() -> None:
     ):
         assert describe(f) != describe(other[0])
     assert describe(g) != describe(made(1, "[0 for t in texts]")[1])
-    assert describe(Longer.__call__) == "tests.test_sample.Longer.__call__"
+    assert describe(Longer.__call__)["path"] == "tests.test_sample.Longer.__call__"
     arrays = [
         (lambda a: lambda texts: a)(a)
         for a in (torch.zeros(2), torch.ones(2), np.ones(2), np.zeros(2))
@@ -442,7 +442,7 @@ def test_messages_go_through_the_chat_template(
         ({"prompts": [None]}, "prompts: None in the list"),
         (
             {"prompts": "the food is good near the river."},
-            "allowed are at most 7 (max_length is 8)",
+            "allowed: at most 7 (max_length is 8)",
         ),
         ({"prompts": "the \ud800"}, "prompts: "),
         ({"prompts": "the [blank:2] is"}, "prompts: blanks or a length given"),
@@ -450,7 +450,7 @@ def test_messages_go_through_the_chat_template(
         ({"prompts": "asked.txt"}, "prompts: asked.txt is a file"),
         ({"base_lm": "./none"}, "base_lm: no such folder: ./none"),
         ({"base_lm": ""}, "base_lm: "),
-        ({"base_lm": "asked.txt"}, "base_lm: asked.txt is a file"),
+        ({"base_lm": "asked.txt"}, "base_lm: asked.txt given, which is a file"),
     ],
 )
 def test_a_wrong_argument_is_one_line(
@@ -533,7 +533,7 @@ def test_denoiser_and_critic_are_used() -> None:
     steered = dia.Diffusion(steps=2, guidance=dia.CriticGuidance())
     with pytest.raises(
         dia.UserError,
-        match=r"^critic: checkpoints/tiny/critic was trained on the reward 'sentiment'",
+        match=r"^critic: .* was trained on the reward 'sentiment'",
     ):
         dia.sample(reward=shortness, sampler=steered, **small)
     with pytest.raises(dia.UserError, match=r"^denoiser: .*critic"):

@@ -42,7 +42,7 @@ from dia_lightning.types import Reward
 Messages = Sequence[Mapping[str, str]]
 # As in every shipped config: denoiser and critic propose in bfloat16, p_θ keeps its own.
 _PRECISION: Literal["bf16-mixed"] = "bf16-mixed"
-_OPTION = re.compile(r"--(model|data)((?:\.\w+)*)")
+_ARGUMENT = re.compile(r"(?<![\w./'\"-])(?:model|data|trainer)((?:\.\w+)+)")
 
 
 def sample(
@@ -185,17 +185,16 @@ def _as_config(described: Any) -> Any:
 
 @contextmanager
 def _named_arguments() -> Iterator[None]:
-    """Messages that name an option of the command name the argument."""
+    """Messages name arguments of this function: `max_length`, not `data.max_length`."""
     try:
         yield
     except UserError as error:
-        error.args = (_OPTION.sub(_argument, str(error)),)
+        error.args = (_ARGUMENT.sub(_argument, str(error)),)
         raise
 
 
-def _argument(option: re.Match[str]) -> str:
-    names = [name for name in option[2].split(".")[1:] if name != "init_args"]
-    name = ".".join(names) or {"model": "sampler", "data": "prompts"}[option[1]]
+def _argument(found: re.Match[str]) -> str:
+    name = found[1].removeprefix(".")
     return {"n_texts": "n"}.get(name, name)
 
 

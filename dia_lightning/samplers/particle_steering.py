@@ -24,6 +24,7 @@ from dia_lightning.samplers.guide import CriticGuidance, Guidance
 from dia_lightning.sampling.annealing import particles_of, pick_by_weight, weight_diagnostics
 from dia_lightning.sampling.decode import starting_point
 from dia_lightning.sampling.particles import Steering, check_steering, lineage, smc
+from dia_lightning.target import reward_inputs
 from dia_lightning.types import Batch, fill_after_end
 
 

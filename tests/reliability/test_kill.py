@@ -18,9 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tests.study.test_run import STUDY
 
 from dia_lightning import cli
+from tests.lab.study.test_run import STUDY
 
 pytestmark = pytest.mark.slow
 ROOT, N_KILLS = Path(cli.__file__).parents[1], 20

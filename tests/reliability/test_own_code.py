@@ -190,7 +190,7 @@ def test_no_file_and_no_kit_can_name_code(lightning: Run, here: Path, value: str
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("option", ["model.reward", "reward", "model.init_args.reward"])
 def test_no_study_can(here: Path, option: str, value: str) -> None:
-    from dia_lightning.study import command
+    from dia_lightning.lab.study import command
 
     Path("small.yaml").write_text(
         "title: t\nquestion: q\nconfig: configs/zero_shot_tiny.yaml\n"

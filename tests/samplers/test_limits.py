@@ -22,6 +22,7 @@ from dia_lightning.samplers import (
     DiaLiteral,
     Diffusion,
     GuidedDecoding,
+    ParticleGibbs,
     ParticleSteering,
     PredictorCorrector,
     RandomTokens,
@@ -92,6 +93,16 @@ LIMITS: dict[Any, dict[str, tuple[list[Any], list[Any]]]] = {
             "every": COUNT,
             "ess": SHARE,
             "resampling": (["systematic", "stratified", "multinomial"], ["none"]),
+            "potential": (["difference", "max", "sum", "das"], ["best"]),
+        }
+    ),
+    ParticleGibbs: (
+        REVERSE
+        | {
+            "particles": ([2, 3], [1, 0]),
+            "rounds": ([0, 1], [-1]),
+            "every": COUNT,
+            "ess": SHARE,
             "potential": (["difference", "max", "sum", "das"], ["best"]),
         }
     ),
@@ -205,6 +216,10 @@ DEFAULTS: dict[Any, dict[str, Any]] = {
     ParticleSteering: {
         "guidance": CriticGuidance(), "potential": "das", "particles": 4, "every": 1, "ess": 0.5,
         "resampling": "systematic", "steps": 64, "stagger": 4.0, "temperature": 1.0,
+    },
+    ParticleGibbs: {
+        "guidance": CriticGuidance(), "potential": "das", "particles": 4, "rounds": 10, "every": 1,
+        "ess": 0.5, "steps": 64, "stagger": 4.0, "temperature": 1.0,
     },
     TwistedSMC: {"particles": 4, "every": 4, "ess": 0.5, "resampling": "systematic"},
     Spans: {"length": 4, "shuffle": False},

@@ -44,13 +44,20 @@ from dia_lightning.sampling.positions import Choice
 from dia_lightning.target import TargetDensity, completions, reward_inputs, whole_texts
 from dia_lightning.types import Batch
 from tests.oracles.table_lm import END, NEXT, T, pi
-from tests.oracles.table_model import P, TableReward, TableValue, chi_square_ok, free, soft_values
+from tests.oracles.table_model import (
+    P,
+    TableReward,
+    TableValue,
+    chi_square_ok,
+    free,
+    soft_values,
+    table_lm,
+)
 from tests.wiring.kit import (
     KNOTS,
     LENGTH,
     SOFT_LAM,
     apart,
-    same_table_lm,
     seed_of,
     times_by_hand,
     warped,
@@ -72,7 +79,7 @@ def guided(table_parts: Path, sampler: Sampler, **options: Any) -> GuidedSampler
 
 
 def table_embedding() -> TokenEmbedding:
-    lm = same_table_lm()
+    lm = table_lm()
     return TokenEmbedding(lm.embedding_table(), len(lm.tokenizer))
 
 
@@ -105,7 +112,7 @@ def test_critics_in_units_of_the_reward(table_parts: Path) -> None:
     assert not denoiser.training
     assert not any(p.requires_grad for p in denoiser.parameters())
     assert (
-        embedding_for(same_table_lm(), None, str(table_parts / "critic")).fingerprint()
+        embedding_for(table_lm(), None, str(table_parts / "critic")).fingerprint()
         == table_embedding().fingerprint()
     )
 
@@ -154,7 +161,7 @@ def test_guided_decoding_with_the_exact_value(top_k: int, final: str) -> None:
     """All tokens and the exact value: π. One candidate: p_θ's likeliest tokens. `argmax`: the
     best at each place.
     """
-    batch, lm = free(3000), same_table_lm()
+    batch, lm = free(3000), table_lm()
     value = TableValue(soft_values())
     tokens = decode_guided(
         lm, batch.tokens, batch.prompt_mask, value, LAM, top_k, seed_of(0, 0), final
@@ -328,7 +335,7 @@ def test_one_particle_is_the_ancestral_sampler(
 
 def test_all_tokens_are_candidates_of_a_single_text() -> None:
     """Its number is no bound: 200 draws of one text have the law of 200 texts."""
-    lm, batch = same_table_lm(), free(1)
+    lm, batch = table_lm(), free(1)
     texts = [
         decode_guided(lm, batch.tokens, batch.prompt_mask, None, 0.0, 0, seed_of(i, 0))
         for i in range(200)

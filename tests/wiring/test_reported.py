@@ -38,8 +38,8 @@ from dia_lightning.sampling.resampling import LAM_MAX
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Batch
 from tests.oracles.table_lm import END, REWARD, T, codes, pi
-from tests.oracles.table_model import P, TableReward, chi_square_ok, free
-from tests.wiring.kit import apart, same_table_lm, seed_of, warped
+from tests.oracles.table_model import P, TableReward, chi_square_ok, free, table_lm
+from tests.wiring.kit import apart, seed_of, warped
 
 LAM = 1.5
 SUFFIX, REDRAW = Suffix(), DenoiseAccept(Spans(2), rounds=1)
@@ -83,7 +83,7 @@ def test_base_texts_beside_the_methods(options: dict[str, Any]) -> None:
         assert one.n_tokens.tolist() == lengths
         assert one.accept_rate is None
     if len(names) == 2:
-        base = same_table_lm().generate(
+        base = table_lm().generate(
             batch.tokens, batch.prompt_mask, seed_of(options.get("seed", 0), 0, 1)
         )
         assert torch.equal(first[1].tokens, base)
