@@ -38,7 +38,7 @@ from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.meter import weights_of
 from dia_lightning.rewards import VaderSentiment
 from dia_lightning.samplers import GuidedSamplerModule
-from dia_lightning.training import DenoiserModule
+from dia_lightning.training import DenoiserModule, Network
 
 DOC = ROOT / "docs" / "scaling.md"
 WORKS = {
@@ -139,11 +139,7 @@ def network_of(options: dict[str, Any]) -> DenoiserNetwork:
     """The denoiser of a configuration as a shape without weights."""
     from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 
-    size = {
-        name: options["network"][name]
-        for name in ("width", "layers", "heads", "max_length", "adapter_rank")
-        if name in options["network"]
-    }
+    size = Network(**options.get("network", {})).size.as_dict()
     with torch.device("meta"):
         model, vocab = None, GPT2Config().vocab_size
         if size.get("adapter_rank"):  # SmolLM2-135M

@@ -34,7 +34,7 @@ os.environ |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 RUNS = ROOT / "runs/mutants"
 # Not sharded.py, which runs in processes of its own.
 SOURCES = [
-    "sampling/[!s]*.py", "sampling/s[!h]*.py", "samplers/*.py", "guidance.py", "diffusion/loss.py",
+    "sampling/*.py", "samplers/[!s]*.py", "samplers/so*.py", "guidance.py", "diffusion/loss.py",
     "target.py", "metrics/functional.py",
 ]  # fmt: skip
 # Not tests/golden: they see every change, and nobody knows whether the text was right before.

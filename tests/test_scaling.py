@@ -170,7 +170,7 @@ def test_the_table_of_what_is_sent_is_the_arithmetic() -> None:
     options = yaml.safe_load((ROOT / "configs/ddpm_tiny.yaml").read_text(encoding="utf-8"))[
         "model"
     ]["init_args"]
-    network = DenoiserModule(network=Network(**options["network"])).network
+    network = DenoiserModule(network=Network(**options.get("network", {}))).network
     shape = scaling.network_of(options)
     trunk = sum(p.numel() for p in network.trunk.parameters())
     assert (

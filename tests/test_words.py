@@ -111,7 +111,7 @@ def test_japanese_without_mecab_is_cut_into_characters(monkeypatch: pytest.Monke
     with pytest.raises(
         UserError, match=r"^--x\.tokenizer: ja-mecab given, allowed: char, or .*sacrebleu\[ja\]"
     ):
-        check_tokenizer("ja-mecab", "--x.tokenizer")
+        check_tokenizer("ja-mecab")
     module.bleu.cache_clear()
 
 

@@ -109,7 +109,9 @@ class BuildingCLI(LightningCLI):
             raise
 
     def _place(self, error: UserError, built: Sequence[str] = ()) -> None:
-        place(error, self.config[self.subcommand], self._arguments, built)
+        if error.argument == "out" and self._settings.get("out") is None:
+            error.rename("trainer.default_root_dir")  # which places all in its stead
+        place(error, self._settings, self._arguments, built)
 
     def _mistake(self, path: list[str], made: Any, error: BaseException) -> UserError:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300].removesuffix(": ")

@@ -225,7 +225,8 @@ class DiaCLI(BuildingCLI):
             ]
             if not above and error.errno not in _FULL:
                 raise
-            option = max(above)[2] if above else "--out"
+            named = max(above)[2] if above else "--out"
+            option = typed_option(named.removeprefix("--").split("."), self._arguments)[0]
             kept = "; what is finished is kept" if error.errno in _FULL else ""
             raise UserError(
                 f"{option}: {error.filename or 'cannot write'}: {error.strerror}{kept}"

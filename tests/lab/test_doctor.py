@@ -31,7 +31,7 @@ def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_alone(scripts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     install(scripts, "harmless", "other")
-    assert doctor.main() == 0
+    assert doctor.diagnose() == 0
     out = capsys.readouterr().out
     assert "claimed by: dia-lightning\n" in out
     assert "mend:" not in out
@@ -39,7 +39,7 @@ def test_alone(scripts: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_second_owner(scripts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     install(scripts, "lightning-sdk", "lightning")
-    assert doctor.main() == 1
+    assert doctor.diagnose() == 1
     out = capsys.readouterr().out
     assert "claimed by: dia-lightning, lightning-sdk\n" in out
     root = Path(doctor.__file__).parents[2]
@@ -58,5 +58,5 @@ def test_a_script_that_was_replaced_or_deleted(
     (scripts / "bin/lightning").unlink()
     if content:
         (scripts / "bin/lightning").write_text(content, encoding="utf-8")
-    assert doctor.main() == 1
+    assert doctor.diagnose() == 1
     assert f"script {scripts}/bin/lightning: {state}\n" in capsys.readouterr().out

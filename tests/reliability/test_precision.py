@@ -220,7 +220,8 @@ def test_a_figure_that_cannot_be_written_is_a_warning(
     def fails(*_: object) -> None:
         raise ZeroDivisionError("no\nbins")
 
-    monkeypatch.setattr(f"dia_lightning.callbacks.writer.{name}", fails)
+    home = "lab.report.run" if name == "write_run_report" else "callbacks.writer"
+    monkeypatch.setattr(f"dia_lightning.{home}.{name}", fails)
     result = lightning("test", "--config", "configs/zero_shot_tiny.yaml", *SIZE)
     metrics(result)
     [line] = result[2].splitlines()

@@ -134,7 +134,7 @@ def test_a_model_with_one_score_has_a_logit_only(folders: Folders) -> None:
         rtol=0,
         atol=1e-5,
     )
-    with pytest.raises(UserError, match=r"^output: 'log_prob' given, allowed: logit"):
+    with pytest.raises(UserError, match=r"^output: log_prob given, allowed: logit"):
         make(folder, 0)
 
 

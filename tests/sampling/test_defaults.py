@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dia_lightning import guidance, target
+from dia_lightning import guidance, target, testing
 from dia_lightning.diffusion import loss
 from dia_lightning.metrics import functional
 from dia_lightning.samplers import base, guided_decoding, twisted_smc
@@ -16,7 +16,6 @@ from dia_lightning.sampling import (
     annealing,
     decode,
     denoise_accept,
-    diagnostics,
     langevin,
     particle_gibbs,
     particles,
@@ -30,7 +29,7 @@ DEFAULTS: dict[Any, dict[str, Any]] = {
     guidance.guided: {"window": (0.0, 1.0)},
     guidance.true_gradient: {"straight_through": False, "temperature": 1.0},
     target.TargetDensity: {"with_base": True},
-    target.check_target: {"atol": 1e-3},
+    testing.check_target: {"atol": 1e-3},
     loss.warp_knots: {"floor": 0.2},
     functional.self_bleu: {"n_gram": 4, "tokenizer": "auto"},
     functional._self_bleu_update: {"n_gram": 4, "tokenizer": "auto"},
@@ -44,7 +43,7 @@ DEFAULTS: dict[Any, dict[str, Any]] = {
         "rounds": 1,
         "expert": 0.0,
     },
-    diagnostics.check_kernel: {"steps": 5, "n_errors": 5.0},
+    testing.check_kernel: {"steps": 5, "n_errors": 5.0},
     langevin.ula: {"scale": 1.0},
     langevin.mala: {"scale": 1.0, "points": 2},
     particle_gibbs.ParticleGibbs: {"n_groups": 1},

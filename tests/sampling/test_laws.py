@@ -16,13 +16,14 @@ from dia_lightning.guidance import Prediction, Watched
 from dia_lightning.numerics import NotFinite
 from dia_lightning.sampling.denoise_accept import State
 from dia_lightning.sampling.diagnostics import (
-    KernelError,
     by_prompt,
     chain_diagnostics,
-    check_kernel,
 )
 from dia_lightning.sampling.particles import POTENTIALS, Steering, doubling, paths, smc
-from dia_lightning.target import TargetError, Terms, check_target
+from dia_lightning.target import Terms
+from dia_lightning.testing import check_kernel, check_target
+from dia_lightning.testing.kernel import KernelError
+from dia_lightning.testing.target import TargetError
 from tests.oracles.scripted import Scripted, chains
 
 F64 = torch.float64

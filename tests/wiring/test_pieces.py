@@ -2,6 +2,7 @@
 beginnings, starts, proposals.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_critics_in_units_of_the_reward(table_parts: Path) -> None:
     for asked in (None, "table"):
         assert load_critic(path, table_embedding(), asked)[1]["lam"] == SOFT_LAM
     with pytest.raises(
-        UserError, match=r"was trained on the reward 'table', the reward is 'other'"
+        UserError, match=r"for the reward 'other'; it was trained on the reward 'table'"
     ):
         load_critic(path, table_embedding(), "other")
     with pytest.raises(
@@ -302,7 +303,8 @@ def test_the_tilt_is_the_first_order_change_of_the_value(table_parts: Path, leve
         made.models, TargetDensity(made.lm, made.reward, LAM)
     )  # type: ignore[attr-defined]
     weight = torch.randn(T, made.embedding.dim, generator=seed_of(0, 0))
-    kernel.critic = lambda z, t: ((1 + t)[..., None] * weight * z).sum((1, 2))
+    value = lambda z, t: ((1 + t)[..., None] * weight * z).sum((1, 2))  # noqa: E731
+    kernel.tilt = replace(kernel.tilt, critic=value)
     tokens, lam = (
         torch.tensor([[0, 1, END, END], [1, 1, 0, 0]]),
         torch.tensor([0.5, 2.0], dtype=torch.float64),

@@ -246,7 +246,7 @@ TILTED = DenoiseAccept(tilt=0.1)
         (Source(), set(), set()),
         (TwistedSMC(), set(), {"critic"}),
     ],
-    ids=str,
+    ids=lambda x: str(sorted(x)) if isinstance(x, set) else str(x),
 )
 def test_networks_that_are_needed(sampler: Sampler, at_zero: set[str], above: set[str]) -> None:
     assert set(sampler.needs(0.0)) == at_zero

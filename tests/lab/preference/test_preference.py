@@ -22,7 +22,7 @@ from scipy.special import expit, log_expit
 from dia_lightning import cli
 from dia_lightning.callbacks.batch_files import dumps
 from dia_lightning.errors import UserError
-from dia_lightning.lab.preference.command import run
+from dia_lightning.lab.preference.command import run_preference
 from dia_lightning.lab.preference.comparison import (
     Comparison,
     bradley_terry,
@@ -187,7 +187,9 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def test_pairs_are_balanced_blinded_and_of_one_prompt(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(["export", *write_runs(tmp_path, 60, same=5), "--out", str(tmp_path / "out"), "--n", "100"])
+    run_preference(
+        ["export", *write_runs(tmp_path, 60, same=5), "--out", str(tmp_path / "out"), "--n", "100"]
+    )
     key, rows = (
         read_json(tmp_path / "out/key.json"),
         read_csv(tmp_path / "out/annotators/pairs.csv"),
@@ -228,7 +230,7 @@ def test_sides_and_order_are_random_and_the_seed_decides() -> None:
 
 
 def test_label_studio_finds_what_its_configuration_names(tmp_path: Path) -> None:
-    run(["export", *write_runs(tmp_path, 3), "--out", str(tmp_path / "out")])
+    run_preference(["export", *write_runs(tmp_path, 3), "--out", str(tmp_path / "out")])
     root = ElementTree.parse(tmp_path / "out/annotators/labelling_config.xml").getroot()
     shown = {tag.get("name"): tag.get("value", "") for tag in root.iter("Text")}
     pairwise = root.find(".//Pairwise")
@@ -261,7 +263,7 @@ def test_runs_of_one_method_are_named_by_their_folders(tmp_path: Path) -> None:
             for line in Path(path).read_text(encoding="utf-8").splitlines()
         ]
         Path(path).write_text("\n".join(lines), encoding="utf-8")
-    run(["export", *paths, "--out", str(tmp_path / "out")])
+    run_preference(["export", *paths, "--out", str(tmp_path / "out")])
     assert read_json(tmp_path / "out/key.json")["methods"] == ["dia_secret", "smc_secret"]
 
 
@@ -303,7 +305,7 @@ def test_people_who_choose_by_strength_give_the_strengths_back(tmp_path: Path, k
     500 pairs of each two methods: the standard error of a log-strength is below 0.055, so 0.25 is
     beyond 4.5 of them; false-alarm rate below 1e-4.
     """
-    run(
+    run_preference(
         [
             "export",
             *write_runs(tmp_path, 300, per_prompt=2),
@@ -336,7 +338,7 @@ def test_people_who_choose_by_strength_give_the_strengths_back(tmp_path: Path, k
             for p, c in chosen.items()
         ]
         file.write_text(json.dumps(tasks), encoding="utf-8")
-    run(["import", str(tmp_path / "out"), "--annotations", str(file)])
+    run_preference(["import", str(tmp_path / "out"), "--annotations", str(file)])
     found = read_json(tmp_path / "out/preference.json")
     assert found["bradley_terry"]["regularised"] is False
     for method, beta in planted.items():
@@ -361,7 +363,9 @@ def exported(tmp_path: Path) -> tuple[Path, list[str]]:
     """Six pairs of two methods: the folder and the pairs' names, the first method of the key on the
     left in all of them.
     """
-    run(["export", *write_runs(tmp_path, 3)[:2], "--out", str(tmp_path / "out"), "--n", "6"])
+    run_preference(
+        ["export", *write_runs(tmp_path, 3)[:2], "--out", str(tmp_path / "out"), "--n", "6"]
+    )
     key = read_json(tmp_path / "out/key.json")
     key["pairs"] = {pair: key["methods"] for pair in key["pairs"]}
     (tmp_path / "out/key.json").write_text(json.dumps(key), encoding="utf-8")
@@ -384,7 +388,7 @@ def test_several_people_no_one_and_skipped_tasks(
         for i, (p, a) in enumerate(zip(pairs, given, strict=False))
     ]
     (folder / "ls.json").write_text(json.dumps(tasks), encoding="utf-8")
-    run(["import", str(folder), "--annotations", str(folder / "ls.json")])
+    run_preference(["import", str(folder), "--annotations", str(folder / "ls.json")])
     found = read_json(folder / "preference.json")
     assert found["pairs"] == {
         "n": 6,
@@ -408,7 +412,9 @@ def test_csv_files_may_name_their_annotators(exported: tuple[Path, list[str]]) -
     lines += f"{pairs[1]}, TIE ,eve\n{pairs[2]},,eve\n"
     (folder / "all.csv").write_text(lines, encoding="utf-8")
     (folder / "zoe.csv").write_text(f"pair_id\tchoice\n{pairs[2]}\t1\n", encoding="utf-8")
-    run(["import", str(folder), "--annotations", str(folder / "all.csv"), str(folder / "zoe.csv")])
+    run_preference(
+        ["import", str(folder), "--annotations", str(folder / "all.csv"), str(folder / "zoe.csv")]
+    )
     found = read_json(folder / "preference.json")
     assert found["annotators"] == {"bob": 1, "eve": 2, "zoe": 1}
     assert (found["win_rates"][0]["ties"], found["win_rates"][0]["win_rate"]) == (2, 2 / 3)
@@ -427,7 +433,7 @@ def test_every_text_that_a_run_wrote_is_exported(tmp_path: Path, separator: str)
         paths.append(str(tmp_path / method / "predictions.jsonl"))
         line = {"id": 0, "prompt": prompt, "text": f"x{separator}{method}", "method": method}
         Path(paths[-1]).write_bytes(f"{dumps(line)}\n".encode())
-    run(["export", *paths, "--out", str(tmp_path / "out")])
+    run_preference(["export", *paths, "--out", str(tmp_path / "out")])
     (row,) = read_csv(tmp_path / "out/annotators/pairs.csv")
     (task,) = read_json(tmp_path / "out/annotators/tasks.json")
     assert row["prompt"] == task["data"]["prompt"] == prompt
@@ -447,7 +453,7 @@ def test_a_spreadsheet_makes_no_number_or_formula_of_the_csv(tmp_path: Path) -> 
             for i, t in enumerate(written)
         ]
         Path(paths[-1]).write_text("".join(lines))
-    run(["export", *paths, "--out", str(tmp_path / "out"), "--n", "4"])
+    run_preference(["export", *paths, "--out", str(tmp_path / "out"), "--n", "4"])
     rows = read_csv(tmp_path / "out/annotators/pairs.csv")
     shown = {row[k] for row in rows for k in ("text_1", "text_2")}
     assert shown == {"'=1+1", "'+1", "'-1", "'@A1", "plain", "'\t=2", "a=b", "'-x"}
@@ -462,7 +468,7 @@ def test_a_spreadsheet_makes_no_number_or_formula_of_the_csv(tmp_path: Path) -> 
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows({**row, "choice": "1"} for row in rows)
-    run(["import", str(tmp_path / "out"), "--annotations", str(tmp_path / "ada.csv")])
+    run_preference(["import", str(tmp_path / "out"), "--annotations", str(tmp_path / "ada.csv")])
     assert read_json(tmp_path / "out/preference.json")["pairs"]["judged"] == 4
 
 
@@ -474,7 +480,7 @@ def test_exports_of_earlier_versions_are_imported(exported: tuple[Path, list[str
     key["pairs"] = {name: key["pairs"][pair] for name, pair in zip(old, pairs, strict=True)}
     (folder / "key.json").write_text(json.dumps(key), encoding="utf-8")
     (folder / "ada.csv").write_text("pair_id,choice\n" + "".join(f"{name},1\n" for name in old))
-    run(["import", str(folder), "--annotations", str(folder / "ada.csv")])
+    run_preference(["import", str(folder), "--annotations", str(folder / "ada.csv")])
     assert read_json(folder / "preference.json")["pairs"]["judged"] == 6
 
 
@@ -488,7 +494,7 @@ def test_a_spreadsheet_may_save_the_csv_in_its_own_way(
     cells = [["pair_id", "text_1", "choice"], *([pair, '"a, ""é"";\n\tb"', "1"] for pair in pairs)]
     content = end.join(delimiter.join(row) for row in cells) + end
     (folder / "ada.csv").write_bytes(content.encode(encoding))
-    run(["import", str(folder), "--annotations", str(folder / "ada.csv")])
+    run_preference(["import", str(folder), "--annotations", str(folder / "ada.csv")])
     assert read_json(folder / "preference.json")["annotators"] == {"ada": 6}
 
 
@@ -548,7 +554,7 @@ def test_results_of_other_kinds_are_passed_over(
         {"id": 2, "data": {"pair_id": pairs[1]}, "annotations": [annotation(1, "1")]},
     ]
     (folder / "ls.json").write_text(json.dumps(tasks), encoding="utf-8")
-    run(["import", str(folder), "--annotations", str(folder / "ls.json")])
+    run_preference(["import", str(folder), "--annotations", str(folder / "ls.json")])
     found = read_json(folder / "preference.json")
     score = {"1": 1.0, "2": 0.0, "tie": 0.5}
     judged = [1.0, score[choice]] if choice else [1.0]
@@ -615,7 +621,7 @@ def test_a_mistake_in_annotations_is_one_error(
     if content is not None:
         (folder / name).write_text(content.replace("PAIR", pairs[0]), encoding="utf-8")
     with pytest.raises(UserError, match=message):
-        run(["import", str(folder), "--annotations", str(folder / name)])
+        run_preference(["import", str(folder), "--annotations", str(folder / name)])
     assert not (folder / "preference.json").exists()
 
 
@@ -642,7 +648,7 @@ def test_mistakes_of_the_command_are_one_line(
     assert "invalid choice" in program("judge")
     assert "required: COMMAND" in program()
     assert "holds no export" in program("import", out, "--annotations", a)
-    run(["export", a, b, "--out", out])
+    run_preference(["export", a, b, "--out", out])
     assert "holds an export already" in program("export", a, b, "--out", out)
 
 
