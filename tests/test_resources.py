@@ -88,7 +88,9 @@ def test_a_user_error_is_a_value_error_that_nothing_rewords(lightning: Run, tmp_
         )
         said = f"error: --allow: {module or 'nothing'} given, allowed: the name of your module"
         assert (code, err) == (2, f"{said}, as in --allow my_rewards\n")
-    Path("escaped.yaml").write_text("data: {init_args: {template: '\\${x}'}}", encoding="utf-8")
+    Path("escaped.yaml").write_text(
+        "data: {init_args: {reading: {template: '\\${x}'}}}", encoding="utf-8"
+    )
     code, _, err = lightning(
         "predict", "--config", "configs/dia_tiny.yaml", "--config", "escaped.yaml"
     )

@@ -109,7 +109,7 @@ def test_japanese_without_mecab_is_cut_into_characters(monkeypatch: pytest.Monke
     without_mecab(monkeypatch)
     assert resolve("auto", [JAPANESE]) == "char"
     with pytest.raises(
-        UserError, match=r"^--x\.tokenizer: ja-mecab given, allowed: char, or .*sacrebleu\[ja\]"
+        UserError, match=r"^tokenizer: ja-mecab given, allowed: char, or .*sacrebleu\[ja\]"
     ):
         check_tokenizer("ja-mecab")
     module.bleu.cache_clear()

@@ -95,7 +95,7 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
         reported_names(reward)
         self._sharded: ShardedBaseLM | None = None
         self.lm = as_base_lm(base_lm)
-        self.base_lm = base_lm = self.lm.name
+        self.base_lm = base_lm = base_lm if isinstance(base_lm, str) else self.lm.name
         self.reward, self.lam, self.compare_base, self.seed = reward, lam, compare_base, seed
         self.shard_base_lm = shard_base_lm
         self._cached = CachedReward(reward)

@@ -124,7 +124,7 @@ def test_blocks_that_are_compiled_wrongly_are_refused(
             wrong,
             "compile: true given, .*the first batch has a loss of .* compiled and .* as it is",
         ),
-        (broken, "compile: true given, but torch cannot compile here .*no working C"),
+        (broken, "compile: true given, allowed: false; torch cannot compile here .*no working C"),
     ):
         compile_with(monkeypatch, backend)
         torch._dynamo.reset()

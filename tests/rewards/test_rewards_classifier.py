@@ -332,7 +332,7 @@ def test_what_is_not_there_or_not_fit_is_named(
         ):
             make(folder, label)
     for options, message in (
-        ({"output": "logp"}, "output: 'logp' given, allowed: log_prob, prob or logit"),
+        ({"output": "logp"}, "output: logp given, allowed: log_prob, prob or logit"),
         ({"batch_size": 0}, "batch_size: 0 given"),
         ({"sign": 0.0}, "sign: 0.0 given, allowed: -1 or 1"),
         ({"max_length": 2}, f"max_length: 2 given, allowed: 3 to {WINDOW}"),

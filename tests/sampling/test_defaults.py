@@ -46,7 +46,7 @@ DEFAULTS: dict[Any, dict[str, Any]] = {
     testing.check_kernel: {"steps": 5, "n_errors": 5.0},
     langevin.ula: {"scale": 1.0},
     langevin.mala: {"scale": 1.0, "points": 2},
-    particle_gibbs.ParticleGibbs: {"n_groups": 1},
+    particle_gibbs.ParticleGibbsKernel: {"n_groups": 1},
     particles.Potential: {"start": 0.0, "tempered": False},
     particles.smc: {"n_groups": 1, "keep": False},
     annealing.anneal: {"ess": 0.5, "moves": 1},

@@ -102,12 +102,12 @@ def test_critics_in_units_of_the_reward(table_parts: Path) -> None:
     ):
         load_critic(path, table_embedding(), "other")
     with pytest.raises(
-        UserError, match=r"lam: 1.0 given, but the soft critic .* was trained for 2.0"
+        UserError, match=r"lam: 1.0 given, allowed: 2.0, for which the soft critic .* was trained"
     ):
         load_value(path, table_embedding(), "table", 1.0)
     with pytest.raises(UserError, match=r"critic: none given"):
         load_value(None, table_embedding(), "table", 1.0)
-    with pytest.raises(UserError, match=r"has no labels, needed are labels of 'table'"):
+    with pytest.raises(UserError, match=r"allowed: one with labels of 'table' .*it has no labels"):
         load_labelled(str(table_parts / "denoiser"), table_embedding(), "table")
     denoiser = load_denoiser(str(table_parts / "denoiser"), table_embedding())
     assert not denoiser.training

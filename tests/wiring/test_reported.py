@@ -393,10 +393,15 @@ def test_the_level_at_which_the_critic_looks(table_parts: Path, level: float | N
     kernel: Any = made.sampler.moves[0].kernel(
         made.models, TargetDensity(made.lm, made.reward, LAM)
     )  # type: ignore[attr-defined]
-    assert kernel.tilt_level == (
+    assert kernel.tilt.level == (
         None if level is None else pytest.approx(float(warped(level)), abs=1e-6)
     )
-    assert (kernel.tilt, kernel.levels, kernel.rounds, kernel.end_id) == (1.0, (1.0,), 4, END)
+    assert (kernel.tilt.strength, kernel.levels, kernel.rounds, kernel.end_id) == (
+        1.0,
+        (1.0,),
+        4,
+        END,
+    )
 
 
 @pytest.mark.parametrize("temperatures", [1, 2, 4])
