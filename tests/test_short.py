@@ -12,7 +12,8 @@ from dia_lightning.settings.short import SHORT, as_typed, expand
 
 Run = Callable[..., tuple[int, str, str]]
 VALUES = {
-    "lam": "3", "reward": "dia_lightning.rewards.Length", "prompts": "p.txt", "n": "5", "sampler": "BestOfN",
+    "lam": "3", "reward": "dia_lightning.rewards.Length", 
+    "prompts": "p.txt", "n": "5", "sampler": "BestOfN",
     "base_lm": "mine", "seed": "7",
 }  # fmt: skip
 
