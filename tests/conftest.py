@@ -4,7 +4,7 @@ format.
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from hypothesis import settings
 from dia_lightning import cli
 from dia_lightning.data.text import train_tokenizer
 from dia_lightning.diffusion.embedding import TokenEmbedding
+from dia_lightning.errors import INTERRUPTS
 from dia_lightning.lm.base_lm import BaseLM
 
 CORPUS = [
@@ -111,3 +112,10 @@ def lm(lm_folder: Path) -> BaseLM:
 @pytest.fixture(scope="session")
 def embedding(lm: BaseLM) -> TokenEmbedding:
     return TokenEmbedding(lm.embedding_table(), len(lm.tokenizer))
+
+
+@pytest.fixture(autouse=True)
+def not_interrupted() -> Iterator[None]:
+    """A command that was interrupted ends its process; here the next test goes on in it."""
+    yield
+    INTERRUPTS.pressed = False

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import json
 import math
+import re
 import string
 from collections import Counter
 from functools import lru_cache
@@ -20,7 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dia_lightning import cli, samplers
-from dia_lightning.data import HubText, ModelSamples, PromptData, TextFiles
+from dia_lightning.data import HubSource, HubText, ModelSamples, PromptData, TextFiles
 from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.data.records import fill_template, read_records, template_fields
 from dia_lightning.data.text import read_texts
@@ -50,6 +51,7 @@ from dia_lightning.settings import parser
 from dia_lightning.training import CriticModule, DenoiserModule, PPOModule
 from dia_lightning.training.base_model import LMModule
 from dia_lightning.words import resolve
+from tests.oracles.in_parts import in_parts
 from tests.wiring.kit import save_parts
 
 MANY = settings.default.max_examples > 100  # as in the profile `fuzz` of tests/conftest.py
@@ -69,7 +71,8 @@ def one_line(*names: str) -> Any:
         yield
     except UserError as error:
         message = str(error)
-    assert message.startswith(("--", "reward", *(f"{name}: " for name in names)))
+    named = re.match(r"--|reward|[a-z_]\w*(\.\w+)*: ", message)  # an option, or an argument
+    assert named or message.startswith(tuple(f"{name}: " for name in names))
     assert len(message) < 2000
 
 
@@ -289,15 +292,15 @@ def test_options_of_the_right_type(
 ) -> None:
     cls, values = case
     small = {
-        "reward": REWARD, "base_lm": str(lm_folder), "path": "a.txt", "dataset": "a",
+        "reward": REWARD, "base_lm": str(lm_folder), "path": "a.txt", "source": HubSource("a"),
         "max_length": 8, "width": 16, "layers": 1, "heads": 2, "vocab_size": 40, "positions": 8,
-        "init_from_lm": False, "denoiser": "nowhere/denoiser", "critic": None,
+        "init_from": "random", "denoiser": "nowhere/denoiser", "critic": None,
     }  # fmt: skip
-    values = {
-        name: value for name, value in small.items() if name in inspect.signature(cls).parameters
-    } | values
+    known = set(inspect.signature(cls).parameters)
+    known |= {"max_length", "width", "layers", "heads"} if "network" in known else set()
+    values = {name: value for name, value in small.items() if name in known} | values
     with one_line():
-        cls(**values)
+        cls(**in_parts(cls, **values))
 
 
 def numbers(value: Any) -> list[float]:

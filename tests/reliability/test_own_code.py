@@ -100,6 +100,7 @@ def test_a_function_and_a_sampler(lightning: Run, here: Path) -> None:
 
 def test_a_run_goes_on_only_with_the_same_code(lightning: Run, here: Path) -> None:
     """By the file's content, wherever it lies; for classes, for functions and for --allow."""
+    sys.modules.pop("mine", None)  # of another test, whose name a file would not take
     for name in ("Cheer", "letters"):
         run = ["predict", *FEW, f"--out={name}", f"--reward=code/mine.py:{name}"]
         assert lightning(*run)[0] == 0
