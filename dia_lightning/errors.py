@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+# An argument of another of the run's objects, in the text of a message: `model.lr`.
+OTHERS = re.compile(r"(?<![\w./'\"-])(?:model|data|trainer)(?:\.\w+)+")
+
 
 class UserError(ValueError):
     """A mistake that the user can mend, in one line: "lr: -1 given, allowed: above 0".

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from dia_lightning.callbacks.export import training_costs
 from dia_lightning.callbacks.run_key import describe, run_key
 from dia_lightning.data.prompts import PromptData
-from dia_lightning.errors import UserError
+from dia_lightning.errors import OTHERS, UserError
 from dia_lightning.front.arguments import (
     chat_prompts,
     check_kinds,
@@ -42,7 +42,6 @@ from dia_lightning.types import Reward
 Messages = Sequence[Mapping[str, str]]
 # As in every shipped config: denoiser and critic propose in bfloat16, p_θ keeps its own.
 _PRECISION: Literal["bf16-mixed"] = "bf16-mixed"
-_ARGUMENT = re.compile(r"(?<![\w./'\"-])(?:model|data|trainer)((?:\.\w+)+)")
 
 
 def sample(
@@ -189,12 +188,12 @@ def _named_arguments() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        error.args = (_ARGUMENT.sub(_argument, str(error)),)
+        error.args = (OTHERS.sub(_argument, str(error)),)
         raise
 
 
 def _argument(found: re.Match[str]) -> str:
-    name = found[1].removeprefix(".")
+    name = found[0].partition(".")[2]
     return {"n_texts": "n"}.get(name, name)
 
 

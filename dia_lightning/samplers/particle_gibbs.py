@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -10,18 +9,16 @@ import torch
 from torch import Tensor
 
 from dia_lightning import progress
-from dia_lightning.errors import UserError, require
+from dia_lightning.errors import require
 from dia_lightning.guidance import Watched
 from dia_lightning.samplers.base import (
     Drawn,
     Models,
-    Sampler,
     refuse_blanks,
-    require_counts,
     require_reverse_process,
 )
 from dia_lightning.samplers.guide import CriticGuidance, Guidance
-from dia_lightning.samplers.particle_steering import canonical, steering_of
+from dia_lightning.samplers.particle_steering import Steered, canonical, steering_of
 from dia_lightning.sampling.annealing import rows_of
 from dia_lightning.sampling.decode import starting_point
 from dia_lightning.sampling.diagnostics import by_prompt
@@ -31,7 +28,7 @@ from dia_lightning.types import Batch
 
 
 @dataclass(frozen=True)
-class ParticleGibbs(Sampler):
+class ParticleGibbs(Steered):
     """Draws from p_ψ(x) exp(λ r(x)), p_ψ the denoiser's own law; exact in the limit of many
     rounds, with few particles too.
 
@@ -66,18 +63,8 @@ class ParticleGibbs(Sampler):
     def __post_init__(self) -> None:
         require("particles", self.particles, self.particles >= 2, "2 or more")
         require("rounds", self.rounds, self.rounds >= 0, "0 or more")
-        require_counts(self, "every")
         require_reverse_process(self)
-        try:
-            check_steering(0.0, self.potential, self.every, self.ess, "multinomial")
-        except ValueError as error:
-            raise UserError(str(error)) from error
-
-    def needs(self, lam: float) -> Set[str]:
-        return {"denoiser", *(["critic"] if lam else []), *self.guidance.needs(lam)}
-
-    def check(self, models: Models) -> None:
-        self.guidance.check(models)
+        check_steering(0.0, self.potential, self.every, self.ess, "multinomial")
 
     def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
         refuse_blanks(batch, self)

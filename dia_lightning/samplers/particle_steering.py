@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -9,7 +10,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dia_lightning.errors import UserError
 from dia_lightning.guidance import Watched
 from dia_lightning.rewards.base import call_reward
 from dia_lightning.samplers.base import (
@@ -28,8 +28,20 @@ from dia_lightning.target import reward_inputs
 from dia_lightning.types import Batch, fill_after_end
 
 
+class Steered(Sampler, ABC):
+    """A sampler whose particles a guidance proposes and the critic weighs."""
+
+    guidance: Guidance
+
+    def needs(self, lam: float) -> Set[str]:
+        return {"denoiser", *(["critic"] if lam else []), *self.guidance.needs(lam)}
+
+    def check(self, models: Models) -> None:
+        self.guidance.check(models)
+
+
 @dataclass(frozen=True)
-class ParticleSteering(Sampler):
+class ParticleSteering(Steered):
     """Draws from p_ψ(x) exp(λ r(x)), p_ψ the denoiser's own law; exact in the limit of many
     particles.
 
@@ -64,16 +76,7 @@ class ParticleSteering(Sampler):
     def __post_init__(self) -> None:
         require_counts(self, "particles")
         require_reverse_process(self)
-        try:
-            check_steering(0.0, self.potential, self.every, self.ess, self.resampling)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-
-    def needs(self, lam: float) -> Set[str]:
-        return {"denoiser", *(["critic"] if lam else []), *self.guidance.needs(lam)}
-
-    def check(self, models: Models) -> None:
-        self.guidance.check(models)
+        check_steering(0.0, self.potential, self.every, self.ess, self.resampling)
 
     def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
         refuse_blanks(batch, self)

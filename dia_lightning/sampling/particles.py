@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import Schedule
+from dia_lightning.errors import require
 from dia_lightning.guidance import Predict, Prediction
 from dia_lightning.numerics import draw_categorical
 from dia_lightning.sampling.langevin import normal_like
@@ -108,17 +109,12 @@ class Steering:
 
 
 def check_steering(lam: float, potential: str, every: int, ess: float, resampling: str) -> None:
-    """Raises the ValueError of `Steering`, which callables are not needed for."""
-    limits = {
-        "lam": (lam, 0 <= lam <= LAM_MAX, f"0 or more, up to {LAM_MAX:g}"),
-        "potential": (potential, potential in POTENTIALS, ", ".join(POTENTIALS)),
-        "every": (every, every >= 1, "1 or more"),
-        "ess": (ess, 0 <= ess <= 1, "0 ≤ ess ≤ 1"),
-        "resampling": (resampling, resampling in RESAMPLING, ", ".join(RESAMPLING)),
-    }
-    for name, (value, ok, allowed) in limits.items():
-        if not ok:
-            raise ValueError(f"{name}: {value} given, allowed: {allowed}")
+    """Raises the UserError of `Steering`, which callables are not needed for."""
+    require("lam", lam, 0 <= lam <= LAM_MAX, f"0 or more, up to {LAM_MAX:g}")
+    require("potential", potential, potential in POTENTIALS, ", ".join(POTENTIALS))
+    require("every", every, every >= 1, "1 or more")
+    require("ess", ess, 0 <= ess <= 1, "0 ≤ ess ≤ 1")
+    require("resampling", resampling, resampling in RESAMPLING, ", ".join(RESAMPLING))
 
 
 class SteeringTrace(NamedTuple):

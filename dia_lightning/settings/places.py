@@ -13,10 +13,8 @@ from typing import Any, NamedTuple
 import lightning as L
 from jsonargparse import Namespace
 
-from dia_lightning.errors import UserError
+from dia_lightning.errors import OTHERS, UserError
 from dia_lightning.settings.messages import typed_option
-
-_OTHERS = re.compile(r"(?<![\w./'\"-])(?:model|data|trainer)(?:\.\w+)+")
 
 
 class Argument(NamedTuple):
@@ -84,7 +82,7 @@ def place(
         path = options.get(name[0])
         return typed_option(path, arguments)[0].partition(" (in ")[0] if path else name[0]
 
-    text = _OTHERS.sub(option, str(error)[len(error.argument) :])
+    text = OTHERS.sub(option, str(error)[len(error.argument) :])
     error.args = (error.argument + text,)
     if found:
         nearest = min(found, key=distance)
