@@ -17,15 +17,16 @@ from typing import Any, get_type_hints
 import pytest
 import sacrebleu
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, example, given, reject, settings
 from hypothesis import strategies as st
 
 from dia_lightning import cli, samplers
 from dia_lightning.data import HubSource, HubText, ModelSamples, PromptData, TextFiles
-from dia_lightning.data.prompts import prompt_rows
+from dia_lightning.data.prompts import Reading, prompt_rows
 from dia_lightning.data.records import fill_template, read_records, template_fields
 from dia_lightning.data.text import read_texts
 from dia_lightning.diffusion.embedding import TokenEmbedding
+from dia_lightning.diffusion.labels import RewardLabels
 from dia_lightning.errors import UserError
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.metrics import DistinctN, SelfBLEU
@@ -49,7 +50,10 @@ from dia_lightning.samplers import (
 from dia_lightning.sampling.positions import Positions, RandomTokens, Spans, WholeText
 from dia_lightning.settings import parser
 from dia_lightning.training import CriticModule, DenoiserModule, PPOModule
+from dia_lightning.training.base import Network, Noising
 from dia_lightning.training.base_model import LMModule
+from dia_lightning.training.optim import AdamW
+from dia_lightning.training.ppo import GAE, Estimator, LeaveOneOut, Updates
 from dia_lightning.words import resolve
 from tests.oracles.in_parts import in_parts
 from tests.wiring.kit import save_parts
@@ -268,6 +272,26 @@ def options(draw: Any, cls: type) -> dict[str, Any]:
         )
         values[name] = draw(kind)
     return values
+
+
+@st.composite
+def grouped(draw: Any, cls: type) -> Any:
+    """A group of options, as a module holds it; one line where its own values do not fit."""
+    with one_line(*inspect.signature(cls).parameters):
+        return cls(**draw(options(cls)))
+    reject()
+
+
+GROUPS = [AdamW, GAE, HubSource, LeaveOneOut, Network, Noising, Reading, Updates]
+for group in GROUPS:
+    st.register_type_strategy(group, grouped(group))
+st.register_type_strategy(Estimator, st.one_of(*map(grouped, (GAE, LeaveOneOut))))
+st.register_type_strategy(
+    RewardLabels,
+    st.lists(st.floats(-3, 3), min_size=1, unique=True).map(
+        lambda edges: RewardLabels(REWARD, sorted(edges))
+    ),
+)
 
 
 @pytest.fixture
