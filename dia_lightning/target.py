@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards.base import call_reward
-from dia_lightning.types import Batch, Reward, leading, text_mask
+from dia_lightning.types import Batch, Reward, leading
 
 
 class Terms(NamedTuple):
@@ -32,70 +33,55 @@ class TargetDensity:
     Args:
         lm: p_θ. reward: r. lam: λ ≥ 0.
         batch: prompts of the rows; without it rows have none.
-        with_base: whether log p_θ is computed. Regeneration by p_θ itself, resampling and swaps
-            between temperatures ask for differences of the reward alone; without it `log_base` is
-            NaN.
+        alpha: α, for the power target p_θ^α exp(λ r) (arXiv:2510.14901). Where it is not 1 the
+            path from p_θ to the target has one parameter: `lam` is 1, and the reward of `terms` is
+            λ r + (α − 1) log p_θ.
 
     Attributes:
+        lam: the value of `State.lam` that is the target. unit: λ for each unit of it.
         calls: {"base_lm": …, "reward": …}, rows scored so far.
     """
 
     def __init__(
-        self,
-        lm: BaseLM,
-        reward: Reward,
-        lam: float,
-        batch: Batch | None = None,
-        with_base: bool = True,
-    ) -> None:
-        self.lm, self.reward, self.lam, self.batch, self.with_base = (
-            lm,
-            reward,
-            lam,
-            batch,
-            with_base,
-        )
+        self, lm: BaseLM, reward: Reward, lam: float, batch: Batch | None = None,
+        alpha: float = 1.0,
+    ) -> None:  # fmt: skip
+        self.lm, self.reward, self.batch, self.alpha = lm, reward, batch, alpha
+        self.lam, self.unit = (lam, 1.0) if alpha == 1 else (1.0, lam)
         self.calls = {"base_lm": 0, "reward": 0}
 
-    def terms(self, tokens: Tensor) -> Terms:
-        """Log p_θ(x | c) in nats and r(x, c) for (B, T) tokens in canonical form."""
-        if not self.with_base:
-            reward = self._reward(tokens)
-            return Terms(torch.full_like(reward, torch.nan), reward)
-        # In p_θ's own precision, whatever the trainer's: these numbers decide what is accepted.
-        with torch.autocast(tokens.device.type, enabled=False):
-            log_base = self.lm.log_prob(tokens, self._prompt_mask(tokens))
-        return Terms(log_base, self._reward(tokens))
+    def terms(
+        self, tokens: Tensor, prompt_mask: Tensor | None = None, log_base: Tensor | None = None
+    ) -> Terms:
+        """Log p_θ(x | c) in nats and r(x, c) for (N, T) tokens in canonical form.
 
-    def terms_and_hidden(self, tokens: Tensor) -> tuple[Terms, Tensor]:
-        """`terms`, and from the same pass of p_θ what `next_log_probs` reads: (B, T, H)."""
-        with torch.autocast(tokens.device.type, enabled=False):
-            log_base, hidden = self.lm.log_prob_and_hidden(tokens, self._prompt_mask(tokens))
-        return Terms(log_base, self._reward(tokens)), hidden
-
-    def next_log_probs(self, tokens: Tensor, hidden: Tensor, index: Tensor) -> Tensor:
-        """Log p_θ(v | x_<i, c) at the positions i in `index` (B, K): (B, K, V); 0 after the end
-        of the text.
+        N is a multiple of the batch: so many texts for each of its prompts, side by side.
+        `prompt_mask`: where what is given stands elsewhere than in the batch. `log_base` (N,):
+        log p_θ where it is known.
         """
-        keep = text_mask(tokens, self._prompt_mask(tokens), self.lm.end_id).gather(1, index)
-        with torch.autocast(tokens.device.type, enabled=False):
-            return torch.where(keep[..., None], self.lm.log_probs_at(hidden, index), 0.0)
+        batch = self._batch(tokens, prompt_mask)
+        if log_base is None:
+            # In p_θ's own precision, whatever the trainer's: these numbers decide what is accepted.
+            with torch.autocast(tokens.device.type, enabled=False):
+                log_base = self.lm.log_prob(tokens, batch.prompt_mask)
+            self.calls["base_lm"] += len(tokens)
+        found = call_reward(self.reward, reward_inputs(self.lm, tokens, batch), batch.records)
+        self.calls["reward"] += len(tokens)
+        reward = found.to(tokens.device, torch.float64)
+        if self.alpha != 1:
+            reward = self.unit * reward + (self.alpha - 1) * log_base
+        return Terms(log_base, reward)
 
-    def _prompt_mask(self, tokens: Tensor) -> Tensor:
-        return (
-            torch.zeros_like(tokens, dtype=torch.bool)
-            if self.batch is None
-            else self.batch.prompt_mask
-        )
-
-    def _reward(self, tokens: Tensor) -> Tensor:
-        batch = self.batch or Batch(
-            0, list(range(len(tokens))), [""] * len(tokens), tokens, self._prompt_mask(tokens)
-        )
-        reward = call_reward(self.reward, reward_inputs(self.lm, tokens, batch), batch.records)
-        for name in self.calls:
-            self.calls[name] += len(tokens)
-        return reward.to(tokens.device, torch.float64)
+    def _batch(self, tokens: Tensor, prompt_mask: Tensor | None) -> Batch:
+        """The prompts of `tokens` (N, T)."""
+        batch, n = self.batch, len(tokens)
+        if batch is None:
+            nothing = torch.zeros_like(tokens, dtype=torch.bool)
+            batch = Batch(0, list(range(n)), [""] * n, tokens, nothing)
+        elif n != len(batch.ids):
+            rows = torch.arange(len(batch.ids), device=tokens.device)
+            batch = batch.take(rows.repeat_interleave(n // len(batch.ids)))
+        return batch if prompt_mask is None else replace(batch, prompt_mask=prompt_mask)
 
     def log_prob(self, tokens: Tensor) -> Tensor:
         """Log p_θ(x | c) + λ r(x, c), unnormalised, (B,) float64."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -79,6 +79,15 @@ class Batch:
 
     def __post_init__(self) -> None:
         self.records = self.records or [{}] * len(self.prompts)
+
+    def take(self, rows: Tensor) -> Batch:
+        """The prompts numbered `rows` (N,), which may name one several times."""
+        chosen = rows.tolist()
+        return replace(
+            self, ids=[self.ids[i] for i in chosen], prompts=[self.prompts[i] for i in chosen],
+            tokens=self.tokens[rows], prompt_mask=self.prompt_mask[rows],
+            records=[self.records[i] for i in chosen],
+        )  # fmt: skip
 
 
 class Cost(NamedTuple):

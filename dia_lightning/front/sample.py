@@ -50,6 +50,7 @@ def sample(
     reward: Reward | Callable[..., Any] | str,
     prompts: str | Path | Sequence[str] | Messages | Sequence[Messages] | None = None,
     lam: float = 6.0,
+    alpha: float = 1.0,
     n: int = 8,
     sampler: Sampler | None = None,
     denoiser: str | Path | None = None,
@@ -75,6 +76,7 @@ def sample(
             for the tokenizer's chat template; a `Path` of a file as the command reads it; None:
             from nothing.
         lam: λ ≥ 0, inverse temperature of the reward; 0 is p_θ itself.
+        alpha: α > 0 of the power target p_θ^α exp(λ r), for exact samplers; 1 is p_θ itself.
         n: texts for each prompt.
         sampler: how texts are drawn, for example `dia.BestOfN(16)`; None: `Annealed()`.
         denoiser, critic: folders or `.ckpt`, where the sampler needs them; None: base_lm's kit.
@@ -96,7 +98,7 @@ def sample(
         module = GuidedSamplerModule(
             reward, sampler or Annealed(), base_lm,  # type: ignore[arg-type]
             path_of("denoiser", denoiser), path_of("critic", critic), numeric("lam", lam),
-            compare_base, seed=whole("seed", seed, 0),
+            numeric("alpha", alpha), compare_base, seed=whole("seed", seed, 0),
         )  # fmt: skip
         texts, sees = chat_prompts(listed, module.lm), not is_chat(listed)
         data = PromptData(module.base_lm, texts, **sizes, reward_sees_prompt=sees)  # type: ignore

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from dia_lightning.errors import UserError
 from dia_lightning.lm import contract
 from dia_lightning.lm.decoding import Decoding
 from dia_lightning.lm.files import folder_of, load_whole, positions_of
+from dia_lightning.lm.row_cache import RowCache, TokenTerms, rows_at_once
 from dia_lightning.lm.token_text import TokenText
 from dia_lightning.meter import weights_of
 from dia_lightning.numerics import draw_categorical
@@ -25,11 +27,8 @@ from dia_lightning.progress import steps
 from dia_lightning.types import leading, text_mask
 
 _LOG = logging.getLogger(__name__)
-# No full B×T×V tensor for a 50k vocabulary. On a CPU larger temporaries are given back to the
-# system after every operation: at 512 rows of 40 tokens, page faults take half of p_θ's time and a
-# third of the denoiser's.
+# No full B×T×V tensor for a 50k vocabulary.
 _LOGITS_AT_ONCE = defaultdict(lambda: 1 << 25, cpu=1 << 22)
-_POSITIONS_AT_ONCE = defaultdict(lambda: 1 << 16, cpu=1 << 11)
 # Rows times weights from which a step's time grows with them, and rows of like prompts are better
 # written by themselves.
 _BUSY = defaultdict(lambda: 1e12, cpu=4e9)
@@ -53,7 +52,8 @@ class BaseLM(TokenText):
         vocab_size: number of rows V of the embedding table.
         has_body: whether logits are the output embedding of `model.base_model`'s last hidden state.
         has_cache: whether the model can be written from a key–value cache; else it reads a row
-            again for each token.
+            again for each token. has_slots: whether rows of different lengths can be written on
+            together (see `row_cache`).
 
     Raises:
         UserError: if the model breaks what `contract` asks of it, or the tokenizer has no end or
@@ -85,6 +85,8 @@ class BaseLM(TokenText):
                 name,
                 type(model).__name__,
             )
+        self.has_slots = False
+        self.has_slots = contract.reads_in_slots(self)
         self._n_weights = sum(weights for _, weights in self.multiplied())
 
     def add_ends(self, tokens: Iterable[int]) -> None:
@@ -227,33 +229,37 @@ class BaseLM(TokenText):
                 break
         return writing.text()
 
-    def log_prob_and_hidden(self, tokens: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """`log_prob` (B,), and from the same pass (B, T, H): the state that predicts each token,
-        for `log_probs_at`.
-
-        States after the end of a text are not defined.
+    @torch.no_grad()
+    def read(self, tokens: Tensor, prompt_mask: Tensor, entropy: bool = False) -> TokenTerms:
+        """What p_θ says of each token of (B, T) rows, with the states behind it where they fit
+        into memory, so that texts can be written on from any place.
         """
-        size = (
-            self.model.get_output_embeddings().weight.shape[1] if self.has_body else self.vocab_size
-        )
-        hidden = torch.zeros(*tokens.shape, size, dtype=self.model.dtype, device=tokens.device)
-        return self._scored(tokens, prompt_mask, hidden).double().sum(1), hidden
+        keep = text_mask(tokens, prompt_mask, self.end_id)
+        cache = RowCache(self, *tokens.shape)
+        inputs = F.pad(tokens[:, :-1], (1, 0), value=self.bos_id)
+        states = cache.read(inputs, torch.zeros_like(tokens[:, 0]), tokens.shape[1])
+        terms = self.token_terms(states, tokens, keep, entropy)
+        log_p = torch.where(leading(prompt_mask), 0.0, terms.log_p)
+        return replace(terms, log_p=log_p, cache=cache if cache.fits else None)
 
-    def log_probs_at(self, hidden: Tensor, index: Tensor) -> Tensor:
-        """Log p_θ(v | x_<i, c) of every token v at the positions i in `index` (B, K): (B, K, V)
-        float32.
+    def token_terms(
+        self, states: Tensor, tokens: Tensor, keep: Tensor, entropy: bool = False
+    ) -> TokenTerms:
+        """`TokenTerms` of `tokens` (N, q), which `states` (N, q, H) predict, where `keep` is
+        True.
         """
-        return self._logits(
-            hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[-1]))
-        ).log_softmax(-1)
+        n = max(1, _LOGITS_AT_ONCE[tokens.device.type] // self.vocab_size)
+        parts = zip(states[keep].split(n), tokens[keep].split(n), strict=True)
+        found = [told(self.logits(h), x, self.end_id, entropy) for h, x in parts]
+        zeros = torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
+        columns = [torch.cat(values) for values in zip(*found, strict=True)]
+        columns = columns or [zeros[keep]] * (2 + entropy)
+        terms = [zeros.masked_scatter(keep, values) for values in columns]
+        return TokenTerms(terms[0], terms[1], terms[2] if entropy else None)
 
     @torch.no_grad()
-    def _scored(
-        self, tokens: Tensor, prompt_mask: Tensor, hidden_out: Tensor | None = None
-    ) -> Tensor:
-        """`token_log_probs`, in chunks of rows of like length; the last hidden states go to
-        `hidden_out`.
-        """
+    def _scored(self, tokens: Tensor, prompt_mask: Tensor) -> Tensor:
+        """`token_log_probs`, in chunks of rows of like length."""
         keep = text_mask(tokens, prompt_mask, self.end_id)
         lengths, order = keep.sum(1).sort()
         out = torch.zeros(tokens.shape, dtype=torch.float32, device=tokens.device)
@@ -261,21 +267,21 @@ class BaseLM(TokenText):
         longest_in = torch.stack([chunk[-1] for chunk in lengths.split(rows)]).tolist()
         for chunk, longest in zip(order.split(rows), longest_in, strict=True):
             x, kept = tokens[chunk, :longest], keep[chunk, :longest]
-            hidden = self._hidden(F.pad(x[:, :-1], (1, 0), value=self.bos_id))
-            if hidden_out is not None:
-                hidden_out[chunk, :longest] = hidden
+            hidden = self.states(F.pad(x[:, :-1], (1, 0), value=self.bos_id))
             n = max(1, _LOGITS_AT_ONCE[tokens.device.type] // self.vocab_size)
             parts = zip(hidden[kept].split(n), x[kept].split(n), strict=True)
             log_p = torch.cat(
-                [-F.cross_entropy(self._logits(h), y, reduction="none") for h, y in parts]
+                [-F.cross_entropy(self.logits(h), y, reduction="none") for h, y in parts]
             )
             out[chunk, :longest] = torch.zeros_like(out[chunk, :longest]).masked_scatter(
                 kept, log_p
             )
         return torch.where(leading(prompt_mask), 0.0, out)
 
-    def _hidden(self, inputs: Tensor) -> Tensor:
-        """(B, T, H) last hidden states, or the logits of a model whose head is not linear."""
+    def states(self, inputs: Tensor) -> Tensor:
+        """(B, T, H) last hidden states after `inputs` (B, T), or the logits of a model whose head
+        is not linear.
+        """
         if self.has_body:
             return self.model.base_model(inputs, use_cache=False).last_hidden_state
         return self.model(inputs, use_cache=False).logits
@@ -284,14 +290,18 @@ class BaseLM(TokenText):
         """(B, V) logits of the token after (B, T) `inputs`, start token included, by a full
         pass.
         """
-        return self._logits(self._hidden(inputs)[:, -1])
+        return self.logits(self.states(inputs)[:, -1])
 
     @torch.no_grad()
     def probe_logits(self, inputs: Tensor) -> Tensor:
         """(B, T, V) in the model's precision: what it says after each of `inputs`, ends not
         joined.
         """
-        return self._every_logit(self._hidden(inputs)).to(self.model.dtype)
+        return self.logits_as_read(self.states(inputs))
+
+    def logits_as_read(self, states: Tensor) -> Tensor:
+        """(…, V) in the model's precision, ends not joined."""
+        return self._every_logit(states).to(self.model.dtype)
 
     def with_one_end(self, logits: Tensor) -> Tensor:
         """(…, V) `logits` with the probability of every end token at `end_id`."""
@@ -303,7 +313,8 @@ class BaseLM(TokenText):
         end = logits[..., ends].float().logsumexp(-1).to(logits.dtype)
         return out.index_copy(-1, ends[:1], end[..., None])
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(…, V) float32 logits of the next token, from `states` (…, H)."""
         return self.with_one_end(self._every_logit(hidden))
 
     def _every_logit(self, hidden: Tensor) -> Tensor:
@@ -352,9 +363,15 @@ def _is_bf16_fast() -> bool:
     return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
 
 
-def rows_at_once(rows: Tensor) -> int:
-    """How many of `rows` (B, T, …) a network should take at a time."""
-    return max(1, _POSITIONS_AT_ONCE[rows.device.type] // rows.shape[1])
+def told(logits: Tensor, tokens: Tensor, end_id: int, entropy: bool) -> list[Tensor]:
+    """Of `logits` (N, V) the log-probability of `tokens` (N,), that of any token but the end, and
+    with `entropy` that, (N,) each.
+    """
+    log_p = logits.float().log_softmax(-1)
+    goes_on = torch.log1p(-log_p[:, end_id].double().exp()).clamp_min(-1e30).float()
+    found = [log_p.gather(1, tokens[:, None])[:, 0], goes_on]
+    # 0 · −inf is 0 here.
+    return [*found, -(log_p.exp() * log_p.clamp_min(-1e30)).sum(1)] if entropy else found
 
 
 def _next_log_probs(logits: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:

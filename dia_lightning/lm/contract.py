@@ -87,6 +87,24 @@ def writes_as_it_reads(lm: Any) -> bool:
     return same(lm.probe_logits(rows)[kept, half - 1 :], got)
 
 
+def reads_in_slots(lm: Any) -> bool:
+    """Whether a `RowCache` answers as a full pass does, though its rows stand at different
+    places.
+    """
+    from dia_lightning.lm.row_cache import read_in_parts
+
+    if not (lm.has_cache and lm.has_body):
+        return False
+    rows = _probe(lm)
+    lm.has_slots = True
+    try:
+        return same(lm.probe_logits(rows), read_in_parts(lm, rows))
+    except Exception:
+        return False  # then rows are read again
+    finally:
+        lm.has_slots = False
+
+
 @torch.no_grad()
 def _written(lm: Any, rows: Tensor, half: int, kept: Tensor) -> Tensor:
     """(3, T − half + 1, V) logits at the last positions of rows `kept`, token by token after the

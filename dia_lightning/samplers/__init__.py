@@ -15,7 +15,7 @@ from dia_lightning.samplers.guide import (
 )  # fmt: skip
 from dia_lightning.samplers.guided_decoding import GuidedDecoding
 from dia_lightning.samplers.module import GuidedSamplerModule
-from dia_lightning.samplers.moves import DenoiseAccept, Move, Suffix
+from dia_lightning.samplers.moves import DenoiseAccept, Move, Suffix, Window
 from dia_lightning.samplers.particle_gibbs import ParticleGibbs
 from dia_lightning.samplers.particle_steering import ParticleSteering
 from dia_lightning.samplers.solver import (
@@ -36,4 +36,5 @@ __all__ = [
     "GuidedDecoding", "GuidedSamplerModule", "Models", "Move", "ParticleGibbs",
     "ParticleSteering", "Positions", "PredictorCorrector", "RandomTokens", "RewardGradient",
     "Sampler", "Solver", "Source", "Spans", "Suffix", "TwistedSMC", "Unguided", "WholeText",
+    "Window",
 ]  # fmt: skip

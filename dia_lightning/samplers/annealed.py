@@ -52,6 +52,7 @@ class Annealed(Sampler):
     pool: int = 1
     ess: float = 0.5
     rounds: int = 1
+    powers: ClassVar[bool] = True
     name: ClassVar[str] = "annealed"
 
     def __post_init__(self) -> None:
@@ -72,7 +73,7 @@ class Annealed(Sampler):
         size = len(state.tokens) // n_groups // self.pool
         log_z_pool = state.lam.new_zeros(n_groups)
         if self.pool > 1:
-            state, log_z_pool = resample_down(state, n_groups, size, models.lam, generator)
+            state, log_z_pool = resample_down(state, n_groups, size, target.lam, generator)
             target = self._target(models, particles_of(batch, self.particles)[0])
         kernels = [move.kernel(models, target) for move in moves]
         rounds = self.rounds if kernels else 0
@@ -80,7 +81,7 @@ class Annealed(Sampler):
         state, followed = cycle(kernels, state, rounds, generator)
         chosen, log_z = pick(group, size, generator), log_z_pool + log_z
         rates = followed.accepted[:, chosen]
-        upper = log_z_upper(state.reward.unflatten(0, (n_groups, -1)), models.lam)
+        upper = log_z_upper(state.reward.unflatten(0, (n_groups, -1)), target.lam)
         diagnostics = {"log_z": log_z[group], "log_z_upper": upper[group]}
         n_temperatures = (self.pool > 1) + len(trace.lam)
         diagnostics |= {"temperatures": torch.full_like(log_z[group], n_temperatures)}
@@ -88,5 +89,4 @@ class Annealed(Sampler):
         return Drawn(state.tokens[chosen], rates.mean(0) if len(rates) else None, diagnostics)
 
     def _target(self, models: Models, crowd: Batch) -> TargetDensity:
-        with_base = bool(self.rounds) and any(move.with_base for move in self.moves)
-        return TargetDensity(models.lm, models.reward, models.lam, crowd, with_base)
+        return TargetDensity(models.lm, models.reward, models.lam, crowd, models.alpha)

@@ -25,7 +25,7 @@ class Models(NamedTuple):
     lm: p_θ. embedding: its tokens as the diffusion sees them. denoiser, critic: None where no part
     needs them; n_labels, how many classes the denoiser was trained with. reward: r, asked once a
     text.
-    lam: λ. policy: another language model to be sampled.
+    lam: λ. policy: another language model to be sampled. alpha: α of the power target.
     """
 
     lm: BaseLM
@@ -36,6 +36,7 @@ class Models(NamedTuple):
     lam: float
     n_labels: int = 0
     policy: BaseLM | None = None
+    alpha: float = 1.0
 
 
 class Drawn(NamedTuple):
@@ -69,9 +70,13 @@ class Part:
 
 
 class Sampler(Part, ABC):
-    """Draws texts for a batch. Settings only: networks, reward and λ come in `models`."""
+    """Draws texts for a batch. Settings only: networks, reward and λ come in `models`.
+
+    powers: whether its target may be p_θ^α exp(λ r) with α other than 1.
+    """
 
     policy: str | None = None
+    powers: ClassVar[bool] = False
 
     @property
     def method(self) -> str:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dia_lightning.lm.base_lm import rows_at_once
+from dia_lightning.lm.row_cache import rows_at_once
 from dia_lightning.numerics import draw_categorical
 from dia_lightning.rewards.base import call_reward
 from dia_lightning.samplers.base import (
@@ -19,7 +19,6 @@ from dia_lightning.samplers.base import (
     refuse_blanks,
     require_counts,
 )  # fmt: skip
-from dia_lightning.sampling.annealing import rows_of
 from dia_lightning.sampling.resampling import effective_size, log_mean_exp
 from dia_lightning.target import reward_inputs
 from dia_lightning.types import Batch
@@ -46,7 +45,7 @@ class BestOfN(Sampler):
         refuse_blanks(batch, self)
         n_texts = len(batch.ids)
         rows = torch.arange(n_texts, device=batch.tokens.device)
-        candidates = rows_of(batch, rows.repeat_interleave(self.n))
+        candidates = batch.take(rows.repeat_interleave(self.n))
         at_once = max(n_texts, rows_at_once(batch.tokens))
         tokens = self._candidates(models, candidates, at_once, generator)
         seen = reward_inputs(models.lm, tokens, candidates)
@@ -66,5 +65,5 @@ class BestOfN(Sampler):
         are.
         """
         rows = torch.arange(len(batch.ids), device=batch.tokens.device)
-        parts = [rows_of(batch, some) for some in rows.split(at_once)]
+        parts = [batch.take(some) for some in rows.split(at_once)]
         return torch.cat([draw_base(models.lm, part, generator).tokens for part in parts])

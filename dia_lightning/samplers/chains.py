@@ -12,9 +12,9 @@ from dia_lightning.errors import require
 from dia_lightning.samplers.base import Drawn, Models, Sampler, refuse_blanks, require_counts
 from dia_lightning.samplers.base_model import BaseModel
 from dia_lightning.samplers.moves import Move, Suffix, names_of, needs_of
-from dia_lightning.sampling.annealing import cycle, rows_of
-from dia_lightning.sampling.denoise_accept import Kernel, start
+from dia_lightning.sampling.annealing import cycle
 from dia_lightning.sampling.diagnostics import by_prompt
+from dia_lightning.sampling.state import Kernel, start
 from dia_lightning.sampling.tempering import Tempering
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Batch
@@ -37,6 +37,7 @@ class Chains(Sampler):
     moves: list[Move] = field(default_factory=lambda: [Suffix()])
     rounds: int = 20
     temperatures: int = 1
+    powers: ClassVar[bool] = True
     name: ClassVar[str] = "base_lm"
 
     def __post_init__(self) -> None:
@@ -66,13 +67,12 @@ class Chains(Sampler):
             return begin
         k, device = self.temperatures, begin.tokens.device
         rows = torch.arange(len(begin.tokens), device=device).repeat_interleave(k)
-        crowd = batch if k == 1 else rows_of(batch, rows)
-        with_base = any(move.with_base for move in moves)
-        target = TargetDensity(models.lm, models.reward, models.lam, crowd, with_base)
+        crowd = batch if k == 1 else batch.take(rows)
+        target = TargetDensity(models.lm, models.reward, models.lam, crowd, models.alpha)
         kernels: list[Kernel] = [move.kernel(models, target) for move in moves]
         names, state = names_of(moves), start(target, begin.tokens[rows], crowd.prompt_mask)
         if k > 1:
-            ladder = Tempering(target, kernels, [models.lam * (i + 1) / k for i in range(k)])
+            ladder = Tempering(target, kernels, [target.lam * (i + 1) / k for i in range(k)])
             kernels, names = [ladder], ["tempered"]
             state = ladder.init(state.tokens, crowd.prompt_mask)
         state, followed = cycle(kernels, state, self.rounds, generator)
@@ -81,7 +81,8 @@ class Chains(Sampler):
         accepted = followed.accepted[:, last]
         diagnostics = {f"accept_{n}": rate for n, rate in zip(names, accepted, strict=True)}
         diagnostics |= begin.diagnostics or {}
-        traces = {"reward": followed.reward} | ({"log_p": followed.log_base} if with_base else {})
+        reward = "reward" if models.alpha == 1 else "log_weight"
+        traces = {reward: followed.reward, "log_p": followed.log_base}
         told = {name: trace[:, last] for name, trace in traces.items()}
         return Drawn(
             state.tokens[last], accepted.mean(0), diagnostics | by_prompt(batch.prompts, told)

@@ -64,6 +64,8 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
             = the one beside base_lm.
         lam: λ, inverse temperature of the reward, 0 or more; 0 = p_θ itself. `BaseModel`, `BestOfN`
             unweighted and classifier-free guidance do not use it.
+        alpha: α of the power target p_θ^α exp(λ r), above 0; 1 = p_θ itself. Above 1 likely texts
+            become likelier. Exact samplers only.
         compare_base: Sample p_θ for the same prompts too and report both.
         shard_base_lm: Keep a part of p_θ's blocks in each process, for a p_θ too large for one GPU
             (see docs/scaling.md). Not with networks that adapt those blocks.
@@ -84,6 +86,7 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
         denoiser: str | None = None,
         critic: str | None = None,
         lam: float = 6.0,
+        alpha: float = 1.0,
         compare_base: bool = True,
         shard_base_lm: bool = False,
         seed: int = 0,
@@ -91,12 +94,15 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
         super().__init__()
         require("seed", seed, 0 <= seed < 1 << 32, "0 to 4294967295")
         require("lam", lam, 0 <= lam <= LAM_MAX, f"0 or more, up to {LAM_MAX:g}")
+        fits = alpha == 1 or (sampler.powers and 0 < alpha < math.inf)
+        require("alpha", alpha, fits, _alphas(sampler))
         reward = as_reward(reward)
         reported_names(reward)
         self._sharded: ShardedBaseLM | None = None
         self.lm = as_base_lm(base_lm)
         self.base_lm = base_lm = base_lm if isinstance(base_lm, str) else self.lm.name
         self.reward, self.lam, self.compare_base, self.seed = reward, lam, compare_base, seed
+        self.alpha = alpha
         self.shard_base_lm = shard_base_lm
         self._cached = CachedReward(reward)
         self.denoiser, self.critic = denoiser, critic
@@ -124,7 +130,9 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
         self.embedding, self.denoiser_network, self.value = embedding, network, value
         policy = self._load_policy()
         self.language_models = {"base_lm": self.lm} | ({"policy": policy} if policy else {})
-        return Models(self.lm, embedding, network, value, self._cached, self.lam, n_labels, policy)
+        return Models(
+            self.lm, embedding, network, value, self._cached, self.lam, n_labels, policy, self.alpha
+        )
 
     def _path(self, name: str) -> str:
         path: str | None = getattr(self, name) or _beside(self.base_lm, name)
@@ -301,3 +309,7 @@ def _without_denoiser(sampler: Sampler, lam: float, base_lm: str) -> Sampler:
         ", ".join(m.name for m in kept),
     )
     return replace(sampler, moves=kept)
+
+
+def _alphas(sampler: Sampler) -> str:
+    return "above 0" if sampler.powers else f"1 with {type(sampler).__name__}"

@@ -14,7 +14,8 @@ from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.errors import UserError
-from dia_lightning.lm.base_lm import BaseLM, rows_at_once
+from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.lm.row_cache import rows_at_once
 from dia_lightning.sampling.positions import gather_at
 
 N = TypeVar("N", bound=nn.Module)

@@ -19,7 +19,6 @@ from dia_lightning.samplers.base import (
 )
 from dia_lightning.samplers.guide import CriticGuidance, Guidance
 from dia_lightning.samplers.particle_steering import Steered, canonical, steering_of
-from dia_lightning.sampling.annealing import rows_of
 from dia_lightning.sampling.decode import starting_point
 from dia_lightning.sampling.diagnostics import by_prompt
 from dia_lightning.sampling.particle_gibbs import ParticleGibbsKernel
@@ -71,7 +70,7 @@ class ParticleGibbs(Steered):
         assert models.denoiser is not None
         n, embedding, schedule = len(batch.ids), models.embedding, models.denoiser.schedule
         rows = torch.arange(n, device=batch.tokens.device).repeat_interleave(self.particles)
-        crowd = rows_of(batch, rows)
+        crowd = batch.take(rows)
 
         def noise(generator: torch.Generator) -> tuple[Tensor, Tensor]:
             return starting_point(crowd, embedding, schedule, self.steps, self.stagger, generator)

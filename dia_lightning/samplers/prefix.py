@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dia_lightning.diffusion.embedding import TokenEmbedding
-from dia_lightning.lm.base_lm import rows_at_once
+from dia_lightning.lm.row_cache import rows_at_once
 from dia_lightning.samplers.networks import RewardValue
 
 # tokens (N, T) int64, which of them are settled (N, T) bool → (N,), in units of the reward.

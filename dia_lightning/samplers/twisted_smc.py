@@ -22,7 +22,6 @@ from dia_lightning.samplers.prefix import PrefixValue, critic_of_prefixes, settl
 from dia_lightning.sampling.annealing import (
     particles_of,
     pick_by_weight,
-    rows_of,
     weight_diagnostics,
 )
 from dia_lightning.sampling.resampling import RESAMPLING, effective_size, log_mean_exp
@@ -193,7 +192,7 @@ class TwistedSMC(Sampler):
 
     def _twist(self, models: Models, crowd: Batch, generator: torch.Generator) -> Twist:
         def reward(tokens: Tensor, rows: Tensor) -> Tensor:
-            some = rows_of(crowd, rows)
+            some = crowd.take(rows)
             return call_reward(models.reward, reward_inputs(models.lm, tokens, some), some.records)
 
         value, length = None, crowd.tokens.shape[1]

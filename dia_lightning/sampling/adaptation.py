@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dia_lightning.sampling.denoise_accept import Info, Kernel, State
+from dia_lightning.sampling.state import Info, Kernel, State
 
 
 class Adapted:

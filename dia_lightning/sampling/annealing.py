@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dia_lightning import progress
 from dia_lightning.numerics import FirstTime
-from dia_lightning.sampling.denoise_accept import Kernel, State, start, take
 from dia_lightning.sampling.resampling import (
     RESAMPLING,
     effective_size,
@@ -21,6 +20,7 @@ from dia_lightning.sampling.resampling import (
     next_temperature,
     systematic,
 )
+from dia_lightning.sampling.state import Kernel, State, start, take
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Batch
 
@@ -178,17 +178,7 @@ def particles_of(batch: Batch, particles: int) -> tuple[Batch, int, Tensor]:
     first = torch.tensor([keys.index(key) for key in distinct], device=batch.tokens.device)
     size = particles * int(group.bincount().max())
     rows = first.repeat_interleave(size)
-    return replace(rows_of(batch, rows), ids=list(range(len(rows)))), len(distinct), group
-
-
-def rows_of(batch: Batch, rows: Tensor) -> Batch:
-    """The prompts numbered `rows` (N,), which may name one several times."""
-    chosen = rows.tolist()
-    return replace(
-        batch, ids=[batch.ids[i] for i in chosen], prompts=[batch.prompts[i] for i in chosen],
-        tokens=batch.tokens[rows], prompt_mask=batch.prompt_mask[rows],
-        records=[batch.records[i] for i in chosen],
-    )  # fmt: skip
+    return replace(batch.take(rows), ids=list(range(len(rows)))), len(distinct), group
 
 
 def pick(group: Tensor, size: int, generator: torch.Generator) -> Tensor:

@@ -1,12 +1,10 @@
-"""Denoise-and-accept: Metropolis–Hastings on tokens with a diffusion model as the proposal,
-exact for any denoiser.
-"""
+"""Drafts by a diffusion model, exact for any denoiser."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,119 +12,20 @@ from torch import Tensor
 from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import Schedule
 from dia_lightning.guidance import LogValue, gradient_of
-from dia_lightning.lm.base_lm import rows_at_once
+from dia_lightning.lm.row_cache import rows_at_once
 from dia_lightning.numerics import draw_categorical
+from dia_lightning.sampling.ensemble import Drafts
 from dia_lightning.sampling.positions import Choice, Positions, Spans, gather_at, scatter_at
-from dia_lightning.target import Target, TargetDensity, Terms, terms_of
+from dia_lightning.sampling.state import State, take
 from dia_lightning.types import fill_after_end
 
 # (z (B, T, d), t (B, T)) → logits (B, T, V). One that also has `at(z, t, index (B, K))` → (B, K, V)
 # reads out less.
-Proposal = Callable[[Tensor, Tensor], Tensor]
-
-
-class State(NamedTuple):
-    """Chains and what is known of them, so that a step scores only what it proposes.
-
-    tokens: (B, T) int64. prompt_mask: (B, T) bool, never changed. log_base, reward: (B,) float64,
-        the target's terms.
-    lam: (B,) float64, λ of each chain. hidden: (B, T, H), p_θ's states at `tokens`, where a kernel
-        reads them, else None; who changes `tokens` by hand sets it to None.
-    """
-
-    tokens: Tensor
-    prompt_mask: Tensor
-    log_base: Tensor
-    reward: Tensor
-    lam: Tensor
-    hidden: Tensor | None = None
-
-    @property
-    def log_prob(self) -> Tensor:
-        return self.log_base + self.lam * self.reward
-
-
-class Info(NamedTuple):
-    """One step. accepted: (B,) bool. log_ratio: (B,) float64, log of the Metropolis–Hastings ratio
-    (−inf: impossible).
-
-    undefined: (B,) bool, where the ratio was NaN although the proposed text is possible; None of a
-        kernel that cannot tell.
-    """
-
-    accepted: Tensor
-    log_ratio: Tensor
-    undefined: Tensor | None = None
-
-
-class Kernel(Protocol):
-    """A move that leaves π at `state.lam` invariant."""
-
-    def step(self, state: State, generator: torch.Generator) -> tuple[State, Info]: ...
-
-
-def start(
-    target: Target | TargetDensity, tokens: Tensor, prompt_mask: Tensor | None = None,
-    lam: Tensor | None = None, with_hidden: bool = False,
-) -> State:  # fmt: skip
-    """Chains at `tokens`; λ is the target's unless given (B,). `with_hidden` keeps p_θ's states
-    too.
-    """
-    if prompt_mask is None:
-        prompt_mask = torch.zeros_like(tokens, dtype=torch.bool)
-    (log_base, reward), hidden = score(target, tokens, with_hidden)
-    if lam is None:
-        lam = torch.full_like(reward, getattr(target, "lam", 0.0))
-    return State(tokens, prompt_mask, log_base, reward, lam, hidden)
-
-
-def take(state: State, rows: Tensor) -> State:
-    """The chains numbered `rows` (N,) int64."""
-    return State(*(None if field is None else field[rows] for field in state))  # type: ignore[arg-type]
-
-
-def score(
-    target: Target | TargetDensity, tokens: Tensor, with_hidden: bool
-) -> tuple[Terms, Tensor | None]:
-    """The terms of `tokens`, and p_θ's states from the same pass where they are asked for."""
-    if not with_hidden:
-        return terms_of(target, tokens), None
-    return target.terms_and_hidden(tokens)  # type: ignore[union-attr]
-
-
-def accept(
-    state: State,
-    tokens: Tensor,
-    proposed: Terms,
-    log_ratio: Tensor,
-    generator: torch.Generator,
-    hidden: Tensor | None = None,
-) -> tuple[State, Info]:
-    """Move to `tokens`, whose `score` is `proposed` and `hidden`, with probability min(1,
-    exp(log_ratio)).
-    """
-    # A NaN is a rejection.
-    undefined = log_ratio.isnan() & (proposed.log_base != -torch.inf)
-    log_ratio = torch.where(log_ratio.isnan(), -torch.inf, log_ratio)
-    u = torch.rand(
-        log_ratio.shape, generator=generator, device=log_ratio.device, dtype=torch.float64
-    )
-    accepted = u.log() < log_ratio
-    if hidden is not None and state.hidden is not None:
-        hidden = torch.where(accepted[:, None, None], hidden, state.hidden)
-    new = State(
-        torch.where(accepted[:, None], tokens, state.tokens),
-        state.prompt_mask,
-        torch.where(accepted, proposed.log_base, state.log_base),
-        torch.where(accepted, proposed.reward, state.reward),
-        state.lam,
-        hidden,
-    )
-    return new, Info(accepted, log_ratio, undefined)
+Logits = Callable[[Tensor, Tensor], Tensor]
 
 
 class SharedDraws(NamedTuple):
-    """What the two directions of a move share. choice: S. t: (B, 1), its level. z: (B, K, d), the
+    """What all drafts of a move share. choice: S. t: (B, 1), its level. z: (B, K, d), the
     noised z_S.
 
     opening: (B, k, V), the logits of the first round. push: (B, K, d), whose inner product with
@@ -138,6 +37,12 @@ class SharedDraws(NamedTuple):
     z: Tensor
     opening: Tensor
     push: Tensor | None
+
+    def take(self, rows: Tensor) -> SharedDraws:
+        """Those of the chains numbered `rows` (N,)."""
+        push = None if self.push is None else self.push[rows]
+        choice = Choice(*(field[rows] for field in self.choice))
+        return SharedDraws(choice, self.t[rows], self.z[rows], self.opening[rows], push)
 
 
 @dataclass(frozen=True)
@@ -157,26 +62,24 @@ class Tilt:
     level: float | None = None
 
 
-class DenoiseAcceptKernel:
-    """The kernel of science.md, "Denoise-and-accept".
+class DenoiserDrafts:
+    """Redraws some positions with a diffusion model, of which some noise is left: science.md,
+    "Denoise-and-accept".
 
     A step draws positions S and a level t, noises S (an exact draw of the auxiliary variable z_S),
-    redraws S from the denoiser in `rounds` reveal rounds, each conditioned on what the earlier ones
-    drew, and accepts with the ratio [π(x') N(z_S; α E(x'_S), σ²) q(x_S | z, x')] / [π(x) N(z_S; α
-    E(x_S), σ²) q(x'_S | z, x)]. The reverse move is scored along the same order. So π is left
-    invariant for any proposal; a better one is only accepted more often.
+    and redraws S from the denoiser in `rounds` reveal rounds, each conditioned on what the earlier
+    ones drew. What stands there is scored along the same order, so q(x_S | z, x_−S) is known of
+    every draft, and a = N(z_S; α E(x_S), σ²).
 
-    The proposal's logits may be helped, in every round. The tilt adds κ λ ⟨α_c ∇_{z_i} h, E(v)⟩,
+    The proposal's logits may be helped, in every round: the tilt adds κ λ ⟨α_c ∇_{z_i} h, E(v)⟩,
     the first-order change of λ h; its gradient is taken once a step at a point that z_S and x_{−S}
-    determine, which both directions share. The expert adds w log p_θ(v | x_{<i}) of the text where
-    the move begins, known from scoring it.
+    determine, which all drafts share.
 
     With `end_id` rows are texts in canonical form (end tokens after the end): proposals that are
-    not are never made where that can be told beforehand, and rejected where it cannot, so a move
-    may shorten or lengthen the text.
+    not are never made where that can be told beforehand, and have no weight where it cannot, so a
+    move may shorten or lengthen the text.
 
     Args:
-        target: any object with `log_prob(tokens)`, unnormalised.
         proposal: (z, t) → logits, guided or not; see `DenoiserProposal`.
         embedding, schedule: E and the noise that `proposal` was made for.
         positions: how S is drawn; spans of 8 by default.
@@ -184,41 +87,26 @@ class DenoiseAcceptKernel:
         rounds: reveal rounds; 1 redraws all of S independently given z.
         end_id: the end token, None where the target has none.
         tilt: the critic's help, or None.
-        expert: w, weight of p_θ's own next-token probabilities; 0 = without. Needs a
-            `TargetDensity`.
 
     Raises:
-        ValueError: for options out of range, an expert that the target
-            does not have.
+        ValueError: for options out of range.
     """
 
     def __init__(
-        self, target: Target | TargetDensity, proposal: Proposal, embedding: TokenEmbedding,
-        schedule: Schedule, positions: Positions | None = None, levels: Sequence[float] = (1.0,),
-        rounds: int = 1, end_id: int | None = None, tilt: Tilt | None = None, expert: float = 0.0,
+        self, proposal: Logits, embedding: TokenEmbedding, schedule: Schedule,
+        positions: Positions | None = None, levels: Sequence[float] = (1.0,), rounds: int = 1,
+        end_id: int | None = None, tilt: Tilt | None = None,
     ) -> None:  # fmt: skip
         if rounds < 1 or not levels or not all(0 < t <= 1 for t in levels):
             raise ValueError(
                 f"rounds must be 1 or more and levels in (0, 1], got {rounds} and {levels}"
             )
-        if expert and not hasattr(target, "terms_and_hidden"):
-            raise ValueError(
-                f"expert: {expert} given, {type(target).__name__} has no next-token probabilities"
-            )
-        self.target: Any = target
         self.proposal, self.embedding, self.schedule = proposal, embedding, schedule
         self.positions = Spans(8) if positions is None else positions
         self.levels, self.rounds, self.end_id = tuple(levels), rounds, end_id
-        self.tilt, self.expert = tilt if tilt and tilt.strength else None, expert
+        self.tilt = tilt if tilt and tilt.strength else None
 
-    def init(
-        self, tokens: Tensor, prompt_mask: Tensor | None = None, lam: Tensor | None = None
-    ) -> State:
-        """Chains at `tokens` (B, T); see `start`."""
-        return start(self.target, tokens, prompt_mask, lam, with_hidden=bool(self.expert))
-
-    def step(self, state: State, generator: torch.Generator) -> tuple[State, Info]:
-        state = self._ready(state)
+    def __call__(self, state: State, n: int, generator: torch.Generator) -> Drafts:
         tokens = state.tokens
         choice = self.positions.draw(tokens, state.prompt_mask, self.end_id, generator)
         levels = torch.tensor(self.levels, device=tokens.device)
@@ -230,37 +118,27 @@ class DenoiseAcceptKernel:
         clean = self.embedding(old)
         z = alpha * clean + sigma * _noise_like(clean, generator)
         move = self._prepare(state, choice, z, t, generator)
-        new, log_forward = self._reveal(
+        own = self._reveal(state, move, lambda logits, here: old[:, here])[1]
+        own = own - _log_noise(z, alpha * clean, sigma, choice.valid)
+        if n > 1:
+            rows = torch.arange(len(tokens), device=tokens.device).repeat_interleave(n)
+            state, move = take(state._replace(read=None), rows), move.take(rows)
+            tokens, choice, z = state.tokens, move.choice, move.z
+            alpha, sigma = alpha[rows], sigma[rows]
+        new, log_q = self._reveal(
             state, move, lambda logits, here: draw_categorical(logits, generator)
         )
-        proposed = scatter_at(tokens, choice, new)
-        log_q = _log_normal(z, alpha * self.embedding(new), sigma) - _log_normal(
-            z, alpha * clean, sigma
-        )
-        log_q = torch.where(choice.valid, log_q, 0.0).sum(1) - log_forward
-        log_q = log_q + self.positions.log_ratio(
-            choice, tokens, proposed, state.prompt_mask, self.end_id
+        drafted = scatter_at(tokens, choice, new)
+        log_q = log_q - _log_noise(z, alpha * self.embedding(new), sigma, choice.valid)
+        log_q = log_q - self.positions.log_ratio(
+            choice, tokens, drafted, state.prompt_mask, self.end_id
         )
         if self.end_id is not None:
-            canonical = (fill_after_end(proposed, state.prompt_mask, self.end_id) == proposed).all(
-                1
-            )
-            log_q = torch.where(canonical, log_q, -torch.inf)
-            # A text that is no text cannot be scored; what is scored in its place does not matter.
-            proposed = torch.where(canonical[:, None], proposed, tokens)
-        terms, hidden = score(self.target, proposed, state.hidden is not None)
-        there = state._replace(tokens=proposed, hidden=hidden)
-        log_q = log_q + self._reveal(there, move, lambda logits, here: old[:, here])[1]
-        log_pi = terms.log_base - state.log_base + state.lam * (terms.reward - state.reward)
-        return accept(state, proposed, terms, log_pi + log_q, generator, hidden)
-
-    def _ready(self, state: State) -> State:
-        """The state with p_θ's states, which others' moves may not have kept: then one pass
-        more.
-        """
-        if not self.expert or state.hidden is not None:
-            return state
-        return state._replace(hidden=self.target.terms_and_hidden(state.tokens)[1])
+            text = fill_after_end(drafted, state.prompt_mask, self.end_id)
+            log_q = log_q.masked_fill((text != drafted).any(1), torch.inf)
+        shape = (len(own), n)
+        log_q = torch.cat([own[:, None], log_q.view(shape)], 1)
+        return Drafts(drafted.view(*shape, -1), log_q)
 
     def _prepare(
         self, state: State, choice: Choice, z: Tensor, t: Tensor, generator: torch.Generator
@@ -322,14 +200,9 @@ class DenoiseAcceptKernel:
         return torch.cat(values, 1), log_q
 
     def _helped(self, logits: Tensor, state: State, move: SharedDraws, here: slice) -> Tensor:
-        """Logits (B, k, V) of the positions `here` of S with tilt and expert."""
+        """Logits (B, k, V) of the positions `here` of S with the tilt."""
         if move.push is not None:
             logits = logits + move.push[:, here] @ self.embedding.weight.T
-        if self.expert:
-            known = self.target.next_log_probs(
-                state.tokens, state.hidden, move.choice.place[:, here]
-            )
-            logits = logits + self.expert * known
         return logits
 
     def _noised(
@@ -366,9 +239,12 @@ def _noise_like(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
 
 
-def _log_normal(z: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
-    """Log N(z; mean, σ²) up to a constant that does not depend on the mean, (B, K) float64."""
-    return -((z - mean).double().square().sum(-1)) / (2 * sigma[..., 0].double().square())
+def _log_noise(z: Tensor, mean: Tensor, sigma: Tensor, valid: Tensor) -> Tensor:
+    """(B,) float64 log N(z; mean, σ²) of the `valid` positions, up to a constant that does not
+    depend on the mean.
+    """
+    log_p = -((z - mean).double().square().sum(-1)) / (2 * sigma[..., 0].double().square())
+    return torch.where(valid, log_p, 0.0).sum(1)
 
 
 def _without_nonsense(

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from dia_lightning.sampling.denoise_accept import Info, Kernel, State, start, take
+from dia_lightning.sampling.state import Info, Kernel, State, start, take
 from dia_lightning.target import Target, TargetDensity
 
 

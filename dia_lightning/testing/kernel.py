@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.samplers import Models, Move
-from dia_lightning.sampling.denoise_accept import Kernel, State, start
+from dia_lightning.sampling.state import Kernel, State, start
 from dia_lightning.target import TargetDensity, terms_of
 from dia_lightning.testing.law import exact_law, misfit
 from dia_lightning.testing.table import TableReward, table_lm
