@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.lm.row_cache import TokenTerms
 from dia_lightning.rewards.base import call_reward
 from dia_lightning.types import Batch, Reward, leading
 
@@ -51,16 +51,18 @@ class TargetDensity:
         self.calls = {"base_lm": 0, "reward": 0}
 
     def terms(
-        self, tokens: Tensor, prompt_mask: Tensor | None = None, log_base: Tensor | None = None
+        self, tokens: Tensor, prompt_mask: Tensor | None = None, read: TokenTerms | None = None
     ) -> Terms:
         """Log p_θ(x | c) in nats and r(x, c) for (N, T) tokens in canonical form.
 
         N is a multiple of the batch: so many texts for each of its prompts, side by side.
-        `prompt_mask`: where what is given stands elsewhere than in the batch. `log_base` (N,):
-        log p_θ where it is known.
+        `prompt_mask`: what is given, where blanks have moved it. `read`: what p_θ says of the
+        tokens, where it has read them.
         """
-        batch = self._batch(tokens, prompt_mask)
-        if log_base is None:
+        batch = self._batch(tokens)
+        if read is not None:
+            log_base = read.log_p.double().sum(1)
+        else:
             # In p_θ's own precision, whatever the trainer's: these numbers decide what is accepted.
             with torch.autocast(tokens.device.type, enabled=False):
                 log_base = self.lm.log_prob(tokens, batch.prompt_mask)
@@ -72,7 +74,7 @@ class TargetDensity:
             reward = self.unit * reward + (self.alpha - 1) * log_base
         return Terms(log_base, reward)
 
-    def _batch(self, tokens: Tensor, prompt_mask: Tensor | None) -> Batch:
+    def _batch(self, tokens: Tensor) -> Batch:
         """The prompts of `tokens` (N, T)."""
         batch, n = self.batch, len(tokens)
         if batch is None:
@@ -81,7 +83,7 @@ class TargetDensity:
         elif n != len(batch.ids):
             rows = torch.arange(len(batch.ids), device=tokens.device)
             batch = batch.take(rows.repeat_interleave(n // len(batch.ids)))
-        return batch if prompt_mask is None else replace(batch, prompt_mask=prompt_mask)
+        return batch
 
     def log_prob(self, tokens: Tensor) -> Tensor:
         """Log p_θ(x | c) + λ r(x, c), unnormalised, (B,) float64."""
@@ -122,8 +124,13 @@ def _has_blanks(lm: BaseLM, batch: Batch) -> list[bool]:
     return found
 
 
-def terms_of(target: Target | TargetDensity, tokens: Tensor) -> Terms:
+def terms_of(
+    target: Target | TargetDensity, tokens: Tensor, prompt_mask: Tensor | None = None,
+    read: TokenTerms | None = None,
+) -> Terms:  # fmt: skip
     """The terms of any target; one that has a `log_prob` only is all `log_base`, with reward 0."""
+    if isinstance(target, TargetDensity):
+        return target.terms(tokens, prompt_mask, read)
     if hasattr(target, "terms"):
         return target.terms(tokens)
     log_prob = target.log_prob(tokens).double()

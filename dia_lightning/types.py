@@ -67,6 +67,8 @@ class Batch:
         bool.
     records: the record of each text, for rewards that compare with it.
     whole: rewards read prompt and text as one; False: the text alone.
+    elastic: (B, S) bool, of the row's runs of free positions, from the left, whether a run has any
+        length, one token or more; None: those have that nothing follows.
     """
 
     index: int
@@ -76,6 +78,7 @@ class Batch:
     prompt_mask: Tensor
     records: list[Record] = field(default_factory=list)
     whole: bool = True
+    elastic: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.records = self.records or [{}] * len(self.prompts)
@@ -87,6 +90,7 @@ class Batch:
             self, ids=[self.ids[i] for i in chosen], prompts=[self.prompts[i] for i in chosen],
             tokens=self.tokens[rows], prompt_mask=self.prompt_mask[rows],
             records=[self.records[i] for i in chosen],
+            elastic=None if self.elastic is None else self.elastic[rows],
         )  # fmt: skip
 
 

@@ -22,7 +22,9 @@ from dia_lightning.files import is_text
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.types import Batch, Record
 
-_BLANK = re.compile(r"\[blank:(\d+)\]")
+_BLANK = re.compile(r"\[blank(?::(\d+))?\]")
+# What was meant as a blank, and would otherwise be text.
+_LIKE = re.compile(r"\[\s*blanks?\b[^\]]*\]?", re.IGNORECASE)
 
 # No token has more. Cutting a word of millions into tokens takes minutes.
 _LETTERS = 1000
@@ -31,7 +33,7 @@ _MOST_DRAWN = 10_000_000
 
 
 def has_blank(prompt: str) -> bool:
-    """Whether a prompt has blanks to fill in, `[blank:N]`."""
+    """Whether a prompt has blanks to fill in, `[blank]` or `[blank:N]`."""
     return _BLANK.search(prompt) is not None
 
 
@@ -40,11 +42,13 @@ def prompt_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens (B, max_length) of each prompt, and its mask (B, max_length), True at what is given.
 
-    A prompt is the beginning of a text. One with blanks, `[blank:N]` for N free tokens each, is the
-    whole of it: its end token is given too.
+    A prompt is the beginning of a text. One with blanks, `[blank:N]` for N free tokens and
+    `[blank]` for one or more, is the whole of it: its end token is given too, unless `[blank]` is
+    the last of it. The rows have one position for each `[blank]` (see `elastic_blanks`).
 
     Raises:
-        UserError: if a prompt leaves no position free, or a blank is longer than a text may be.
+        UserError: if a prompt leaves no position free, or a blank is malformed, longer than a text
+            may be, or next to another whose length is not given.
     """
     for prompt in prompts:
         if len(prompt) > _LETTERS * max_length:
@@ -54,7 +58,8 @@ def prompt_rows(
             )
         if not is_text(prompt):
             raise UserError(f"prompts: {prompt[:40]!r} is no text that UTF-8 can hold")
-        for count in _BLANK.findall(prompt):
+        _check_blanks(prompt)
+        for count in filter(None, _BLANK.findall(prompt)):
             # Not made into a number where that takes more digits than Python allows.
             if len(count) > 9 or int(count) > max_length:
                 raise UserError(
@@ -66,7 +71,7 @@ def prompt_rows(
     for row, given, (prompt, ids) in zip(
         tokens, mask, zip(prompts, _ids(lm, prompts), strict=True), strict=True
     ):
-        whole = has_blank(prompt)
+        whole = has_blank(prompt) and not prompt.endswith("[blank]")
         if len(ids) > max_length or (len(ids) == max_length and not whole):
             raise UserError(
                 f"prompts: {prompt[:40]!r} has {len(ids)} tokens, allowed: at"
@@ -77,6 +82,41 @@ def prompt_rows(
         given[: len(ids)] = values >= 0
         given[len(ids) :] = whole
     return tokens, mask
+
+
+def _check_blanks(prompt: str) -> None:
+    for found in _LIKE.findall(prompt):
+        if _BLANK.fullmatch(found) is None:
+            raise UserError(
+                f"prompts: {found:.40} given in {prompt[:40]!r}, allowed: [blank] for any number of"
+                " tokens, [blank:3] for three"
+            )
+    parts = _BLANK.split(prompt)
+    for i in range(2, len(parts) - 2, 2):
+        if not parts[i].strip() and None in (parts[i - 1], parts[i + 1]):
+            raise UserError(
+                f"prompts: two blanks side by side given in {prompt[:40]!r}, allowed: one, or words"
+                " between them"
+            )
+
+
+def elastic_blanks(prompts: Sequence[str]) -> torch.Tensor | None:
+    """(B, S) bool, which of the blanks of each prompt have any length (`Batch.elastic`); None where
+    none has.
+    """
+    rows = []
+    for prompt in prompts:
+        counts = _BLANK.split(prompt)[1::2]
+        runs, parts = [], _BLANK.split(prompt)[::2]
+        for i, count in enumerate(counts):
+            # Blanks of given lengths side by side are one run.
+            if not i or parts[i].removesuffix(" "):
+                runs.append(count is None)
+        rows.append(runs)
+    if not any(map(any, rows)):
+        return None
+    wide = max(map(len, rows))
+    return torch.tensor([runs + [True] * (wide - len(runs)) for runs in rows])
 
 
 def _ids(lm: BaseLM, prompts: list[str]) -> list[list[int]]:
@@ -97,7 +137,7 @@ def _ids(lm: BaseLM, prompts: list[str]) -> list[list[int]]:
     for parts in pieces:
         row = next(first)
         for count in parts[1::2]:
-            row += [-1] * int(count) + next(later)
+            row += [-1] * int(count or 1) + next(later)
         rows.append(row)
     return rows
 
@@ -155,8 +195,8 @@ class PromptData(L.LightningDataModule):
     Args:
         base_lm: Hub id or folder of p_θ, for its tokenizer; the model's by default, and no other.
         prompts: List of strings, or a file or data set (see `records.read_records`); null = no
-            prompt. A prompt begins the text. With blanks `[blank:N]` of N tokens it is the whole
-            text.
+            prompt. A prompt begins the text. With blanks, `[blank:3]` of three tokens or
+            `[blank]` of any number, it is the whole text.
         reading: How the file is read: its columns, and how they make a prompt.
         n_texts: Texts for each prompt, 1 or more.
         batch_size: Texts sampled together, 1 or more. With the seed it determines the texts; the
@@ -310,6 +350,7 @@ class PromptData(L.LightningDataModule):
             mask,
             [self.records[i] for i in ids],
             self.reward_sees_prompt,
+            elastic_blanks(shaped),
         )
 
     def record_of(self, text: int) -> Record:
@@ -327,6 +368,7 @@ class PromptData(L.LightningDataModule):
             tokens=batch.tokens.to(device),
             prompt_mask=batch.prompt_mask.to(device),
             records=records,
+            elastic=None if batch.elastic is None else batch.elastic.to(device),
         )
 
     @property

@@ -86,7 +86,8 @@ class Window(Move):
         require_counts(self, "length")
 
     def kernel(self, models: Models, target: TargetDensity) -> Kernel:
-        drafts = WindowDrafts(target.lm, self.length, self.cut, self.vary)
+        elastic = None if target.batch is None else target.batch.elastic
+        drafts = WindowDrafts(target.lm, self.length, self.cut, self.vary, elastic)
         return EnsembleKernel(target, drafts, self.tries, self.form)
 
 

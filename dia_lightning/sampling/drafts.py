@@ -11,10 +11,11 @@ from torch import Tensor
 from dia_lightning.lm.base_lm import BaseLM, told
 from dia_lightning.lm.row_cache import RowCache, TokenTerms
 from dia_lightning.numerics import draw_categorical
+from dia_lightning.sampling.blanks import is_rigid
 from dia_lightning.sampling.cuts import Cut, draw_place, log_choice, worth
 from dia_lightning.sampling.ensemble import Drafts
 from dia_lightning.sampling.state import State
-from dia_lightning.types import leading, text_mask
+from dia_lightning.types import leading, must_go_on, text_mask
 
 
 class Known(NamedTuple):
@@ -54,16 +55,12 @@ class SuffixDrafts:
         its_weights = worth(self.cut, its, self._allowed(known.tokens, mask[rows]))
         log_q = (its.log_p.double() * behind[rows]).sum(1) - log_choice(its_weights, first[rows])
         own = (read.log_p.double() * behind).sum(1) - log_choice(weights, first)
-        shape = (len(tokens), n)
-        return Drafts(
-            known.tokens.view(*shape, -1),
-            torch.cat([own[:, None], log_q.view(shape)], 1),
-            read=its,
-            own=read,
-        )
+        log_q = _where_any(weights, own, log_q.view(-1, n))
+        return Drafts(known.tokens.view(*log_q[:, 1:].shape, -1), log_q, read=its, own=read)
 
     def _allowed(self, tokens: Tensor, prompt_mask: Tensor) -> Tensor:
-        return text_mask(tokens, prompt_mask, self.lm.end_id) & ~prompt_mask
+        free = text_mask(tokens, prompt_mask, self.lm.end_id) & ~prompt_mask
+        return free & ~must_go_on(prompt_mask)
 
 
 class WindowDrafts:
@@ -79,10 +76,14 @@ class WindowDrafts:
         cut: how the place of the window is drawn.
         vary: the window's length and that of each draft are drawn uniformly from 1 … `length`, so
             that texts grow and shrink; a window that does not fit is a step without a move.
+        elastic: (B, S) the blanks whose length is not given, see `Batch.elastic`.
     """
 
-    def __init__(self, lm: BaseLM, length: int, cut: Cut = "uniform", vary: bool = False) -> None:
-        self.lm, self.length, self.cut, self.vary = lm, length, cut, vary
+    def __init__(
+        self, lm: BaseLM, length: int, cut: Cut = "uniform", vary: bool = False,
+        elastic: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.lm, self.length, self.cut, self.vary, self.elastic = lm, length, cut, vary, elastic
 
     def __call__(self, state: State, n: int, generator: torch.Generator) -> Drafts:
         lm, tokens, mask = self.lm, state.tokens, state.prompt_mask
@@ -93,6 +94,8 @@ class WindowDrafts:
         first = draw_place(weights, generator)
         rows = torch.arange(n_rows, device=device).repeat_interleave(n)
         new_length = self._lengths(n_rows * n, generator, device)
+        rigid = is_rigid(mask, self.elastic).gather(1, first[:, None])[rows, 0]
+        new_length = torch.where(rigid, length[rows], new_length)
         known, its_mask, fits = self._moved(tokens, mask, read, first, length, new_length, rows)
         cache = cache_of(lm, state, read, first, rows)
         begin, end = first[rows], (first[rows] + new_length).clamp_max(wide)
@@ -106,11 +109,9 @@ class WindowDrafts:
         own_window = (places >= first[:, None]) & (places < (first + length)[:, None])
         own = _in_window(read, own_window) - log_choice(weights, first)
         log_q = log_q.masked_fill(~fits, torch.inf).view(n_rows, n)
-        log_q = log_q.masked_fill(weights.sum(1, keepdim=True) == 0, torch.inf)
-        own = torch.where(weights.sum(1) == 0, 0.0, own)
         return Drafts(
             known.tokens.view(n_rows, n, wide),
-            torch.cat([own[:, None], log_q], 1),
+            _where_any(weights, own, log_q),
             its_mask.view(n_rows, n, wide) if self.vary else None,
             its,
             read,
@@ -145,18 +146,15 @@ class WindowDrafts:
         beyond = source >= wide
         source = source.clamp_max(wide - 1)
         moved = tokens[rows].gather(1, source).masked_fill(beyond, self.lm.end_id)
-        moved_mask = mask[rows].gather(1, source) & ~beyond & ~self._window(places, begin, new)
+        window = (places >= begin) & (places < begin + new)
+        # What is given to the end of the row, its end tokens, is so wherever that end is.
+        moved_mask = mask[rows].gather(1, source) & ~window
         n_text = text_mask(tokens, mask, self.lm.end_id).sum(1)[rows, None]
         # A text that fills its row without an end is the beginning of one: it has no shorter form.
-        is_end = (tokens[:, -1:] == self.lm.end_id) & ~mask[:, -1:]
-        ended = (n_text < wide) | is_end[rows]
+        ended = (n_text < wide) | (tokens[rows, -1:] == self.lm.end_id)
         fits = (new == old) | ended & (n_text - old + new <= wide)
         known = repeated(moved, read, rows)
         return known, moved_mask, fits[:, 0]
-
-    @staticmethod
-    def _window(places: Tensor, begin: Tensor, length: Tensor) -> Tensor:
-        return (places >= begin) & (places < begin + length)
 
 
 def as_read(lm: BaseLM, state: State, entropy: bool) -> TokenTerms:
@@ -268,6 +266,15 @@ def _texts(lm: BaseLM, known: Known, prompt_mask: Tensor, cache: RowCache | None
     entropy = None if known.entropy is None else torch.where(keep, known.entropy, 0.0)
     log_p = torch.where(keep & ~leading(prompt_mask), known.log_p, 0.0)
     return TokenTerms(log_p, torch.where(keep, known.log_goes_on, 0.0), entropy, cache)
+
+
+def _where_any(weights: Tensor, own: Tensor, log_q: Tensor) -> Tensor:
+    """(B, 1 + K) the log q of the chains and of their drafts; without a place to cut there is no
+    move.
+    """
+    none = weights.sum(1, keepdim=True) == 0
+    own = own[:, None].masked_fill(none, 0.0)
+    return torch.cat([own, log_q.masked_fill(none, torch.inf)], 1)
 
 
 def _in_window(read: TokenTerms, window: Tensor) -> Tensor:

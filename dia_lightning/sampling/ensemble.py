@@ -80,7 +80,7 @@ class EnsembleKernel:
         mask = drafts.prompt_mask
         if mask is not None:
             mask = torch.where(possible[..., None], mask, state.prompt_mask[:, None])
-        log_base, reward = self._terms(tokens, mask, drafts.read)
+        log_base, reward = self._terms(state, tokens, mask, drafts.read)
         gain = log_base - state.log_base[:, None]
         gain = gain + state.lam[:, None] * (reward - state.reward[:, None])
         log_w = gain + (drafts.log_q[:, :1] - drafts.log_q[:, 1:])
@@ -92,14 +92,13 @@ class EnsembleKernel:
             info._replace(undefined=undefined)
         )
 
-    def _terms(self, tokens: Tensor, mask: Tensor | None, read: TokenTerms | None) -> Terms:
+    def _terms(
+        self, state: State, tokens: Tensor, mask: Tensor | None, read: TokenTerms | None
+    ) -> Terms:
         """Of (B, K, T) texts, (B, K) each; log p_θ is known where p_θ has drawn them."""
-        rows = tokens.flatten(0, 1)
-        if read is None:
-            terms = terms_of(self.target, rows)
-        else:
-            given = None if mask is None else mask.flatten(0, 1)
-            terms = self.target.terms(rows, given, read.log_p.double().sum(1))
+        if mask is None:
+            mask = state.prompt_mask[:, None].expand_as(tokens)
+        terms = terms_of(self.target, tokens.flatten(0, 1), mask.flatten(0, 1), read)
         return Terms(*(field.view(tokens.shape[:2]) for field in terms))
 
     def _moved(

@@ -58,7 +58,7 @@ def start(
     """Chains at `tokens`; λ is the target's unless given (B,)."""
     if prompt_mask is None:
         prompt_mask = torch.zeros_like(tokens, dtype=torch.bool)
-    log_base, reward = terms_of(target, tokens)
+    log_base, reward = terms_of(target, tokens, prompt_mask)
     if lam is None:
         lam = torch.full_like(reward, getattr(target, "lam", 0.0))
     return State(tokens, prompt_mask, log_base, reward, lam)
