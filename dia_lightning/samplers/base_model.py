@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from dia_lightning.errors import require
-from dia_lightning.samplers.base import Drawn, Models, Sampler, draw_base
+from dia_lightning.errors import UserError, require
+from dia_lightning.samplers.base import Drawn, Models, Population, Sampler, draw_base
 from dia_lightning.types import Batch
 
 
@@ -48,3 +48,17 @@ class BaseModel(Sampler):
     def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
         lm = models.policy or models.lm
         return draw_base(lm, batch, generator, self.temperature, self.top_k, self.top_p)
+
+    def population(
+        self, models: Models, crowd: Batch, n_groups: int, generator: torch.Generator
+    ) -> Population:
+        """Samples of p_θ, which are a population at λ = 0.
+
+        Raises:
+            UserError: if this draws from another law, of which nobody knows the weights.
+        """
+        if self != BaseModel():
+            raise UserError("start: BaseModel with options given, allowed: without, p_θ itself")
+        tokens = draw_base(models.lm, crowd, generator).tokens
+        log_z = torch.zeros(n_groups, dtype=torch.float64, device=tokens.device)
+        return Population(tokens, log_z.new_zeros(n_groups, len(tokens) // n_groups), 0.0, log_z)

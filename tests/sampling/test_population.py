@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from dia_lightning.sampling.annealing import anneal, cycle, from_base, resample_down
-from dia_lightning.sampling.diagnostics import log_z_upper
+from dia_lightning.sampling.diagnostics import log_z_reverse
+from dia_lightning.sampling.resampling import log_mean_exp
 from dia_lightning.sampling.suffix import SuffixRegeneration
 from tests.oracles.table_lm import END, LOG_P, REWARD, ROWS, T, TableTarget, codes, pi
 
@@ -67,7 +68,7 @@ def test_log_z_lies_between_its_bounds() -> None:
     exact = float(np.log(np.exp(LOG_P + LAM * REWARD).sum()))
     _, lower, _ = run(200, 50, 4)
     rng = np.random.default_rng(5)
-    upper = log_z_upper(torch.tensor(REWARD[rng.choice(len(ROWS), (200, 50), p=pi(LAM))]), LAM)
+    upper = log_z_reverse(torch.tensor(REWARD[rng.choice(len(ROWS), (200, 50), p=pi(LAM))]), LAM)
     for bound, sign in ((lower, -1), (upper, 1)):
         error = float(bound.std()) / 200**0.5
         assert 4 * error < sign * (float(bound.mean()) - exact) < 1
@@ -106,7 +107,9 @@ def test_many_texts_thinned_to_few_particles() -> None:
     empty = torch.full((80_000, T), END)
     mask = torch.zeros_like(empty, dtype=torch.bool)
     many = from_base(target, target.lm.generate(empty, mask, generator), mask)
-    few, log_z = resample_down(many, 1, 10_000, LAM, generator)
+    few, log_w, ancestors = resample_down(many, 1, 10_000, LAM, generator)
+    assert torch.equal(few.tokens, many.tokens[ancestors[0]])
+    log_z = log_mean_exp(log_w)
     reached = float(few.lam[0])
     assert 0 < reached < LAM
     assert len(few.tokens) == 10_000
