@@ -14,6 +14,7 @@ from torch import Tensor
 from dia_lightning.callbacks.batch_files import from_json, records, to_json
 from dia_lightning.callbacks.run_files import write_atomically, write_run
 from dia_lightning.errors import UserError
+from dia_lightning.metrics.repeats import with_unique_texts
 from dia_lightning.terminal import one_line
 from dia_lightning.types import Generations, Record
 
@@ -141,7 +142,7 @@ class Result:
 
 def result_of(batches: Sequence[Sequence[Generations]], n: int, run: Run) -> Result:
     """The result of a run's batches: of each the method's texts and, if there, those of p_θ."""
-    method, *others = ([*run] for run in zip(*batches, strict=True))
+    method, *others = (with_unique_texts(made, run.known) for made in zip(*batches, strict=True))
     base = _joined(others[0], n, None, None) if others else None
     return _joined(method, n, base, run)
 

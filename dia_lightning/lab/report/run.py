@@ -113,7 +113,9 @@ def _sections(rows: make.View, base: Group | None) -> list[Section]:
     found: dict[str, list[Table | PageBlock]] = {
         "texts": make.sample_blocks(rows, base),
         "hacking": make.hacking_blocks(rows, base, 10),
-        "diagnostics": make.diagnostics_blocks(rows),
+        "diagnostics": make.diagnostics_blocks(
+            rows, rows.groups[0].results[0].metrics.get("by_prompt", [])
+        ),
         "cost": make.cost_blocks(rows, base),
     }
     return [
