@@ -84,7 +84,9 @@ def repeated(
 
 
 def warnings_of(found: Sequence[Copied], settings: Mapping[str, Any], most: int = 5) -> list[str]:
-    """One line a prompt, with the settings that help and their values; after `most` how many more."""
+    """One line a prompt, with the settings that help and their values; after `most`, how many
+    more.
+    """
     advice = " or ".join(f"{name} ({value})" for name, value in settings.items())
     advice = f"; raise {advice}" if advice else ""
     lines = [
@@ -92,9 +94,7 @@ def warnings_of(found: Sequence[Copied], settings: Mapping[str, Any], most: int 
         for number, copies, n in found[:most]
     ]
     more = len(found) - most
-    return (
-        [*lines, f"and {more} more {'prompt' if more == 1 else 'prompts'}"] if more > 0 else lines
-    )
+    return [*lines, f"and {more} more"] if more > 0 else lines
 
 
 # Text, log p_θ and tokens of it.

@@ -141,7 +141,8 @@ def test_acceptance_of_each_move_and_their_mean(table_parts: Path, kind: str, ro
         for kind in ("ess", "rhat", "autocorrelation")
         for name in ("reward", "log_p")
     }
-    more = {"log_z", "log_z_reverse", "temperatures"} if kind == "annealed" else known
+    annealed = {"log_z", "log_z_reverse", "temperatures", "ess", "roots"}
+    more = annealed if kind == "annealed" else known
     assert (
         set(found.diagnostics)
         == {"accept_suffix", "accept_denoise_accept", "accept_suffix_2"} | more
