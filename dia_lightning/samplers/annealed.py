@@ -52,7 +52,7 @@ class Annealed(Sampler):
             costs less than moving.
         ess: Share of effective particles that each rise of λ keeps, between 0 and 1.
         rounds: Rounds of all moves at each temperature and at the end, 0 or more.
-        texts: Texts of one prompt that share a population, 1 or more; null = all of a batch. The
+        texts: Texts of one prompt that share a population, 0 or more; 0 = all of a batch. The
             populations of a prompt are combined by their estimates of Z.
         start: Sampler of the population to begin with: `BaseModel` (p_θ, λ = 0), or one whose
             texts have weights for a λ.
@@ -63,7 +63,7 @@ class Annealed(Sampler):
     pool: int = 1
     ess: float = 0.5
     rounds: int = 1
-    texts: int | None = None
+    texts: int = 0
     start: Sampler = field(default_factory=BaseModel)
     name: ClassVar[str] = "annealed"
 
@@ -71,8 +71,7 @@ class Annealed(Sampler):
         require_counts(self, "particles", "pool")
         require("ess", self.ess, 0 < self.ess < 1, "between 0 and 1")
         require("rounds", self.rounds, self.rounds >= 0, "0 or more")
-        fits = self.texts is None or self.texts >= 1
-        require("texts", self.texts, fits, "1 or more, or null for all of a prompt")
+        require("texts", self.texts, self.texts >= 0, "0 or more")
         weighted = type(self.start).population is not Sampler.population
         require("start", type(self.start).__name__, weighted, WEIGHTED)
         if isinstance(self.start, BaseModel):
@@ -124,7 +123,8 @@ class Annealed(Sampler):
         """The population with which annealing begins, equally weighted, `particles` a text."""
         drawn = self.start.population(models, crowd, n_groups, generator)
         if drawn.lam > models.lam:
-            raise UserError(f"start: a population at λ = {drawn.lam:g} given, allowed: up to λ")
+            given, allowed = f"a population at λ = {drawn.lam:g}", f"up to {models.lam:g}"
+            raise UserError(f"start: {given} given, allowed: {allowed}")
         target = self._target(models, crowd)
         state = from_base(target, drawn.tokens, crowd.prompt_mask, drawn.lam)
         size = len(state.tokens) // n_groups // self.pool

@@ -184,9 +184,7 @@ def anneal(
     return state, log_z, AnnealingTrace(*(lam.new_zeros(0, *shape) for shape in shapes))
 
 
-def particles_of(
-    batch: Batch, particles: int, texts: int | None = None
-) -> tuple[Batch, int, Tensor]:
+def particles_of(batch: Batch, particles: int, texts: int = 0) -> tuple[Batch, int, Tensor]:
     """The particles' prompts, `particles` a text, one population after the other; the number of
     populations; the prompt of each text (B,), numbered.
 
@@ -298,7 +296,7 @@ def ancestry(
     if len(trace.ancestors):
         ancestors = ancestors.gather(1, lineage(trace.ancestors)[0])
     ordered = ancestors.sort(1).values
-    roots = (1 + (ordered.diff(dim=1) != 0).sum(1)) / size
+    roots = (1 + (ordered.diff(dim=1) != 0).sum(1)).double() / size
     used = torch.zeros_like(ess).scatter(0, population, 1.0)
     return {
         "ess": torch.minimum(least, effective_size(log_z) / islands),
