@@ -39,10 +39,10 @@ def with_unique_texts(run: Sequence[Generations], known: Sequence[Record]) -> li
     rows = _by_prompt(run, known)
     share = {key: len({text for text, *_ in texts}) / len(texts) for key, texts in rows.items()}
     return [
-        replace(batch, diagnostics={**batch.diagnostics, "unique_texts": torch.tensor(
-            [share[key] for key in _keys(batch, known)], dtype=torch.float64)})
+        replace(batch, diagnostics={**batch.diagnostics, "unique_texts": torch.tensor(values)})
         for batch in run
-    ]  # fmt: skip
+        for values in [[share[key] for key in _keys(batch, known)]]
+    ]
 
 
 def figures_by_prompt(run: Sequence[Generations], known: Sequence[Record]) -> dict[str, Any]:
