@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dia_lightning.errors import UserError, require
+from dia_lightning.errors import require
 from dia_lightning.samplers.base import (
     WEIGHTED,
     Drawn,
@@ -75,8 +75,8 @@ class Annealed(Sampler):
         weighted = type(self.start).population is not Sampler.population
         require("start", type(self.start).__name__, weighted, WEIGHTED)
         if isinstance(self.start, BaseModel):
-            given, allowed = "BaseModel with options", "without, p_θ itself"
-            require("start", given, self.start == BaseModel(), allowed)
+            allowed = "BaseModel with its defaults, which is p_θ"
+            require("start", self.start, self.start == BaseModel(), allowed)
 
     def needs(self, lam: float) -> Set[str]:
         return {*self.start.needs(lam), *(needs_of(self.moves, lam) if self.rounds else ())}
@@ -106,7 +106,7 @@ class Annealed(Sampler):
         population = pick_islands(group, log_z, generator)
         chosen = pick(population, len(state.tokens) // n_groups, generator)
         rates = followed.accepted[:, chosen]
-        reverse = log_z_reverse(state.reward.view(*log_z.shape, -1), models.lam)
+        reverse = log_z_reverse(state.reward.view(*log_z.shape, -1), target.lam)
         found = {
             "log_z": log_mean_exp(log_z),
             "log_z_reverse": -torch.logsumexp(log_z.log_softmax(1) - reverse, 1),
@@ -122,10 +122,9 @@ class Annealed(Sampler):
     ) -> _Begun:
         """The population with which annealing begins, equally weighted, `particles` a text."""
         drawn = self.start.population(models, crowd, n_groups, generator)
-        if drawn.lam > models.lam:
-            given, allowed = f"a population at λ = {drawn.lam:g}", f"up to {models.lam:g}"
-            raise UserError(f"start: {given} given, allowed: {allowed}")
         target = self._target(models, crowd)
+        given, allowed = f"a population at λ = {drawn.lam:g}", f"up to {target.lam:g}"
+        require("start", given, drawn.lam <= target.lam, allowed)
         state = from_base(target, drawn.tokens, crowd.prompt_mask, drawn.lam)
         size = len(state.tokens) // n_groups // self.pool
         if bool((drawn.log_w != drawn.log_w[:, :1]).any()):
@@ -133,7 +132,7 @@ class Annealed(Sampler):
             share = effective_size(drawn.log_w) / size
             return _Begun(state, drawn.log_z, share.clamp_max(1), ancestors, True, True)
         if self.pool > 1:
-            down = resample_down(state, n_groups, size, models.lam, generator, islands)
+            down = resample_down(state, n_groups, size, target.lam, generator, islands)
             share, log_z = effective_size(down.log_w) / size, log_mean_exp(down.log_w)
             share = share.clamp_max(1)
             return _Begun(down.state, drawn.log_z + log_z, share, down.ancestors, True)

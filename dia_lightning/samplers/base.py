@@ -52,10 +52,11 @@ class Drawn(NamedTuple):
 
 
 class Population(NamedTuple):
-    """G populations of M weighted texts, for π at λ = `lam`.
+    """Weighted particles from which annealing to π begins, G populations of M.
 
-    tokens: (G · M, T) int64 in canonical form, a population's side by side. log_w: (G, M) float64.
-    log_z: (G,) float64, log of an unbiased estimate of E_{p_θ}[exp(lam r)], the weights included.
+    tokens: (G · M, T) int64 in canonical form, a population's side by side. log_w: (G, M) float64,
+        log-weights with which they stand for p_θ exp(λ' r). lam: that λ'. log_z: (G,) float64, log
+        of an unbiased estimate of E_{p_θ}[exp(λ' r)].
     """
 
     tokens: Tensor

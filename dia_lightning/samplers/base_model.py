@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from dia_lightning.errors import UserError, require
+from dia_lightning.errors import require
 from dia_lightning.samplers.base import Drawn, Models, Population, Sampler, draw_base
 from dia_lightning.types import Batch
 
@@ -52,13 +52,13 @@ class BaseModel(Sampler):
     def population(
         self, models: Models, crowd: Batch, n_groups: int, generator: torch.Generator
     ) -> Population:
-        """Samples of p_θ, which are a population at λ = 0.
+        """Samples of p_θ as particles at λ = 0, for `crowd` as `particles_of` makes it.
 
         Raises:
-            UserError: if this draws from another law, of which nobody knows the weights.
+            UserError: if these settings draw from another law than p_θ.
         """
-        if self != BaseModel():
-            raise UserError("start: BaseModel with options given, allowed: without, p_θ itself")
+        require("start", self, self == BaseModel(), "BaseModel with its defaults, which is p_θ")
         tokens = draw_base(models.lm, crowd, generator).tokens
-        log_z = torch.zeros(n_groups, dtype=torch.float64, device=tokens.device)
-        return Population(tokens, log_z.new_zeros(n_groups, len(tokens) // n_groups), 0.0, log_z)
+        log_w = torch.zeros(n_groups, len(tokens) // n_groups, dtype=torch.float64)
+        log_w = log_w.to(tokens.device)
+        return Population(tokens, log_w, 0.0, log_w[:, 0])

@@ -128,8 +128,8 @@ def test_a_weighted_population_is_moved_at_its_own_temperature(table_parts: Path
     [
         ({"start": Diffusion()}, "start: Diffusion given"),
         ({"start": BestOfN()}, "start: BestOfN given"),
-        ({"start": BaseModel(top_k=3)}, "start: BaseModel with options given"),
-        ({"start": BaseModel(temperature=0.5)}, "start: BaseModel with options given"),
+        ({"start": BaseModel(top_k=3)}, "BaseModel with its defaults"),
+        ({"start": BaseModel(temperature=0.5)}, "BaseModel with its defaults"),
         ({"texts": -1}, "texts: -1 given, allowed: 0 or more"),
     ],
 )
@@ -142,5 +142,5 @@ def test_a_start_beyond_lambda_is_refused(table_parts: Path) -> None:
     made = guided(table_parts, Annealed([SUFFIX], start=Even(2.0)))
     with pytest.raises(UserError, match="at λ = 3 given, allowed: up to 1"):
         made.predict_step(free(4))
-    with pytest.raises(UserError, match="start: BaseModel with options given"):
+    with pytest.raises(UserError, match="BaseModel with its defaults"):
         BaseModel(top_k=1).population(made.models, free(4), 1, seed_of(0, 0, 0))
