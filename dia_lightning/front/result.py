@@ -52,8 +52,10 @@ class Result:
         accept_rate: (N,) share of accepted moves; None where the sampler has no moves.
         log_z: (N,) estimate of log E_{p_θ}[exp(λ r)] in nats by the particles that a text comes
             from, equal for texts that share them; None where the sampler gives none.
-        ess: (N,) effective share of the weighted candidates of a text, 0 to 1; None likewise.
-        diagnostics: (N,) further figures by name.
+        ess: (N,) effective share of the weighted candidates of a text, 0 to 1, the least of all
+            reweightings; None likewise.
+        diagnostics: (N,) further figures by name; `unique_texts`, the share of different texts
+            among those of a prompt, always.
         base: as many texts of p_θ itself for the same prompts; None without `compare_base`.
         n: texts for each prompt.
     """
