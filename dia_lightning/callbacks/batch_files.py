@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dia_lightning.metrics.repeats import BY_PROMPT
 from dia_lightning.types import Cost, Generations
 
 
@@ -29,6 +30,11 @@ def records(batch: Generations) -> list[dict[str, Any]]:
             "seed": batch.seed,
             **({} if batch.accept_rate is None else {"accept_rate": batch.accept_rate[i].item()}),
             **({} if batch.canonical is None else {"canonical": bool(batch.canonical[i])}),
+            **{
+                name: batch.diagnostics[name][i].item()
+                for name in BY_PROMPT
+                if name in batch.diagnostics
+            },
         }
         for i in range(len(batch.texts))
     ]
@@ -63,6 +69,8 @@ def without_nan(value: Any) -> Any:
     """NaN and infinity, which JSON does not have, as None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
     return (
         {key: without_nan(item) for key, item in value.items()}
         if isinstance(value, dict)

@@ -15,6 +15,7 @@ from dia_lightning.files import in_place
 from dia_lightning.metrics.evaluation import Evaluator
 from dia_lightning.metrics.generation import compute_metrics
 from dia_lightning.metrics.reasons import reasons
+from dia_lightning.metrics.repeats import figures_by_prompt
 from dia_lightning.types import SCHEMA, Generations, Record
 from dia_lightning.words import Tokenizer, resolve
 
@@ -87,7 +88,10 @@ def _figures(
 ) -> list[dict[str, Any]]:
     """Of each run, all with one tokenizer, and why some are null."""
     name = resolve(tokenizer, [text for run in runs for batch in run for text in batch.texts])
-    figures = [{"tokenizer": name, **compute_metrics(run, name)} for run in runs]
+    figures = [
+        {"tokenizer": name, **compute_metrics(run, name), **figures_by_prompt(run, known)}
+        for run in runs
+    ]
     if evaluation is not None:
         evaluated = evaluation(runs, known, tokenizer)
         figures = [_joined(*both) for both in zip(figures, evaluated.figures, strict=True)]

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dia_lightning.metrics.repeats import repeated, warnings_of
+from dia_lightning.samplers import BaseModel, Sampler
 from dia_lightning.terminal import console, one_line
-from dia_lightning.types import Generations
+from dia_lightning.types import Generations, Record
 
 _ROWS = [
     ("reward", "reward, mean", "{:.3f}"),
@@ -67,6 +69,21 @@ def print_results(
     screen.print(
         f"Wrote {files}; curves: tensorboard --logdir {folder / 'tensorboard'}", soft_wrap=True
     )
+
+
+def repeats(
+    sampler: Sampler, runs: Sequence[Sequence[Generations]], known: Sequence[Record]
+) -> list[str]:
+    """The prompts whose texts are nearly all the same, and what to raise; the base model's texts
+    are as they are.
+    """
+    if isinstance(sampler, BaseModel):
+        return []
+    moves = getattr(sampler, "moves", True)
+    names = ["particles", *(["rounds"] if moves else [])]
+    settings = {name: getattr(sampler, name) for name in names if hasattr(sampler, name)}
+    base = runs[1] if len(runs) > 1 else []
+    return warnings_of(repeated(runs[0], base, known), settings)
 
 
 def print_unfinished(folder: Path, n_done: int, n_batches: int) -> None:

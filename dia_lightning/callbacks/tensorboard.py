@@ -21,7 +21,8 @@ def write_events(
 
     Of each batch: histograms of every reward and of log p_θ per token, means and histograms of the
     acceptance rate and of every diagnostic (effective sample size, log Ẑ and so on), and a few
-    texts. Of the whole run: every number of `metrics.json`.
+    texts. Of the whole run: every number of `metrics.json`; of each prompt, by its number from 1,
+    those of `by_prompt`.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -32,6 +33,10 @@ def write_events(
             for name, value in numbers.items():
                 if isinstance(value, int | float):
                     writer.add_scalar(f"run/{name}", value)
+            for number, row in enumerate(numbers.get("by_prompt", []), 1):
+                for name, value in row.items():
+                    if isinstance(value, int | float):
+                        writer.add_scalar(f"prompts/{name}", value, number)
 
 
 def _write_batch(writer: Any, batch: Generations) -> None:

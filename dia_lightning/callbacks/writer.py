@@ -19,14 +19,15 @@ from dia_lightning.callbacks.batch_files import from_json, to_json
 from dia_lightning.callbacks.export import training_costs
 from dia_lightning.callbacks.run_files import write_atomically, write_run
 from dia_lightning.callbacks.run_key import run_key
-from dia_lightning.callbacks.table import print_results, print_unfinished
+from dia_lightning.callbacks.table import print_results, print_unfinished, repeats
 from dia_lightning.callbacks.tensorboard import write_events
 from dia_lightning.data.prompts import PromptData
 from dia_lightning.data.shared import Together, wait_for_files
 from dia_lightning.errors import INTERRUPTS, UserError
 from dia_lightning.metrics.evaluation import Evaluator
+from dia_lightning.metrics.repeats import with_unique_texts
 from dia_lightning.rewards.base import reported_names
-from dia_lightning.samplers import GuidedSamplerModule
+from dia_lightning.samplers import GuidedSamplerModule, Sampler
 from dia_lightning.terminal import visible
 from dia_lightning.types import Generations, Record
 from dia_lightning.words import Tokenizer, check_tokenizer
@@ -65,6 +66,7 @@ class PredictionWriter(L.Callback):
         self._hash = ""
         self._training: dict[str, Any] = {}
         self._records: Sequence[Record] = []
+        self._sampler: Sampler
         self._n_batches = self._n_resumed = self._n_written = 0
         self._config = Path()
         self._together: Together
@@ -86,7 +88,7 @@ class PredictionWriter(L.Callback):
                 " folder"
             )
         self.folder = Path(trainer.default_root_dir if self._given is None else self._given)
-        self._records = data.records
+        self._records, self._sampler = data.records, pl_module.sampler
         if self.evaluation is not None:
             has_base = pl_module.compare_base or pl_module.method == "zero_shot"
             names = reported_names(pl_module.reward)
@@ -199,7 +201,7 @@ class PredictionWriter(L.Callback):
         if not paths:
             return
         parts = [self._read(path) for path in paths]
-        runs = [list(run) for run in zip(*parts, strict=True)]
+        runs = [with_unique_texts(run, self._records) for run in zip(*parts, strict=True)]
         rmtree(self.folder / "tensorboard", ignore_errors=True)
         complete = len(paths) == self._n_batches
         metrics = write_run(
@@ -232,6 +234,8 @@ class PredictionWriter(L.Callback):
             print_results(
                 metrics, runs, self.folder, self.n_shown, self._n_resumed, self._n_batches, rows
             )
+        for line in repeats(self._sampler, runs, self._records):
+            print(f"warning: {line}", file=sys.stderr)
         if trainer.state.fn == "test":
             with _optional("there is no report"):
                 from dia_lightning.lab.report.run import write_run_report

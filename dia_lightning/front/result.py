@@ -14,6 +14,7 @@ from torch import Tensor
 from dia_lightning.callbacks.batch_files import from_json, records, to_json
 from dia_lightning.callbacks.run_files import write_atomically, write_run
 from dia_lightning.errors import UserError
+from dia_lightning.metrics.repeats import with_unique_texts
 from dia_lightning.terminal import one_line
 from dia_lightning.types import Generations, Record
 
@@ -51,8 +52,10 @@ class Result:
         accept_rate: (N,) share of accepted moves; None where the sampler has no moves.
         log_z: (N,) estimate of log E_{p_θ}[exp(λ r)] in nats by the particles that a text comes
             from, equal for texts that share them; None where the sampler gives none.
-        ess: (N,) effective share of the weighted candidates of a text, 0 to 1; None likewise.
-        diagnostics: (N,) further figures by name.
+        ess: (N,) effective share of the weighted candidates of a text, 0 to 1, the least of all
+            reweightings; None likewise.
+        diagnostics: (N,) further figures by name; `unique_texts`, the share of different texts
+            among those of a prompt, always.
         base: as many texts of p_θ itself for the same prompts; None without `compare_base`.
         n: texts for each prompt.
     """
@@ -141,7 +144,7 @@ class Result:
 
 def result_of(batches: Sequence[Sequence[Generations]], n: int, run: Run) -> Result:
     """The result of a run's batches: of each the method's texts and, if there, those of p_θ."""
-    method, *others = ([*run] for run in zip(*batches, strict=True))
+    method, *others = (with_unique_texts(made, run.known) for made in zip(*batches, strict=True))
     base = _joined(others[0], n, None, None) if others else None
     return _joined(method, n, base, run)
 

@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from dia_lightning.callbacks.export import training_costs
 from dia_lightning.callbacks.run_key import describe, run_key
+from dia_lightning.callbacks.table import repeats
 from dia_lightning.data.prompts import PromptData
 from dia_lightning.errors import OTHERS, UserError
 from dia_lightning.front.arguments import (
@@ -39,6 +40,7 @@ from dia_lightning.samplers import Annealed, GuidedSamplerModule, Sampler
 from dia_lightning.terminal import ignore_warnings
 from dia_lightning.types import Reward
 
+_LOG = logging.getLogger(__name__)
 Messages = Sequence[Mapping[str, str]]
 # As in every shipped config: denoiser and critic propose in bfloat16, p_θ keeps its own.
 _PRECISION: Literal["bf16-mixed"] = "bf16-mixed"
@@ -115,6 +117,8 @@ def _drawn(
         batches = _predict(trainer, module, data)
     finally:
         SHOWN.reset(shown)
+    for line in repeats(module.sampler, list(zip(*batches, strict=True)), data.records):
+        _LOG.warning("%s", line)
     return result_of(batches, data.n_texts, _run(trainer, module, data))
 
 

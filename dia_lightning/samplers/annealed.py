@@ -4,29 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Set
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
+from torch import Tensor
 
 from dia_lightning.errors import require
 from dia_lightning.samplers.base import (
+    WEIGHTED,
     Drawn,
     Models,
     Sampler,
-    draw_base,
     refuse_blanks,
     require_counts,
 )
+from dia_lightning.samplers.base_model import BaseModel
 from dia_lightning.samplers.moves import DenoiseAccept, Move, Suffix, names_of, needs_of
 from dia_lightning.sampling.annealing import (
+    ancestry,
     anneal,
     cycle,
     from_base,
     particles_of,
     pick,
+    pick_islands,
+    resample,
     resample_down,
 )
-from dia_lightning.sampling.diagnostics import log_z_upper
+from dia_lightning.sampling.diagnostics import log_z_reverse
+from dia_lightning.sampling.resampling import effective_size, log_mean_exp
+from dia_lightning.sampling.state import State
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Batch
 
@@ -35,16 +42,20 @@ from dia_lightning.types import Batch
 class Annealed(Sampler):
     """Draws a population from p_θ, raises λ step by step and moves it at each.
 
-    Exact in the limit of many particles or moves (see `sampling.population.anneal`).
+    Exact in the limit of many particles or moves (see `sampling.population.anneal`), and in that
+    of many populations a prompt.
 
     Args:
         moves: Exact moves, taken in turn.
-        particles: Size of the population, 1 or more. Each text has one; texts of one prompt share
-            it.
+        particles: Particles for each text, 1 or more.
         pool: Texts of p_θ drawn for each particle, 1 or more; the best by weight begin. Drawing
             costs less than moving.
         ess: Share of effective particles that each rise of λ keeps, between 0 and 1.
         rounds: Rounds of all moves at each temperature and at the end, 0 or more.
+        texts: Texts of one prompt that share a population, 0 or more; 0 = all of a batch. The
+            populations of a prompt are combined by their estimates of Z.
+        start: Sampler of the population to begin with: `BaseModel` (p_θ, λ = 0), or one whose
+            texts have weights for a λ.
     """
 
     moves: list[Move] = field(default_factory=lambda: [Suffix(), DenoiseAccept()])
@@ -52,6 +63,8 @@ class Annealed(Sampler):
     pool: int = 1
     ess: float = 0.5
     rounds: int = 1
+    texts: int = 0
+    start: Sampler = field(default_factory=BaseModel)
     powers: ClassVar[bool] = True
     name: ClassVar[str] = "annealed"
 
@@ -59,34 +72,89 @@ class Annealed(Sampler):
         require_counts(self, "particles", "pool")
         require("ess", self.ess, 0 < self.ess < 1, "between 0 and 1")
         require("rounds", self.rounds, self.rounds >= 0, "0 or more")
+        require("texts", self.texts, self.texts >= 0, "0 or more")
+        weighted = type(self.start).population is not Sampler.population
+        require("start", type(self.start).__name__, weighted, WEIGHTED)
+        if isinstance(self.start, BaseModel):
+            allowed = "BaseModel with its defaults, which is p_θ"
+            require("start", self.start, self.start == BaseModel(), allowed)
 
     def needs(self, lam: float) -> Set[str]:
-        return needs_of(self.moves, lam) if self.rounds else frozenset()
+        return {*self.start.needs(lam), *(needs_of(self.moves, lam) if self.rounds else ())}
+
+    def check(self, models: Models) -> None:
+        self.start.check(models)
+        fits = models.alpha == 1 or isinstance(self.start, BaseModel)
+        require("start", type(self.start).__name__, fits, "BaseModel where alpha is not 1")
 
     def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
         refuse_blanks(batch, self)
         moves = self.moves if self.rounds else []
-        crowd, n_groups, group = particles_of(batch, self.particles * self.pool)
-        target = self._target(models, crowd)
-        drawn = draw_base(models.lm, crowd, generator).tokens
-        state = from_base(target, drawn, crowd.prompt_mask)
-        size = len(state.tokens) // n_groups // self.pool
-        log_z_pool = state.lam.new_zeros(n_groups)
+        crowd, n_groups, group = particles_of(batch, self.particles * self.pool, self.texts)
+        islands = n_groups // (int(group.max()) + 1)
+        begun = self._begin(models, crowd, n_groups, islands, generator)
         if self.pool > 1:
-            state, log_z_pool = resample_down(state, n_groups, size, target.lam, generator)
-            target = self._target(models, particles_of(batch, self.particles)[0])
+            crowd = particles_of(batch, self.particles, self.texts)[0]
+        target = self._target(models, crowd)
         kernels = [move.kernel(models, target) for move in moves]
         rounds = self.rounds if kernels else 0
-        state, log_z, trace = anneal(target, kernels, state, n_groups, generator, self.ess, rounds)
+        state = begun.state
+        if begun.weighted:
+            state, _ = cycle(kernels, state, rounds, generator)
+        state, log_z, trace = anneal(
+            target, kernels, state, n_groups, generator, self.ess, rounds, islands
+        )
         state, followed = cycle(kernels, state, rounds, generator)
-        chosen, log_z = pick(group, size, generator), log_z_pool + log_z
+        log_z = (begun.log_z + log_z).view(-1, islands)
+        population = pick_islands(group, log_z, generator)
+        chosen = pick(population, len(state.tokens) // n_groups, generator)
         rates = followed.accepted[:, chosen]
-        upper = log_z_upper(state.reward.unflatten(0, (n_groups, -1)), target.lam)
-        diagnostics = {"log_z": log_z[group], "log_z_upper": upper[group]}
-        n_temperatures = (self.pool > 1) + len(trace.lam)
-        diagnostics |= {"temperatures": torch.full_like(log_z[group], n_temperatures)}
+        reverse = log_z_reverse(state.reward.view(*log_z.shape, -1), target.lam)
+        found = {
+            "log_z": log_mean_exp(log_z),
+            "log_z_reverse": -torch.logsumexp(log_z.log_softmax(1) - reverse, 1),
+            "temperatures": log_z.new_full((len(log_z),), begun.resampled + len(trace.lam)),
+            **ancestry(begun.ess, begun.ancestors, trace, log_z, population),
+        }
+        diagnostics = {name: values[group] for name, values in found.items()}
         diagnostics |= {f"accept_{n}": r for n, r in zip(names_of(moves), rates, strict=True)}
         return Drawn(state.tokens[chosen], rates.mean(0) if len(rates) else None, diagnostics)
 
+    def _begin(
+        self, models: Models, crowd: Batch, n_groups: int, islands: int, generator: torch.Generator
+    ) -> _Begun:
+        """The population with which annealing begins, equally weighted, `particles` a text."""
+        drawn = self.start.population(models, crowd, n_groups, generator)
+        target = self._target(models, crowd)
+        given, allowed = f"a population at λ = {drawn.lam:g}", f"up to {target.lam:g}"
+        require("start", given, drawn.lam <= target.lam, allowed)
+        state = from_base(target, drawn.tokens, crowd.prompt_mask, drawn.lam)
+        size = len(state.tokens) // n_groups // self.pool
+        if bool((drawn.log_w != drawn.log_w[:, :1]).any()):
+            state, ancestors = resample(state, drawn.log_w, size, generator)
+            share = effective_size(drawn.log_w) / size
+            return _Begun(state, drawn.log_z, share.clamp_max(1), ancestors, True, True)
+        if self.pool > 1:
+            down = resample_down(state, n_groups, size, target.lam, generator, islands)
+            share, log_z = effective_size(down.log_w) / size, log_mean_exp(down.log_w)
+            share = share.clamp_max(1)
+            return _Begun(down.state, drawn.log_z + log_z, share, down.ancestors, True)
+        own = torch.arange(size, device=state.tokens.device).expand(n_groups, size)
+        return _Begun(state, drawn.log_z, torch.ones_like(drawn.log_z), own)
+
     def _target(self, models: Models, crowd: Batch) -> TargetDensity:
         return TargetDensity(models.lm, models.reward, models.lam, crowd, models.alpha)
+
+
+class _Begun(NamedTuple):
+    """A population to anneal. log_z: (G,) of its λ. ess: (G,) effective share that was left by the
+    resampling, if any. ancestors: (G, M) starting point of each particle. resampled: whether it
+    was; weighted: because its start was weighted.
+    """
+
+    state: State
+    log_z: Tensor
+    ess: Tensor
+    ancestors: Tensor
+    resampled: bool = False
+    weighted: bool = False

@@ -52,6 +52,20 @@ class Drawn(NamedTuple):
     diagnostics: dict[str, Tensor] | None = None
 
 
+class Population(NamedTuple):
+    """Weighted particles from which annealing to π begins, G populations of M.
+
+    tokens: (G · M, T) int64 in canonical form, a population's side by side. log_w: (G, M) float64,
+        log-weights with which they stand for p_θ exp(λ' r). lam: that λ'. log_z: (G,) float64, log
+        of an unbiased estimate of E_{p_θ}[exp(λ' r)].
+    """
+
+    tokens: Tensor
+    log_w: Tensor
+    lam: float
+    log_z: Tensor
+
+
 class Part:
     """Settings of one piece of a sampler; which networks it needs at λ = `lam`, and what it
     refuses.
@@ -86,6 +100,18 @@ class Sampler(Part, ABC):
     @abstractmethod
     def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
         """Texts for a batch of prompts, with all randomness from `generator`."""
+
+    def population(
+        self, models: Models, crowd: Batch, n_groups: int, generator: torch.Generator
+    ) -> Population:
+        """Weighted texts for the prompts of `crowd`, one a row, in `n_groups` populations side by
+        side; with them `Annealed` begins.
+        """
+        raise UserError(f"start: {type(self).__name__} given, allowed: {WEIGHTED}")
+
+
+# What `Annealed` can begin with.
+WEIGHTED = "BaseModel, or another sampler with `population`, whose texts have weights"
 
 
 def require_counts(part: object, *names: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dia_lightning import progress
 from dia_lightning.numerics import FirstTime
+from dia_lightning.sampling.particles import lineage
 from dia_lightning.sampling.resampling import (
     RESAMPLING,
     effective_size,
@@ -28,12 +29,14 @@ from dia_lightning.types import Batch
 class AnnealingTrace(NamedTuple):
     """What happened, one entry a temperature. lam: (K, G) λ reached. ess: (K, G) effective sample
     size of the reweighting.
-    accepted: (K, n_kernels) share of moves that were accepted.
+    accepted: (K, n_kernels) share of moves that were accepted. ancestors: (K, G, M) particle of
+    the population from which each was resampled.
     """
 
     lam: Tensor
     ess: Tensor
     accepted: Tensor
+    ancestors: Tensor
 
 
 class Followed(NamedTuple):
@@ -72,53 +75,76 @@ def cycle(
     return state, Followed(accepted / max(1, steps), log_base, reward)
 
 
-def from_base(target: TargetDensity, tokens: Tensor, prompt_mask: Tensor) -> State:
-    """Samples of p_θ as particles at λ = 0, (G · M, T), the M of one population (one prompt)
-    side by side.
+def from_base(
+    target: TargetDensity, tokens: Tensor, prompt_mask: Tensor, lam: float = 0.0
+) -> State:
+    """Samples of p_θ as particles at λ = 0, (G · M, T), the M of one population side by side; or
+    those of a population at another λ.
     """
+    device = tokens.device
     return start(
         target,
         tokens,
         prompt_mask,
-        torch.zeros(len(tokens), dtype=torch.float64, device=tokens.device),
+        torch.full((len(tokens),), lam, dtype=torch.float64, device=device),
     )
+
+
+class Resampled(NamedTuple):
+    """Particles resampled at a higher λ. log_w: (G, M) log-weights of those that were there.
+    ancestors: (G, N) which of them each of the N new ones was.
+    """
+
+    state: State
+    log_w: Tensor
+    ancestors: Tensor
 
 
 def resample_down(
-    state: State, n_groups: int, size: int, lam_max: float, generator: torch.Generator
-) -> tuple[State, Tensor]:
+    state: State, n_groups: int, size: int, lam_max: float, generator: torch.Generator,
+    islands: int = 1,
+) -> Resampled:  # fmt: skip
     """The first temperature of many texts for a few particles: λ as high as M texts make `size`
-    effective ones.
+    effective ones, so that `size` < M are left; `islands` as in `anneal`.
 
-    Returns:
-        `size` < M particles a population, equally weighted at that λ; (G,) estimates of log
-        E_{p_θ}[exp(λ r)] at it.
+    `log_mean_exp(log_w)` estimates log E_{p_θ}[exp(λ r)] at that λ.
     """
-    state, log_w = _hotter(
-        state, n_groups, lam_max, size * n_groups / len(state.tokens), size, generator
-    )
-    return state, log_mean_exp(log_w)
+    share = size * n_groups / len(state.tokens)
+    return _hotter(state, n_groups, lam_max, share, size, generator, islands)
+
+
+def resample(
+    state: State, log_w: Tensor, size: int, generator: torch.Generator
+) -> tuple[State, Tensor]:
+    """`size` particles a population, drawn by their log-weights (G, M), and what (G, size) each
+    was.
+    """
+    n_groups, n = log_w.shape
+    ancestors = systematic(log_w, generator, size)
+    rows = ancestors + n * torch.arange(n_groups, device=log_w.device)[:, None]
+    return take(state, rows.flatten()), ancestors
 
 
 def _hotter(
-    state: State, n_groups: int, lam_max: float, ess: float, n: int, generator: torch.Generator
-) -> tuple[State, Tensor]:
-    """n particles a population, resampled at the λ to which it can rise at an effective share of
-    `ess`; log-weights (G, M).
+    state: State, n_groups: int, lam_max: float, ess: float, n: int, generator: torch.Generator,
+    islands: int,
+) -> Resampled:  # fmt: skip
+    """n particles a population, resampled at the λ to which `islands` populations together can
+    rise at an effective share of `ess`.
     """
     reward, lam = (field.unflatten(0, (n_groups, -1)) for field in (state.reward, state.lam))
-    higher = next_temperature(reward, torch.zeros_like(reward), lam[:, 0], lam_max, ess)
+    together = reward.reshape(n_groups // islands, -1)
+    higher = next_temperature(
+        together, torch.zeros_like(together), lam[::islands, 0], lam_max, ess
+    ).repeat_interleave(islands)
     log_w = (higher[:, None] - lam) * reward
-    ancestors = (
-        systematic(log_w, generator, n)
-        + reward.shape[1] * torch.arange(n_groups, device=log_w.device)[:, None]
-    )
-    return take(state, ancestors.flatten())._replace(lam=higher.repeat_interleave(n)), log_w
+    state, ancestors = resample(state, log_w, n, generator)
+    return Resampled(state._replace(lam=higher.repeat_interleave(n)), log_w, ancestors)
 
 
 def anneal(
     target: TargetDensity, kernels: Sequence[Kernel], state: State, n_groups: int,
-    generator: torch.Generator, ess: float = 0.5, moves: int = 1,
+    generator: torch.Generator, ess: float = 0.5, moves: int = 1, islands: int = 1,
 ) -> tuple[State, Tensor, AnnealingTrace]:  # fmt: skip
     """SMC sampler (Del Moral, Doucet, Jasra 2006, § 3.3.2.3) to π with adaptive temperatures.
 
@@ -130,7 +156,8 @@ def anneal(
         target: π, whose λ is the last temperature. kernels: moves that leave it invariant at every
             λ.
         state: G · M particles, equally weighted, one λ a population, such as `from_base`. n_groups:
-            G. ess: in (0, 1).
+            G. ess: in (0, 1). islands: populations side by side that choose their λ's together, so
+            that their Ẑ can be compared: a choice by a few particles of their own would bias it.
 
     Returns:
         The particles at λ, equally weighted; (G,) float64 estimates of log (Z / Z of the state's
@@ -142,30 +169,27 @@ def anneal(
     n = len(state.tokens) // n_groups
     lam = state.lam[::n]
     log_z = torch.zeros_like(lam)
-    trace: list[tuple[Tensor, Tensor, Tensor]] = []
+    trace: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     heat = progress.bar("λ of the population", total=float(target.lam))
     while bool((lam < target.lam).any()):
-        state, log_w = _hotter(state, n_groups, target.lam, ess, n, generator)
+        state, log_w, ancestors = _hotter(state, n_groups, target.lam, ess, n, generator, islands)
         lam, log_z = state.lam[::n], log_z + log_mean_exp(log_w)
         heat.update(0 if heat.disable else float(lam.min()) - heat.n)
         state, followed = cycle(kernels, state, moves, generator)
-        trace.append((lam, effective_size(log_w), followed.accepted.mean(1)))
+        trace.append((lam, effective_size(log_w), followed.accepted.mean(1), ancestors))
     heat.close()
-    empty = (lam.new_zeros(0, n_groups), lam.new_zeros(0, n_groups), lam.new_zeros(0, len(kernels)))
-    return (
-        state,
-        log_z,
-        (
-            AnnealingTrace(*(torch.stack(part) for part in zip(*trace, strict=True)))
-            if trace
-            else AnnealingTrace(*empty)
-        ),
-    )
+    if trace:
+        return state, log_z, AnnealingTrace(*(torch.stack(x) for x in zip(*trace, strict=True)))
+    shapes = ((n_groups,), (n_groups,), (len(kernels),), (n_groups, n))
+    return state, log_z, AnnealingTrace(*(lam.new_zeros(0, *shape) for shape in shapes))
 
 
-def particles_of(batch: Batch, particles: int) -> tuple[Batch, int, Tensor]:
-    """The particles' prompts, `particles` a text, one population after the other, a population for
-    the texts that share a prompt; the number of populations; the population of each text (B,).
+def particles_of(batch: Batch, particles: int, texts: int = 0) -> tuple[Batch, int, Tensor]:
+    """The particles' prompts, `particles` a text, one population after the other; the number of
+    populations; the prompt of each text (B,), numbered.
+
+    All texts of a prompt share one population, or `texts` of them do: then each prompt has as many
+    populations as the one with most texts needs, side by side (islands).
     """
     # Texts of one prompt share its record; records that merely look alike are told apart by their
     # prompts or not at all.
@@ -176,20 +200,43 @@ def particles_of(batch: Batch, particles: int) -> tuple[Batch, int, Tensor]:
     distinct = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     group = torch.tensor([distinct[key] for key in keys], device=batch.tokens.device)
     first = torch.tensor([keys.index(key) for key in distinct], device=batch.tokens.device)
-    size = particles * int(group.bincount().max())
-    rows = first.repeat_interleave(size)
-    return replace(batch.take(rows), ids=list(range(len(rows)))), len(distinct), group
+    most = int(group.bincount().max())
+    together = min(texts or most, most)
+    islands = -(-most // together)
+    rows = first.repeat_interleave(particles * together * islands)
+    crowd = replace(batch.take(rows), ids=list(range(len(rows))))
+    return crowd, len(distinct) * islands, group
+
+
+def pick_islands(group: Tensor, log_z: Tensor, generator: torch.Generator) -> Tensor:
+    """(B,) a population for each text, from the islands of its prompt, in proportion to their Ẑ
+    (Vergé et al., arXiv:1306.3911): E[Ẑ φ] / E[Ẑ] = π(φ) of each, however few its particles.
+
+    Args:
+        group: (B,) the prompt of each text. log_z: (P, I) of the islands of each prompt.
+    """
+    n_islands = log_z.shape[1]
+    if n_islands == 1:
+        return group
+    chosen = torch.zeros_like(group)
+    for prompt, weights in enumerate(log_z):
+        (rows,) = (group == prompt).nonzero(as_tuple=True)
+        drawn = systematic(weights, generator, len(rows))
+        # Systematic points come in order; shuffled, each text by itself has the right law too.
+        order = torch.rand(len(rows), generator=generator, device=group.device).argsort()
+        chosen[rows] = prompt * n_islands + drawn[order]
+    return chosen
 
 
 def pick(group: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """(B,) one particle for each text, no particle twice: a random one of its population of
-    `size`.
+    """(B,) one particle for each text, a random one of its population of `size`; none twice while
+    there are others.
     """
     n_groups = int(group.max()) + 1
     order = torch.rand(n_groups, size, generator=generator, device=group.device).argsort(1)
     # The number of a text among those of its population.
     place = (group[:, None] == group).tril(-1).sum(1)
-    return group * size + order[group, place]
+    return group * size + order[group, place % size]
 
 
 def pick_by_weight(
@@ -218,4 +265,30 @@ def weight_diagnostics(
         "ess": effective_size(log_w) / log_w.shape[1],
         "roots": share,
         "resampled": resampled,
+    }
+
+
+def ancestry(
+    ess: Tensor, ancestors: Tensor, trace: AnnealingTrace, log_z: Tensor, population: Tensor
+) -> dict[str, Tensor]:
+    """By prompt, (P,) each: the least effective share of all reweightings, that of the islands by
+    their Ẑ included (`ess`); of as many starting points as there are particles, the share from
+    which the particles of the chosen islands still descend (`roots`).
+
+    Args:
+        ess: (G,) effective share left by what went before. ancestors: (G, M) starting points of
+            the particles that were annealed. log_z: (P, I) of the islands, G = P · I. population:
+            (B,) the island chosen for each text.
+    """
+    n_prompts, islands = log_z.shape
+    size = ancestors.shape[1]
+    least = torch.cat([ess[None], trace.ess / size]).amin(0).view(n_prompts, islands).amin(1)
+    if len(trace.ancestors):
+        ancestors = ancestors.gather(1, lineage(trace.ancestors)[0])
+    ordered = ancestors.sort(1).values
+    roots = (1 + (ordered.diff(dim=1) != 0).sum(1)).double() / size
+    used = torch.zeros_like(ess).scatter(0, population, 1.0)
+    return {
+        "ess": torch.minimum(least, effective_size(log_z) / islands),
+        "roots": (roots * used).view(n_prompts, islands).mean(1),
     }

@@ -35,9 +35,9 @@ def chain_diagnostics(values: Tensor) -> dict[str, float]:
     return {"ess": ess, "rhat": rhat, "autocorrelation": n_steps * n_chains / ess}
 
 
-def log_z_upper(reward: Tensor, lam: float) -> Tensor:
+def log_z_reverse(reward: Tensor, lam: float) -> Tensor:
     """−log (1/M) Σ_m exp(−λ r(x_m)) of M draws of π: above log Z in expectation, as log Ẑ of an
-    annealed population is below.
+    annealed population is below. No bound of a single run: either may lie on the other side.
 
     From 1/Z = E_π[exp(−λ r)] and Jensen's inequality (Grosse et al., arXiv:1511.02543, the reverse
     bound, in one step). reward (…, M) → (…,).

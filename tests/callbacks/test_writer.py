@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from dia_lightning import cli
@@ -23,7 +24,7 @@ from dia_lightning.data import PromptData
 from dia_lightning.errors import UserError
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import Keyword, Regex
-from dia_lightning.samplers import BaseModel, GuidedSamplerModule
+from dia_lightning.samplers import Annealed, BaseModel, GuidedSamplerModule
 from dia_lightning.settings import parser
 from dia_lightning.types import Batch, Cost, Generations, Reward
 
@@ -253,6 +254,51 @@ def test_figures_that_need_more_texts_are_null(
     out = capsys.readouterr().out
     assert "nan" not in out
     assert any("std over texts" in line and "–" in line for line in out.splitlines())
+
+
+def test_texts_that_are_the_same_are_told(
+    lm_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One particle of 48 carries the weight at λ = 1000 and is all texts; p_θ's own differ. The
+    figures by prompt are those of the lines.
+    """
+    data = PromptData(str(lm_folder), ["the", "a"], n_texts=6, batch_size=6, max_length=12)
+    sampler = Annealed([], particles=8)
+    module = GuidedSamplerModule(Length(), sampler, str(lm_folder), lam=1000.0)
+    trainer_for(tmp_path).predict(module, datamodule=data, return_predictions=False)
+    warned = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert warned == [
+        f"warning: prompt {i}: 6 of 6 texts are the same; raise particles (8)" for i in (1, 2)
+    ]
+    figures = metrics(tmp_path)
+    for name, found in (
+        ("predictions.jsonl", figures),
+        ("base_predictions.jsonl", figures["base"]),
+    ):
+        told = lines(tmp_path, name)
+        for number, prompt in enumerate(("the", "a")):
+            own = [line for line in told if line["prompt"] == prompt]
+            unique = len({line["text"] for line in own}) / 6
+            assert [line["unique_texts"] for line in own] == pytest.approx([unique] * 6)
+            row = found["by_prompt"][number]
+            assert (row["prompt"], row["n"], row["unique_texts"]) == (
+                prompt, 6, pytest.approx(unique),
+            )  # fmt: skip
+            for column in ("ess", "roots"):
+                assert ((column in own[0]), (column in row)) == (found is figures,) * 2
+        mean = sum(line["unique_texts"] for line in told) / 12
+        assert found["unique_texts"] == pytest.approx(mean)
+    assert figures["unique_texts"] == pytest.approx(1 / 6)
+    assert figures["base"]["unique_texts"] > 0.5
+    assert figures["roots"] == pytest.approx(1 / 48)
+    assert 0 < figures["ess"] < 0.6
+    for number, row in enumerate(figures["by_prompt"], 1):
+        events = EventAccumulator(str(tmp_path / "tensorboard" / "annealed")).Reload()
+        assert events.Scalars("prompts/roots")[number - 1].step == number
+        value = events.Scalars("prompts/roots")[number - 1].value
+        assert value == pytest.approx(row["roots"])
+    predict(tmp_path / "base", lm_folder, compare_base=True)
+    assert "the same" not in capsys.readouterr().err
 
 
 def test_a_limit_on_batches_leaves_texts_without_figures(

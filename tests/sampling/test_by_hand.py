@@ -217,6 +217,12 @@ def test_crowds_by_hand() -> None:
     shared = a_batch()
     shared.records[4] = shared.records[1]
     assert particles_of(shared, 1)[2].tolist() == [0, 1, 0, 2, 1]
+    # Prompts of 2, 2 and 1 texts: two islands each, of one text's particles.
+    crowd, n_groups, group = particles_of(shared, 3, 1)
+    assert (n_groups, group.tolist()) == (6, [0, 1, 0, 2, 1])
+    assert crowd.prompts == ["x"] * 6 + ["y"] * 6 + ["z"] * 6
+    for many in (0, 2, 9):
+        assert particles_of(shared, 3, many)[1] == 3
     some = rows_of(a_batch(), torch.tensor([3, 3, 0]))
     assert (some.ids, some.prompts, some.index) == ([13, 13, 10], ["z", "z", "x"], 7)
     assert some.prompt_mask.tolist() == [[True, False]] * 3
@@ -234,6 +240,9 @@ def test_each_text_gets_a_particle_of_its_own() -> None:
     for text in range(4):
         count = np.bincount(seen[:, text] % 5, minlength=5)
         assert (np.abs(count - 100) < 5 * (500 * 0.2 * 0.8) ** 0.5).all()
+    # More texts than particles: all of them before any is taken again.
+    many = pick(torch.zeros(7, dtype=torch.long), 3, generator).bincount().tolist()
+    assert sorted(many) == [2, 2, 3]
     log_w = torch.full((2, 5), -math.inf, dtype=F64)
     log_w[0, 3], log_w[1, 1] = 0.0, 2.0
     for scheme in ("systematic", "stratified", "multinomial"):

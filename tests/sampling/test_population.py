@@ -4,22 +4,36 @@ import numpy as np
 import pytest
 import torch
 
-from dia_lightning.sampling.annealing import anneal, cycle, from_base, resample_down
-from dia_lightning.sampling.diagnostics import log_z_upper
+from dia_lightning.sampling.annealing import (
+    AnnealingTrace,
+    ancestry,
+    anneal,
+    cycle,
+    from_base,
+    pick_islands,
+    resample,
+    resample_down,
+)
+from dia_lightning.sampling.diagnostics import log_z_reverse
+from dia_lightning.sampling.resampling import log_mean_exp
 from dia_lightning.sampling.suffix import SuffixRegeneration
 from tests.oracles.table_lm import END, LOG_P, REWARD, ROWS, T, TableTarget, codes, pi
 
 LAM = 3.0
 
 
-def run(n_groups: int, size: int, seed: int, moves: int = 1, ess: float = 0.5, lam: float = LAM):  # type: ignore[no-untyped-def]
+def run(  # type: ignore[no-untyped-def]
+    n_groups: int, size: int, seed: int, moves: int = 1, ess: float = 0.5, lam: float = LAM,
+    islands: int = 1,
+):  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     target = TableTarget(lam)
     empty = torch.full((n_groups * size, T), END)
     mask = torch.zeros_like(empty, dtype=torch.bool)
     tokens = target.lm.generate(empty, mask, generator)
     kernels = [SuffixRegeneration(target)] if moves else []
-    return anneal(target, kernels, from_base(target, tokens, mask), n_groups, generator, ess, moves)
+    begin = from_base(target, tokens, mask)
+    return anneal(target, kernels, begin, n_groups, generator, ess, moves, islands)
 
 
 def total_variation(counts: np.ndarray, want: np.ndarray) -> float:
@@ -67,7 +81,7 @@ def test_log_z_lies_between_its_bounds() -> None:
     exact = float(np.log(np.exp(LOG_P + LAM * REWARD).sum()))
     _, lower, _ = run(200, 50, 4)
     rng = np.random.default_rng(5)
-    upper = log_z_upper(torch.tensor(REWARD[rng.choice(len(ROWS), (200, 50), p=pi(LAM))]), LAM)
+    upper = log_z_reverse(torch.tensor(REWARD[rng.choice(len(ROWS), (200, 50), p=pi(LAM))]), LAM)
     for bound, sign in ((lower, -1), (upper, 1)):
         error = float(bound.std()) / 200**0.5
         assert 4 * error < sign * (float(bound.mean()) - exact) < 1
@@ -106,7 +120,9 @@ def test_many_texts_thinned_to_few_particles() -> None:
     empty = torch.full((80_000, T), END)
     mask = torch.zeros_like(empty, dtype=torch.bool)
     many = from_base(target, target.lm.generate(empty, mask, generator), mask)
-    few, log_z = resample_down(many, 1, 10_000, LAM, generator)
+    few, log_w, ancestors = resample_down(many, 1, 10_000, LAM, generator)
+    assert torch.equal(few.tokens, many.tokens[ancestors[0]])
+    log_z = log_mean_exp(log_w)
     reached = float(few.lam[0])
     assert 0 < reached < LAM
     assert len(few.tokens) == 10_000
@@ -156,3 +172,108 @@ def test_cycle_reports_every_step() -> None:
 def test_ess_is_checked() -> None:
     with pytest.raises(ValueError, match="ess must be"):
         run(1, 10, 0, ess=1.0)
+
+
+# Islands: many small populations of one prompt.
+
+
+@pytest.mark.parametrize(("size", "moves"), [(1, 1), (2, 0), (2, 1), (4, 1)])
+def test_islands_weighted_by_their_z_are_exact(size: int, moves: int) -> None:
+    """20,000 particles in islands of a few: weighted by Ẑ at the noise of as many independent draws
+    as their effective number (mean over 50 samples, twice that and 0.01), unweighted far off.
+    """
+    n = 20_000 // size
+    state, log_z, _ = run(n, size, 1, moves, islands=n)
+    weights, place = log_z.softmax(0).numpy(), codes(state.tokens)
+    effective = int(1 / (weights**2).sum())
+    rng = np.random.default_rng(0)
+    floor = np.mean(
+        [total_variation(rng.multinomial(effective, pi(LAM)), pi(LAM)) for _ in range(50)]
+    )
+
+    def far(weights: np.ndarray) -> float:
+        counts = np.bincount(place, np.repeat(weights, size), len(ROWS))
+        return total_variation(counts, pi(LAM))
+
+    assert far(weights) < 2 * floor + 0.01 < 0.1
+    assert far(np.ones(n)) > 0.5
+
+
+def test_islands_choose_their_temperatures_together() -> None:
+    """20,000 islands of 4: the mean of Ẑ / Z within 4 standard errors of 1 (6e-5); where each of
+    them chooses its own λ's, so few particles bias it by more.
+    """
+    exact = float(np.log(np.exp(LOG_P + LAM * REWARD).sum()))
+    together, own = ((run(20_000, 4, 2, islands=n)[1] - exact).exp() for n in (20_000, 1))
+    for ratio, unbiased in ((together, True), (own, False)):
+        error = float(ratio.std()) / 20_000**0.5
+        assert error < 0.03
+        assert (abs(float(ratio.mean()) - 1) < 4 * error) == unbiased
+
+
+def test_texts_are_given_islands_by_weight() -> None:
+    """5,000 draws of 4 texts of one prompt and 1 of another: each text by itself in proportion to
+    Ẑ (4.5 s.e. of 5 × 3 cells, 1e-4 in all); together as often as systematic resampling allows.
+    """
+    log_z = torch.tensor([[0.55, 0.3, 0.15], [0.1, 0.2, 0.7]], dtype=torch.float64).log() + 7
+    group, generator = torch.tensor([0, 1, 0, 0, 0]), torch.Generator().manual_seed(0)
+    seen = torch.stack([pick_islands(group, log_z, generator) for _ in range(5000)])
+    for text, prompt in enumerate(group.tolist()):
+        want = log_z[prompt].softmax(0).numpy()
+        found = np.bincount(seen[:, text] - 3 * prompt, minlength=3) / 5000
+        assert (np.abs(found - want) < 4.5 * np.sqrt(want * (1 - want) / 5000)).all()
+    counts = torch.stack([(seen[:, group == 0] == i).sum(1) for i in range(3)], 1)
+    for i, mean in enumerate((2.2, 1.2, 0.6)):
+        assert set(counts[:, i].tolist()) == {int(mean), int(mean) + 1}
+    alone = torch.randn(2, 1, dtype=torch.float64)
+    assert torch.equal(pick_islands(group, alone, generator), group)
+
+
+def test_weighted_texts_are_resampled_in_their_population() -> None:
+    """The state of each follows the text that it was; weights 0 leave nobody."""
+    target, generator = TableTarget(LAM), torch.Generator().manual_seed(0)
+    tokens = torch.tensor(ROWS[:6])
+    begin = from_base(target, tokens, torch.zeros_like(tokens, dtype=torch.bool), 0.7)
+    assert begin.lam.tolist() == [0.7] * 6
+    log_w = torch.tensor([[0.0, -torch.inf, 0.0], [-torch.inf, -torch.inf, 5.0]])
+    state, ancestors = resample(begin, log_w.double(), 2, generator)
+    assert ancestors.tolist() == [[0, 2], [2, 2]]
+    assert codes(state.tokens).tolist() == [0, 2, 5, 5]
+    torch.testing.assert_close(state.reward, torch.tensor(REWARD[[0, 2, 5, 5]]))
+
+
+def test_ancestry_by_hand() -> None:
+    """Two prompts of two islands of 3 particles, which began as 4 each; of the second prompt's only
+    the first island has texts.
+    """
+    start = torch.tensor([[0, 1, 3], [0, 0, 2], [3, 2, 1], [0, 1, 2]])
+    steps = [
+        [[0, 0, 2], [0, 1, 2], [1, 1, 1], [0, 1, 2]],
+        [[2, 2, 1], [1, 0, 0], [0, 2, 1], [0, 1, 2]],
+    ]
+    ess = torch.tensor([[3.0, 3, 3, 3], [1.5, 3, 3, 0.6]], dtype=torch.float64)
+    trace = AnnealingTrace(ess, ess, ess, torch.tensor(steps))
+    begun, log_z = torch.tensor([1.0, 0.9, 0.8, 1.0]), torch.tensor([[2.0, 2.0], [3.0, -60.0]])
+    population = torch.tensor([0, 1, 2, 2])
+    found = ancestry(begun.double(), start, trace, log_z.double(), population)
+    # Final particles descend from {3, 0}, {0}, {2} and, unused, {0, 1, 2}.
+    assert found["roots"].tolist() == pytest.approx([(2 / 3 + 1 / 3) / 2, 1 / 6])
+    # The least of 0.9 and 1.5 / 3, of 0.6 / 3, and of the islands' 1/2.
+    assert found["ess"].tolist() == pytest.approx([0.5, 0.2])
+    none = trace._replace(ess=ess[:0], ancestors=trace.ancestors[:0])
+    found = ancestry(begun.double(), start, none, log_z.double(), population)
+    assert found["roots"].tolist() == pytest.approx([(1 + 2 / 3) / 2, 1 / 2])
+    assert found["ess"].tolist() == pytest.approx([0.9, 0.5])
+
+
+def test_few_survive_without_moves_as_many_as_there_are_texts() -> None:
+    """Where rows are drawn once each, ancestors are told apart by their texts."""
+    target, generator = TableTarget(LAM), torch.Generator().manual_seed(3)
+    tokens = torch.tensor(ROWS)
+    begin = from_base(target, tokens, torch.zeros_like(tokens, dtype=torch.bool))
+    state, log_z, trace = anneal(target, [], begin, 1, generator)
+    own = torch.arange(len(ROWS))[None]
+    found = ancestry(torch.ones_like(log_z), own, trace, log_z[None], torch.tensor([0]))
+    assert float(found["roots"]) == len(set(codes(state.tokens))) / len(ROWS) < 0.3
+    assert float(found["ess"]) == pytest.approx(float(trace.ess.min()) / len(ROWS))
+    assert 0.45 < float(found["ess"]) < 0.75

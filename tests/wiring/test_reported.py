@@ -112,8 +112,8 @@ def test_one_particle_knows_log_z_as_its_own_weight(table_parts: Path, sampler: 
     for name, value in want.items():
         if name in found.diagnostics:
             assert found.diagnostics[name].tolist() == pytest.approx([value] * 50)
-    if "log_z_upper" in found.diagnostics:
-        torch.testing.assert_close(found.diagnostics["log_z_upper"], found.diagnostics["log_z"])
+    if "log_z_reverse" in found.diagnostics:
+        torch.testing.assert_close(found.diagnostics["log_z_reverse"], found.diagnostics["log_z"])
     assert {values.dtype for values in found.diagnostics.values()} == {torch.float64}
     assert found.accept_rate is None
 
@@ -141,7 +141,8 @@ def test_acceptance_of_each_move_and_their_mean(table_parts: Path, kind: str, ro
         for kind in ("ess", "rhat", "autocorrelation")
         for name in ("reward", "log_p")
     }
-    more = {"log_z", "log_z_upper", "temperatures"} if kind == "annealed" else known
+    annealed = {"log_z", "log_z_reverse", "temperatures", "ess", "roots"}
+    more = annealed if kind == "annealed" else known
     assert (
         set(found.diagnostics)
         == {"accept_suffix", "accept_denoise_accept", "accept_suffix_2"} | more

@@ -20,8 +20,8 @@ _RESERVED = {
     "reward_std", "perplexity", "nfe", "log_p_per_token", "self_bleu",
     "latency_s_per_100_tokens", "accept_rate", "distinct_1", "distinct_2", "distinct_3",
     "distinct_4", "seconds_per_text", "flops_per_text", "peak_memory_mib", "tokens", "flops",
-    "training", "bleu_signature", "hacking_reasons", "log_z", "log_z_upper", "ess", "roots",
-    "resampled", "temperatures", "tokenizer", "reasons",
+    "training", "bleu_signature", "hacking_reasons", "log_z", "log_z_reverse", "ess", "roots",
+    "resampled", "temperatures", "tokenizer", "reasons", "unique_texts", "by_prompt",
 }  # fmt: skip
 _REFERENCE_ROWS = [
     ("bleu", "BLEU (0 – 100)", "{:.2f}"),

@@ -21,7 +21,7 @@ from dia_lightning.settings.messages import TRUSTED
 _TAGS = ["dia-lightning", "diffusion", "reward-guided", "text-generation"]
 _FIGURES = (
     *("reward", "reward_std", "perplexity", "log_p_per_token", "distinct_2", "self_bleu"),
-    *("accept_rate", "log_z", "log_z_upper", "seconds_per_text", "flops_per_text", "n"),
+    *("accept_rate", "log_z", "log_z_reverse", "seconds_per_text", "flops_per_text", "n"),
 )
 
 

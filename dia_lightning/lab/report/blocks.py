@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -139,9 +140,26 @@ def cost_blocks(rows: View, base: Group | None) -> list[Table | PageBlock]:
     return _section("Cost", *tables, figures_table("training", rows))
 
 
-def diagnostics_blocks(rows: View) -> list[Table | PageBlock]:
-    """Acceptance, effective sample size, R-hat, log Z."""
-    return _section("Acceptance, ESS and log Z", figures_table("diagnostics", rows))
+def diagnostics_blocks(
+    rows: View, prompts: Sequence[Mapping[str, Any]] = ()
+) -> list[Table | PageBlock]:
+    """Acceptance, effective sample size, R-hat, log Z; and by prompt where there are several."""
+    by_prompt = prompts_table(prompts) if len(prompts) > 1 else None
+    return _section("Acceptance, ESS and log Z", figures_table("diagnostics", rows), by_prompt)
+
+
+def prompts_table(prompts: Sequence[Mapping[str, Any]]) -> Table:
+    """A row for each entry of `by_prompt` in metrics.json."""
+    keys = [key for key in in_words()["tables"]["prompts"]["figures"] if key in prompts[0]]
+    body = [
+        [row["prompt"] or "–", *(_figure(row[key], label(key).digits) for key in ["n", *keys])]
+        for row in prompts
+    ]
+    return Table(caption("prompts"), ["prompt", *(label(k).head for k in ["n", *keys])], body)
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return number(math.nan if value is None else value, digits)
 
 
 def hacking_blocks(rows: View, base: Group | None, n_shown: int = 2) -> list[Table | PageBlock]:

@@ -110,10 +110,11 @@ def _rewards(folder: Path, method: str) -> Plot | None:
 
 def _sections(rows: make.View, base: Group | None) -> list[Section]:
     """Texts, hacking, diagnostics and cost, as far as the run has them."""
+    prompts = rows.groups[0].results[0].metrics.get("by_prompt", [])
     found: dict[str, list[Table | PageBlock]] = {
         "texts": make.sample_blocks(rows, base),
         "hacking": make.hacking_blocks(rows, base, 10),
-        "diagnostics": make.diagnostics_blocks(rows),
+        "diagnostics": make.diagnostics_blocks(rows, prompts),
         "cost": make.cost_blocks(rows, base),
     }
     return [

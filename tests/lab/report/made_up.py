@@ -73,6 +73,10 @@ def figures(
                 "accept_suffix": 0.51,
                 "log_z": 3.67,
                 "ess": 0.5 + 0.1 * noise.random(),
+                "by_prompt": [
+                    {"prompt": "", "n": 128, "reward": reward, "unique_texts": 0.912, "ess": 0.1},
+                    {"prompt": "<b>x", "n": 128, "reward": 0.0, "unique_texts": 0.123, "ess": None},
+                ],
             }
             if moves
             else {}

@@ -267,8 +267,13 @@ def test_the_report_of_a_run_has_both_methods_and_its_configuration(run_report: 
         "2.13.0",
         "good good good good",
         "log Z",
+        "different texts of a prompt",
+        "By prompt, in the order of the run",
     ):
         assert said in page.text
+    written = (run_report.parent / "results.md").read_text(encoding="utf-8")
+    for row in ("| – | 128 | 0.294 | 0.912 | 0.100 |", "| \\<b>x | 128 | 0.000 | 0.123 | – |"):
+        assert row in written
     metrics = json.loads((run_report.parent / "metrics.json").read_text(encoding="utf-8"))
     assert f"{metrics['reward']:.3f} ± {1.96 * 0.2 / 16:.3f}" in page.text
     assert f"{metrics['base']['reward']:.3f} ± " in page.text
