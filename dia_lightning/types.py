@@ -44,6 +44,11 @@ def must_go_on(prompt_mask: Tensor) -> Tensor:
     return ~prompt_mask & (fixed.flip(1).cumsum(1).flip(1) > 0)
 
 
+def has_blanks(batch: Batch) -> bool:
+    """Whether something given follows a free position in any row."""
+    return bool(must_go_on(batch.prompt_mask).any())
+
+
 def fill_after_end(tokens: Tensor, prompt_mask: Tensor, end_id: int) -> Tensor:
     """(B, T) tokens with everything after the first end token set to the end token (the
     canonical form of a text).

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from dia_lightning.errors import require
+from dia_lightning.errors import UserError, require
 from dia_lightning.samplers.base import (
     WEIGHTED,
     Drawn,
     Models,
+    Population,
     Sampler,
-    refuse_blanks,
+    draw_base,
     require_counts,
 )
 from dia_lightning.samplers.base_model import BaseModel
-from dia_lightning.samplers.moves import DenoiseAccept, Move, Suffix, names_of, needs_of
+from dia_lightning.samplers.moves import Move, Suffix, Window, names_of, needs_of
 from dia_lightning.sampling.annealing import (
     ancestry,
     anneal,
@@ -31,11 +32,14 @@ from dia_lightning.sampling.annealing import (
     resample,
     resample_down,
 )
+from dia_lightning.sampling.blanks import RightSide, lay_out
 from dia_lightning.sampling.diagnostics import log_z_reverse
 from dia_lightning.sampling.resampling import effective_size, log_mean_exp
-from dia_lightning.sampling.state import State
+from dia_lightning.sampling.state import State, take
 from dia_lightning.target import TargetDensity
-from dia_lightning.types import Batch
+from dia_lightning.types import Batch, has_blanks
+
+_BASE = "BaseModel where prompts have blanks"
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Annealed(Sampler):
     of many populations a prompt.
 
     Args:
-        moves: Exact moves, taken in turn.
+        moves: Exact moves, taken in turn; null = `Suffix`, and where there are blanks a `Window` of
+            8 that varies too.
         particles: Particles for each text, 1 or more.
         pool: Texts of p_θ drawn for each particle, 1 or more; the best by weight begin. Drawing
             costs less than moving.
@@ -58,7 +63,7 @@ class Annealed(Sampler):
             texts have weights for a λ.
     """
 
-    moves: list[Move] = field(default_factory=lambda: [Suffix(), DenoiseAccept()])
+    moves: list[Move] | None = None
     particles: int = 4
     pool: int = 1
     ess: float = 0.5
@@ -80,7 +85,8 @@ class Annealed(Sampler):
             require("start", self.start, self.start == BaseModel(), allowed)
 
     def needs(self, lam: float) -> Set[str]:
-        return {*self.start.needs(lam), *(needs_of(self.moves, lam) if self.rounds else ())}
+        moves = self.moves or [] if self.rounds else []
+        return {*self.start.needs(lam), *needs_of(moves, lam)}
 
     def check(self, models: Models) -> None:
         self.start.check(models)
@@ -88,17 +94,15 @@ class Annealed(Sampler):
         require("start", type(self.start).__name__, fits, "BaseModel where alpha is not 1")
 
     def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
-        refuse_blanks(batch, self)
-        moves = self.moves if self.rounds else []
+        moves = self._moves_for(batch)
         crowd, n_groups, group = particles_of(batch, self.particles * self.pool, self.texts)
         islands = n_groups // (int(group.max()) + 1)
-        begun = self._begin(models, crowd, n_groups, islands, generator)
+        begun = self._begin(models, crowd, moves, n_groups, islands, generator)
         if self.pool > 1:
             crowd = particles_of(batch, self.particles, self.texts)[0]
         target = self._target(models, crowd)
         kernels = [move.kernel(models, target) for move in moves]
-        rounds = self.rounds if kernels else 0
-        state = begun.state
+        rounds, state = self.rounds if kernels else 0, begun.state
         if begun.weighted:
             state, _ = cycle(kernels, state, rounds, generator)
         state, log_z, trace = anneal(
@@ -106,7 +110,8 @@ class Annealed(Sampler):
         )
         state, followed = cycle(kernels, state, rounds, generator)
         log_z = (begun.log_z + log_z).view(-1, islands)
-        population = pick_islands(group, log_z, generator)
+        log_right = begun.log_right.view(-1, islands)
+        population = pick_islands(group, log_right + log_z, generator)
         chosen = pick(population, len(state.tokens) // n_groups, generator)
         rates = followed.accepted[:, chosen]
         reverse = log_z_reverse(state.reward.view(*log_z.shape, -1), target.lam)
@@ -118,42 +123,95 @@ class Annealed(Sampler):
         }
         diagnostics = {name: values[group] for name, values in found.items()}
         diagnostics |= {f"accept_{n}": r for n, r in zip(names_of(moves), rates, strict=True)}
-        return Drawn(state.tokens[chosen], rates.mean(0) if len(rates) else None, diagnostics)
+        state, tokens = take(state, chosen), state.tokens[chosen]
+        if has_blanks(batch):
+            log_right = log_mean_exp(log_right)[group]
+            diagnostics |= {"log_p_right": log_right, "log_p_fill": state.log_base - log_right}
+        rate = rates.mean(0) if len(rates) else None
+        return Drawn(tokens, rate, diagnostics, state.prompt_mask)
+
+    def _moves_for(self, batch: Batch) -> Sequence[Move]:
+        """The moves, which must be able to fill what blanks there are."""
+        if self.moves is None:
+            blanks = [Window(8, vary=True)] if has_blanks(batch) else []
+            return [Suffix(), *blanks] if self.rounds else []
+        moves = self.moves if self.rounds else []
+        if has_blanks(batch) and all(move.left_to_right for move in moves):
+            names = ", ".join(type(move).__name__ for move in moves) or "none"
+            raise UserError(
+                f"moves: {names} given, allowed with blanks or a length: those with one that"
+                " redraws the middle of a text, such as Window"
+            )
+        if batch.elastic is not None and not any(move.varies for move in moves):
+            names = ", ".join(type(move).__name__ for move in moves)
+            raise UserError(
+                f"moves: {names} given, allowed with a [blank] of any length: those with one that"
+                " changes lengths, such as Window with vary"
+            )
+        return moves
+
+    def _fill(
+        self, models: Models, crowd: Batch, moves: Sequence[Move], n_groups: int, islands: int,
+        generator: torch.Generator,
+    ) -> tuple[State, Tensor]:  # fmt: skip
+        """Particles of p_θ given what stands on both sides of their blanks, and for each population
+        (G,) an estimate of log p_θ(right | left).
+        """
+        bridge, laid = RightSide(models.lm, crowd), lay_out(crowd, models.lm.end_id, generator)
+        drawn = draw_base(models.lm, laid, generator).tokens
+        kernels = [move.kernel(models, bridge) for move in moves]
+        state = from_base(bridge, drawn, laid.prompt_mask)
+        state, log_right, _ = anneal(
+            bridge, kernels, state, n_groups, generator, self.ess, self.rounds, islands
+        )
+        return cycle(kernels, state, self.rounds, generator)[0], log_right
 
     def _begin(
-        self, models: Models, crowd: Batch, n_groups: int, islands: int, generator: torch.Generator
-    ) -> _Begun:
+        self, models: Models, crowd: Batch, moves: Sequence[Move], n_groups: int, islands: int,
+        generator: torch.Generator,
+    ) -> _Begun:  # fmt: skip
         """The population with which annealing begins, equally weighted, `particles` a text."""
-        drawn = self.start.population(models, crowd, n_groups, generator)
-        target = self._target(models, crowd)
+        target, mask = self._target(models, crowd), crowd.prompt_mask
+        log_right = torch.zeros(n_groups, dtype=torch.float64, device=mask.device)
+        if has_blanks(crowd):
+            require("start", type(self.start).__name__, isinstance(self.start, BaseModel), _BASE)
+            filled, log_right = self._fill(models, crowd, moves, n_groups, islands, generator)
+            drawn = Population(filled.tokens, log_right.new_zeros(n_groups, 1), 0.0, log_right * 0)
+            mask = filled.prompt_mask
+        else:
+            drawn = self.start.population(models, crowd, n_groups, generator)
         given, allowed = f"a population at λ = {drawn.lam:g}", f"up to {target.lam:g}"
         require("start", given, drawn.lam <= target.lam, allowed)
-        state = from_base(target, drawn.tokens, crowd.prompt_mask, drawn.lam)
+        state = from_base(target, drawn.tokens, mask, drawn.lam)
         size = len(state.tokens) // n_groups // self.pool
         if bool((drawn.log_w != drawn.log_w[:, :1]).any()):
             state, ancestors = resample(state, drawn.log_w, size, generator)
             share = effective_size(drawn.log_w) / size
-            return _Begun(state, drawn.log_z, share.clamp_max(1), ancestors, True, True)
+            share = share.clamp_max(1)
+            return _Begun(state, drawn.log_z, log_right, share, ancestors, True, True)
         if self.pool > 1:
             down = resample_down(state, n_groups, size, target.lam, generator, islands)
             share, log_z = effective_size(down.log_w) / size, log_mean_exp(down.log_w)
             share = share.clamp_max(1)
-            return _Begun(down.state, drawn.log_z + log_z, share, down.ancestors, True)
+            log_z = drawn.log_z + log_z
+            return _Begun(down.state, log_z, log_right, share, down.ancestors, True)
         own = torch.arange(size, device=state.tokens.device).expand(n_groups, size)
-        return _Begun(state, drawn.log_z, torch.ones_like(drawn.log_z), own)
+        return _Begun(state, drawn.log_z, log_right, torch.ones_like(drawn.log_z), own)
 
     def _target(self, models: Models, crowd: Batch) -> TargetDensity:
         return TargetDensity(models.lm, models.reward, models.lam, crowd, models.alpha)
 
 
 class _Begun(NamedTuple):
-    """A population to anneal. log_z: (G,) of its λ. ess: (G,) effective share that was left by the
+    """A population to anneal. log_z: (G,) of its λ. log_right: (G,) log p_θ of what stands on the
+    right of blanks. ess: (G,) effective share that was left by the
     resampling, if any. ancestors: (G, M) starting point of each particle. resampled: whether it
     was; weighted: because its start was weighted.
     """
 
     state: State
     log_z: Tensor
+    log_right: Tensor
     ess: Tensor
     ancestors: Tensor
     resampled: bool = False

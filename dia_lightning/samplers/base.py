@@ -16,7 +16,7 @@ from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.errors import UserError, require
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.samplers.networks import RewardValue
-from dia_lightning.types import Batch, Reward, must_go_on
+from dia_lightning.types import Batch, Reward, has_blanks
 
 
 class Models(NamedTuple):
@@ -44,12 +44,14 @@ class Drawn(NamedTuple):
 
     tokens: (B, T) int64 in canonical form. accept_rate: (B,) share of accepted moves of a sampler
         that
-    has them. diagnostics: further figures by name, one a text (B,).
+    has them. diagnostics: further figures by name, one a text (B,). prompt_mask: (B, T) what was
+        given, where blanks have moved it.
     """
 
     tokens: Tensor
     accept_rate: Tensor | None = None
     diagnostics: dict[str, Tensor] | None = None
+    prompt_mask: Tensor | None = None
 
 
 class Population(NamedTuple):
@@ -129,10 +131,10 @@ def require_reverse_process(part: Any) -> None:
 
 def refuse_blanks(batch: Batch, sampler: Sampler) -> None:
     """Raises a UserError where a text is not free to its end: p_θ writes from left to right."""
-    if bool(must_go_on(batch.prompt_mask).any()):
+    if has_blanks(batch):
         raise UserError(
             f"prompts: blanks or a length given, but {type(sampler).__name__} writes from left to"
-            " right; allowed: the sampler Diffusion or Source, with moves that need no suffix"
+            " right; allowed: the samplers Annealed, Diffusion and Chains from one of them"
         )
 
 

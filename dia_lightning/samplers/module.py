@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,11 @@ from dia_lightning.rewards.base import CachedReward, call_reward, reported_names
 from dia_lightning.rewards.function import as_reward
 from dia_lightning.samplers.annealed import Annealed
 from dia_lightning.samplers.base import Drawn, Models, Sampler, draw_base
-from dia_lightning.samplers.chains import Chains
 from dia_lightning.samplers.networks import embedding_for, load_denoiser, load_labelled, load_value
 from dia_lightning.samplers.sharded import ShardedBaseLM
 from dia_lightning.sampling.resampling import LAM_MAX
 from dia_lightning.target import completions, whole_texts
-from dia_lightning.types import Batch, Cost, Generations, Reward, scored_mask
+from dia_lightning.types import Batch, Cost, Generations, Reward, has_blanks, scored_mask
 
 _LOG = logging.getLogger(__name__)
 Draw = Callable[[Batch, torch.Generator], Drawn]
@@ -106,8 +104,7 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
         self.shard_base_lm = shard_base_lm
         self._cached = CachedReward(reward)
         self.denoiser, self.critic = denoiser, critic
-        has_denoiser = denoiser is not None or _beside(base_lm, "denoiser") is not None
-        self.sampler = sampler if has_denoiser else _without_denoiser(sampler, lam, base_lm)
+        self.sampler = sampler
         self.method = self.sampler.method
         self.models = self._load_networks()
         self.sampler.check(self.models)
@@ -163,10 +160,18 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
 
     def draw(self, batch: Batch, generator: torch.Generator) -> Drawn:
         """Texts for a batch of prompts, with all randomness from `generator`."""
+        if batch.elastic is not None and not isinstance(self.sampler, Annealed):
+            raise UserError(
+                f"prompts: a [blank] of any length given, but {type(self.sampler).__name__} has one"
+                " for each text; allowed: the sampler Annealed, or blanks such as [blank:3]"
+            )
         return self.sampler.draw(self.models, batch, generator)
 
     def draw_base(self, batch: Batch, generator: torch.Generator) -> Drawn:
-        """Samples of p_θ."""
+        """Samples of p_θ, given both sides of a blank."""
+        if has_blanks(batch):
+            plain = self.sampler if isinstance(self.sampler, Annealed) else Annealed()
+            return plain.draw(self.models._replace(lam=0.0, alpha=1.0), batch, generator)
         return draw_base(self.lm, batch, generator)
 
     def setup(self, stage: str) -> None:
@@ -296,19 +301,6 @@ def _beside(base_lm: str, part: str) -> str | None:
     )
     is_kit = base_lm == "smollm2" or Path(base_lm).name == "lm"
     return str(folder) if is_kit and find_path(folder) is not None else None
-
-
-def _without_denoiser(sampler: Sampler, lam: float, base_lm: str) -> Sampler:
-    """The default moves without those that need a denoiser, where the base model has none."""
-    if not isinstance(sampler, Annealed | Chains) or sampler.moves != Annealed().moves:
-        return sampler
-    kept = [move for move in sampler.moves if "denoiser" not in move.needs(lam)]
-    _LOG.warning(
-        "%s: no denoiser belongs to this base model; moves: %s",
-        base_lm,
-        ", ".join(m.name for m in kept),
-    )
-    return replace(sampler, moves=kept)
 
 
 def _alphas(sampler: Sampler) -> str:

@@ -23,10 +23,15 @@ from dia_lightning.target import TargetDensity
 class Move(Part, ABC):
     """A kernel that leaves π invariant, for any λ.
 
-    left_to_right: p_θ writes on to the end, so blanks cannot be held.
+    left_to_right: p_θ writes on to the end, so blanks cannot be filled.
     """
 
     left_to_right: ClassVar[bool] = False
+
+    @property
+    def varies(self) -> bool:
+        """Whether it changes the lengths of blanks."""
+        return False
 
     @abstractmethod
     def kernel(self, models: Models, target: TargetDensity) -> Kernel:
@@ -80,6 +85,10 @@ class Window(Move):
     form: Form = "metropolis"
     cut: Cut = "uniform"
     name: ClassVar[str] = "window"
+
+    @property
+    def varies(self) -> bool:
+        return self.vary
 
     def __post_init__(self) -> None:
         _require_ensemble(self)
