@@ -63,9 +63,13 @@ def lay_out(batch: Batch, end_id: int, generator: torch.Generator) -> Batch:
 
 
 def room_of(batch: Batch, end_id: int) -> Tensor:
-    """(N,) by how many tokens the elastic blanks of a row can grow together."""
-    n_text = text_mask(batch.tokens, batch.prompt_mask, end_id).sum(1)
-    return batch.tokens.shape[1] - n_text
+    """(N,) by how many tokens the elastic blanks of a row can grow together, so that one token is
+    left behind what is given.
+    """
+    mask, wide = batch.prompt_mask, batch.tokens.shape[1]
+    taken = must_go_on(mask) | mask & (batch.tokens != end_id)
+    last = (taken * torch.arange(wide, device=mask.device)).amax(1)
+    return (wide - 2 - last).clamp_min(0)
 
 
 def log_lengths(prompt_mask: Tensor, elastic: Tensor, room: Tensor) -> Tensor:
