@@ -709,3 +709,22 @@ def test_importing_is_cheap_and_names_are_listed() -> None:
     assert dia.rewards.Length.__name__ == "Length"
     with pytest.raises(AttributeError, match="nothing"):
         _ = dia.nothing  # type: ignore[attr-defined]
+
+
+def test_copies_are_told(draw: Callable[..., dia.Result], caplog: pytest.LogCaptureFixture) -> None:
+    """One particle of 32 carries all the weight at λ = 1000; p_θ's texts differ."""
+    sampler = dia.Annealed([], particles=8)
+    given: dict[str, Any] = {"prompts": ["the", "a"], "n": 4, "compare_base": True, "lam": 1000}
+    found = draw(
+        reward=lambda texts: [sum(t.encode()) / 9 for t in texts], sampler=sampler, **given
+    )
+    assert found.base is not None
+    for result in (found, found.base):
+        rows = [result.texts[:4], result.texts[4:]]
+        want = torch.tensor([len(set(row)) / 4 for row in rows]).repeat_interleave(4)
+        assert torch.equal(result.diagnostics["unique_texts"], want)
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [f"prompt {i}: 4 of 4 texts are the same; raise particles (8)" for i in (1, 2)]
+    caplog.clear()
+    assert draw(n=4, sampler=dia.BaseModel()).diagnostics["unique_texts"].shape == (4,)
+    assert not caplog.records

@@ -49,7 +49,7 @@ DEFAULTS: dict[Any, dict[str, Any]] = {
     particle_gibbs.ParticleGibbsKernel: {"n_groups": 1},
     particles.Potential: {"start": 0.0, "tempered": False},
     particles.smc: {"n_groups": 1, "keep": False},
-    annealing.anneal: {"ess": 0.5, "moves": 1},
+    annealing.anneal: {"ess": 0.5, "moves": 1, "islands": 1},
     solvers.ddim: {"eta": 0.0},
     solvers.dia: {"corrector_steps": 1, "eta": 0.1, "corrector": "ula"},
     solvers.dia_literal: {"eta": 0.1, "reading": "marginal"},
