@@ -51,6 +51,20 @@ class Drawn(NamedTuple):
     diagnostics: dict[str, Tensor] | None = None
 
 
+class Population(NamedTuple):
+    """Weighted particles from which annealing to π begins, G populations of M.
+
+    tokens: (G · M, T) int64 in canonical form, a population's side by side. log_w: (G, M) float64,
+        log-weights with which they stand for p_θ exp(λ' r). lam: that λ'. log_z: (G,) float64, log
+        of an unbiased estimate of E_{p_θ}[exp(λ' r)].
+    """
+
+    tokens: Tensor
+    log_w: Tensor
+    lam: float
+    log_z: Tensor
+
+
 class Part:
     """Settings of one piece of a sampler; which networks it needs at λ = `lam`, and what it
     refuses.

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from dia_lightning.errors import require
-from dia_lightning.samplers.base import Drawn, Models, Sampler, draw_base
+from dia_lightning.samplers.base import Drawn, Models, Population, Sampler, draw_base
 from dia_lightning.types import Batch
 
 
@@ -48,3 +48,17 @@ class BaseModel(Sampler):
     def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
         lm = models.policy or models.lm
         return draw_base(lm, batch, generator, self.temperature, self.top_k, self.top_p)
+
+    def population(
+        self, models: Models, crowd: Batch, n_groups: int, generator: torch.Generator
+    ) -> Population:
+        """Samples of p_θ as particles at λ = 0, for `crowd` as `particles_of` makes it.
+
+        Raises:
+            UserError: if these settings draw from another law than p_θ.
+        """
+        require("start", self, self == BaseModel(), "BaseModel with its defaults, which is p_θ")
+        tokens = draw_base(models.lm, crowd, generator).tokens
+        log_w = torch.zeros(n_groups, len(tokens) // n_groups, dtype=torch.float64)
+        log_w = log_w.to(tokens.device)
+        return Population(tokens, log_w, 0.0, log_w[:, 0])

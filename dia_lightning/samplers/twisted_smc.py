@@ -1,11 +1,11 @@
-"""Twisted SMC: particles that p_θ writes token by token, weighed on the way by the critic's
-value of what they have.
+"""Twisted SMC: particles that p_θ writes token by token, weighed on the way by the value of what
+they have.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -17,8 +17,15 @@ from dia_lightning.lm.decoding import Decoding
 from dia_lightning.numerics import draw_categorical
 from dia_lightning.progress import steps
 from dia_lightning.rewards.base import call_reward
-from dia_lightning.samplers.base import Drawn, Models, Sampler, refuse_blanks, require_counts
-from dia_lightning.samplers.prefix import PrefixValue, critic_of_prefixes, settled
+from dia_lightning.samplers.base import (
+    Drawn,
+    Models,
+    Population,
+    Sampler,
+    refuse_blanks,
+    require_counts,
+)
+from dia_lightning.samplers.prefix import PrefixTwist, RewardOnPrefix, RowValue, settled
 from dia_lightning.sampling.annealing import (
     particles_of,
     pick_by_weight,
@@ -32,20 +39,26 @@ from dia_lightning.types import Batch
 
 @dataclass(frozen=True)
 class Twist:
-    """ψ and when it is used: exp(λ h) of an unfinished text, exp(λ r) of one at its end.
+    """ψ and when it is used: exp(λ s h) of an unfinished text, exp(λ r) of one at its end.
 
     value: h, in units of the reward; None weighs finished texts alone. reward: r, tokens (N, T) of
-    the rows numbered (N,) → (N,). every: tokens between two weighings. ess: resample below this
-    share of effective particles, 0 = never.
-    resampling: name in `RESAMPLING`.
+    the rows numbered (N,) → (N,). every: tokens between two weighings, or `word`: a row is weighed
+    up to its last whole word, when the next one begins. ess: resample below this share of effective
+    particles, 0 = never.
+    resampling: name in `RESAMPLING`. share: s.
     """
 
-    value: PrefixValue | None
+    value: RowValue | None
     reward: Callable[[Tensor, Tensor], Tensor]
     lam: float
-    every: int = 1
+    every: int | Literal["word"] = 1
     ess: float = 0.5
     resampling: str = "systematic"
+    share: float = 1.0
+
+    def is_due(self, written: int) -> bool:
+        """Whether particles are weighed after so many tokens."""
+        return self.value is not None and (self.every == "word" or written % self.every == 0)
 
 
 class TwistedParticles:
@@ -77,16 +90,20 @@ class TwistedParticles:
         """Multiply each weight by ψ_t / ψ_s, s the last weighing; `finished` (G · M,) rows are
         at their end for good.
         """
-        log_psi, tokens = self._log_psi.clone(), self.writing.tokens
-        ended, going = (finished & ~self._scored).nonzero()[:, 0], (~finished).nonzero()[:, 0]
+        writing, log_psi, going = self.writing, self._log_psi.clone(), ~finished
+        tokens, place = writing.tokens, writing.place
+        if twist.every == "word":
+            # Where the last token begins a word, what stands before it is whole.
+            place -= 1
+            going = going & writing.lm.word_starts.to(going.device)[tokens[:, place]]
+        ended, due = (finished & ~self._scored).nonzero()[:, 0], going.nonzero()[:, 0]
         if len(ended):
             log_psi[ended] = twist.lam * twist.reward(tokens[ended], ended).to(log_psi)
-        if len(going) and twist.value is not None:
-            x = tokens[going]
-            known = settled(
-                x, self.writing.prompt_mask[going], self.writing.place, self.writing.lm.end_id
-            )
-            log_psi[going] = twist.lam * twist.value(x, known).to(log_psi)
+        if len(due) and twist.value is not None:
+            x = tokens[due]
+            known = settled(x, writing.prompt_mask[due], place, writing.lm.end_id)
+            value = twist.value(x, known, due).to(log_psi)
+            log_psi[due] = twist.lam * twist.share * value
         self.log_w = self.log_w + (log_psi - self._log_psi).view_as(self.log_w)
         self._log_psi, self._scored = log_psi, finished
 
@@ -132,7 +149,7 @@ def twisted_smc(
     first = int(prompt_mask.sum(1).min())
     for place in steps(range(tokens.shape[1] - 1), "tokens"):
         _write(writing, generator)
-        if twist.value is not None and place >= first and (place + 1 - first) % twist.every == 0:
+        if place >= first and twist.is_due(place + 1 - first):
             particles.weigh(twist, writing.ended)
             particles.resample(twist, generator)
         if place % 8 == 7 and bool(writing.ended.all()):
@@ -157,46 +174,69 @@ class TwistedSMC(Sampler):
     particles.
 
     The texts of a batch that share a prompt are drawn from one population of `particles` times
-    their number, by weight. The critic values unfinished texts; a `soft` one fits best: its value
-    is the log-value of π itself.
+    their number, by weight. On the way particles are weighed by the twist's value of the text so
+    far, at its end by the true reward. So a poor twist costs particles and not exactness.
 
     Args:
+        twist: Value of an unfinished text: `RewardOnPrefix` or `Critic`.
         particles: Size of the population of each text, 1 or more.
-        every: Tokens between two weighings by the critic, 1 or more.
+        every: Tokens between two weighings by the twist, 1 or more; or `word`: a text is weighed at
+            the end of each of its words.
         ess: Resample below this share of effective particles, in [0, 1]; 0 = never.
         resampling: `systematic`, `stratified` or `multinomial`.
+        lam_share: Share of λ that the twist uses on the way, above 0 up to 1: less keeps more
+            different texts. As a start of `Annealed` particles reach that share of λ only.
     """
 
+    twist: PrefixTwist = field(default_factory=RewardOnPrefix)
     particles: int = 4
-    every: int = 4
+    every: int | Literal["word"] = 4
     ess: float = 0.5
     resampling: Literal["systematic", "stratified", "multinomial"] = "systematic"
+    lam_share: float = 1.0
     name: ClassVar[str] = "twisted_smc"
 
     def __post_init__(self) -> None:
-        require_counts(self, "particles", "every")
+        require_counts(self, "particles")
+        every = self.every == "word" or (isinstance(self.every, int) and self.every >= 1)
+        require("every", self.every, every, "1 or more, or word")
         require("ess", self.ess, 0 <= self.ess <= 1, "0 ≤ ess ≤ 1")
         require("resampling", self.resampling, self.resampling in RESAMPLING, ", ".join(RESAMPLING))
+        require("lam_share", self.lam_share, 0 < self.lam_share <= 1, "above 0 up to 1")
 
     def needs(self, lam: float) -> Set[str]:
-        return {"critic"} if lam else frozenset()
+        return self.twist.needs(lam)
+
+    def check(self, models: Models) -> None:
+        self.twist.check(models)
 
     def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
-        refuse_blanks(batch, self)
         crowd, n_groups, group = particles_of(batch, self.particles)
-        twist = self._twist(models, crowd, generator)
-        done = twisted_smc(models.lm, crowd.tokens, crowd.prompt_mask, n_groups, twist, generator)
+        done = self._write(models, crowd, n_groups, generator, models.lam, self.lam_share)
         rows = pick_by_weight(done.log_w, self.resampling, group, generator)
         found = weight_diagnostics(done.log_z, done.log_w, done.roots, done.resampled)
         diagnostics = {name: values[group] for name, values in found.items()}
         return Drawn(done.writing.text()[rows], None, diagnostics)
 
-    def _twist(self, models: Models, crowd: Batch, generator: torch.Generator) -> Twist:
+    def population(
+        self, models: Models, crowd: Batch, n_groups: int, generator: torch.Generator
+    ) -> Population:
+        """Particles with weights for p_θ exp(λ' r), λ' = `lam_share` λ, for `crowd` as
+        `particles_of` makes it.
+        """
+        lam = models.lam * self.lam_share
+        done = self._write(models, crowd, n_groups, generator, lam, 1.0)
+        return Population(done.writing.text(), done.log_w, lam, done.log_z)
+
+    def _write(
+        self, models: Models, crowd: Batch, n_groups: int, generator: torch.Generator,
+        lam: float, share: float,
+    ) -> TwistedParticles:  # fmt: skip
         def reward(tokens: Tensor, rows: Tensor) -> Tensor:
             some = rows_of(crowd, rows)
             return call_reward(models.reward, reward_inputs(models.lm, tokens, some), some.records)
 
-        value, length = None, crowd.tokens.shape[1]
-        if models.critic is not None:
-            value = critic_of_prefixes(models.critic, models.embedding, length, generator)
-        return Twist(value, reward, models.lam, self.every, self.ess, self.resampling)
+        refuse_blanks(crowd, self)
+        value = self.twist.value(models, crowd, generator) if models.lam else None
+        twist = Twist(value, reward, lam, self.every, self.ess, self.resampling, share)
+        return twisted_smc(models.lm, crowd.tokens, crowd.prompt_mask, n_groups, twist, generator)
