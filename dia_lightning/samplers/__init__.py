@@ -36,6 +36,6 @@ __all__ = [
     "Critic", "CriticGuidance", "DPMpp2M", "DenoiseAccept", "DiaLiteral", "Diffusion", "Drawn",
     "Guidance", "GuidedDecoding", "GuidedSamplerModule", "Models", "Move", "ParticleGibbs",
     "ParticleSteering", "Positions", "PredictorCorrector", "PrefixTwist", "RandomTokens",
-    "RewardGradient", "RewardOnPrefix", "Sampler", "Solver", "Source", "Spans", "Suffix", "TwistedSMC",
-    "Unguided", "WholeText",
+    "RewardGradient", "RewardOnPrefix", "Sampler", "Solver", "Source", "Spans", "Suffix",
+    "TwistedSMC", "Unguided", "WholeText",
 ]  # fmt: skip
