@@ -88,14 +88,12 @@ def test_the_user_is_told_once(
     assert all(reward.name in line and "\n" not in line for line in said)
 
 
-def test_a_critic_is_not_warned_of(
-    lm_folder: Any, critic_folder: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    reward = Plain("vowels", False)
-    critic = str(critic_folder / "mse")
-    with caplog.at_level(logging.WARNING):
-        GuidedSamplerModule(reward, TwistedSMC(Critic()), str(lm_folder), critic=critic)
-    assert "prefix" not in caplog.text
+def test_a_critic_is_not_warned_of(lm_folder: Any, caplog: pytest.LogCaptureFixture) -> None:
+    models = GuidedSamplerModule(POOR, TwistedSMC(), str(lm_folder)).models
+    for twist, warned in ((RewardOnPrefix(), True), (Critic(), False)):
+        caplog.clear()
+        TwistedSMC(twist).check(models)
+        assert ("prefix" in caplog.text) == warned
 
 
 def test_check_reward() -> None:

@@ -43,7 +43,7 @@ def models_of(lm: BaseLM, reward: Reward, lam: float = LAM) -> Models:
     embedding = TokenEmbedding(lm.embedding_table(), len(lm.tokenizer))
 
     def critic(z: Tensor, t: Tensor) -> Tensor:
-        return 2 * (z.sum((1, 2)) + t.sum(1)).sin()
+        return 0.4 * (z.sum((1, 2)) + t.sum(1)).sin()
 
     return Models(lm, embedding, None, critic, reward, lam)  # type: ignore[arg-type]
 
@@ -59,8 +59,9 @@ def apart(batch: Batch, times: int) -> Batch:
 
 
 def check_unbiased(lm: TableLM, sampler: TwistedSMC, reward: Reward, times: int) -> None:
-    """Ẑ, and Ẑ times the weight of each text of π(x) > 0.02, over `times` populations of 8 a
-    prompt: within 4.5 standard errors, a false-alarm rate of 7e-6 a figure.
+    """Ẑ, and Ẑ times the weight of each text of π(x) > 0.04, over `times` populations of 8 a
+    prompt: within 4.5 standard errors, a false-alarm rate of 7e-6 for each of at most 50 figures
+    where they are normal, so a text must be in 40 populations.
     """
     crowd, n_groups, _ = particles_of(apart(lm.batch(PROMPTS), times), 8)
     found = sampler.population(models_of(lm, reward), crowd, n_groups, seeded(3))
@@ -74,25 +75,27 @@ def check_unbiased(lm: TableLM, sampler: TwistedSMC, reward: Reward, times: int)
         z = (found.log_z[i :: len(PROMPTS)] - law.log_z).exp()
         weights = z[:, None] * found.log_w[i :: len(PROMPTS)].softmax(1)
         figured = [(z, 1.0)]
-        for x in np.flatnonzero(law.pi > 0.02):
+        for x in np.flatnonzero(law.pi > 0.04):
             here = (tokens[i :: len(PROMPTS)] == law.rows[x]).all(-1)
             figured.append(((weights * here).sum(1), float(law.pi[x])))
         for values, want in figured:
             error = float(values.std()) / times**0.5
+            assert int((values > 0).sum()) > 40
             assert error < 0.06
             assert abs(float(values.mean()) - want) < 4.5 * error, (prompt, want)
         figures += len(figured)
-    assert 15 < figures < 80
+    assert 8 < figures < 50
 
 
-@pytest.mark.parametrize("every", [1, 2, "word"])
+@pytest.mark.parametrize(
+    ("every", "share"), [(1, 1.0), (2, 1.0), ("word", 1.0), ("word", 0.4)], ids=str
+)
 @pytest.mark.parametrize("twist", [RewardOnPrefix(), Critic()], ids=["reward", "critic"])
-@pytest.mark.parametrize("share", [1.0, 0.4])
 def test_unbiased(twist: Any, every: Every, share: float) -> None:
-    """Ends, and prompts of three lengths in one batch; resampled wherever weights differ."""
+    """Ends, and prompts of three lengths in one batch."""
     lm = with_spaces()
-    sampler = TwistedSMC(twist, every=every, ess=1.0, lam_share=share)
-    check_unbiased(lm, sampler, TableReward(lm), 400)
+    sampler = TwistedSMC(twist, every=every, ess=0.8, lam_share=share)
+    check_unbiased(lm, sampler, TableReward(lm), 1000)
 
 
 class Trap(TableReward):
@@ -101,7 +104,7 @@ class Trap(TableReward):
     def __init__(self, lm: TableLM) -> None:
         long = np.array([len(text) == T for text in lm.texts()])
         a = np.array([text.startswith("a") for text in lm.texts()])
-        super().__init__(lm, np.where(a ^ long, 1.5, -1.5))
+        super().__init__(lm, np.where(a ^ long, 1.0, -1.0))
 
 
 @pytest.mark.parametrize("every", [1, 2, "word"])
