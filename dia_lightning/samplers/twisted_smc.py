@@ -39,13 +39,13 @@ from dia_lightning.types import Batch
 
 @dataclass(frozen=True)
 class Twist:
-    """ψ and when it is used: exp(λ s h) of an unfinished text, exp(λ r) of one at its end.
+    """ψ and when it is used: exp(λ h) of an unfinished text, exp(λ r) of one at its end.
 
     value: h, in units of the reward; None weighs finished texts alone. reward: r, tokens (N, T) of
     the rows numbered (N,) → (N,). every: tokens between two weighings, or `word`: a row is weighed
     up to its last whole word, when the next one begins. ess: resample below this share of effective
     particles, 0 = never.
-    resampling: name in `RESAMPLING`. share: s.
+    resampling: name in `RESAMPLING`.
     """
 
     value: RowValue | None
@@ -54,7 +54,6 @@ class Twist:
     every: int | Literal["word"] = 1
     ess: float = 0.5
     resampling: str = "systematic"
-    share: float = 1.0
 
     def is_due(self, written: int) -> bool:
         """Whether particles are weighed after so many tokens."""
@@ -102,8 +101,7 @@ class TwistedParticles:
         if len(due) and twist.value is not None:
             x = tokens[due]
             known = settled(x, writing.prompt_mask[due], place, writing.lm.end_id)
-            value = twist.value(x, known, due).to(log_psi)
-            log_psi[due] = twist.lam * twist.share * value
+            log_psi[due] = twist.lam * twist.value(x, known, due).to(log_psi)
         self.log_w = self.log_w + (log_psi - self._log_psi).view_as(self.log_w)
         self._log_psi, self._scored = log_psi, finished
 
@@ -184,8 +182,6 @@ class TwistedSMC(Sampler):
             the end of each of its words.
         ess: Resample below this share of effective particles, in [0, 1]; 0 = never.
         resampling: `systematic`, `stratified` or `multinomial`.
-        lam_share: Share of λ that the twist uses on the way, above 0 up to 1: less keeps more
-            different texts. As a start of `Annealed` particles reach that share of λ only.
     """
 
     twist: PrefixTwist = field(default_factory=RewardOnPrefix)
@@ -193,7 +189,6 @@ class TwistedSMC(Sampler):
     every: int | Literal["word"] = 4
     ess: float = 0.5
     resampling: Literal["systematic", "stratified", "multinomial"] = "systematic"
-    lam_share: float = 1.0
     name: ClassVar[str] = "twisted_smc"
 
     def __post_init__(self) -> None:
@@ -202,7 +197,6 @@ class TwistedSMC(Sampler):
         require("every", self.every, every, "1 or more, or word")
         require("ess", self.ess, 0 <= self.ess <= 1, "0 ≤ ess ≤ 1")
         require("resampling", self.resampling, self.resampling in RESAMPLING, ", ".join(RESAMPLING))
-        require("lam_share", self.lam_share, 0 < self.lam_share <= 1, "above 0 up to 1")
 
     def needs(self, lam: float) -> Set[str]:
         return self.twist.needs(lam)
@@ -212,7 +206,7 @@ class TwistedSMC(Sampler):
 
     def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
         crowd, n_groups, group = particles_of(batch, self.particles)
-        done = self._write(models, crowd, n_groups, generator, models.lam, self.lam_share)
+        done = self._write(models, crowd, n_groups, generator)
         rows = pick_by_weight(done.log_w, self.resampling, group, generator)
         found = weight_diagnostics(done.log_z, done.log_w, done.roots, done.resampled)
         diagnostics = {name: values[group] for name, values in found.items()}
@@ -221,22 +215,18 @@ class TwistedSMC(Sampler):
     def population(
         self, models: Models, crowd: Batch, n_groups: int, generator: torch.Generator
     ) -> Population:
-        """Particles with weights for p_θ exp(λ' r), λ' = `lam_share` λ, for `crowd` as
-        `particles_of` makes it.
-        """
-        lam = models.lam * self.lam_share
-        done = self._write(models, crowd, n_groups, generator, lam, 1.0)
-        return Population(done.writing.text(), done.log_w, lam, done.log_z)
+        """Particles with weights for π itself, for `crowd` as `particles_of` makes it."""
+        done = self._write(models, crowd, n_groups, generator)
+        return Population(done.writing.text(), done.log_w, models.lam, done.log_z)
 
     def _write(
-        self, models: Models, crowd: Batch, n_groups: int, generator: torch.Generator,
-        lam: float, share: float,
-    ) -> TwistedParticles:  # fmt: skip
+        self, models: Models, crowd: Batch, n_groups: int, generator: torch.Generator
+    ) -> TwistedParticles:
         def reward(tokens: Tensor, rows: Tensor) -> Tensor:
             some = rows_of(crowd, rows)
             return call_reward(models.reward, reward_inputs(models.lm, tokens, some), some.records)
 
         refuse_blanks(crowd, self)
         value = self.twist.value(models, crowd, generator) if models.lam else None
-        twist = Twist(value, reward, lam, self.every, self.ess, self.resampling, share)
+        twist = Twist(value, reward, models.lam, self.every, self.ess, self.resampling)
         return twisted_smc(models.lm, crowd.tokens, crowd.prompt_mask, n_groups, twist, generator)

@@ -112,7 +112,6 @@ LIMITS: dict[Any, dict[str, tuple[list[Any], list[Any]]]] = {
         "every": ([*COUNT[0], "word"], [*COUNT[1], "token"]),
         "ess": SHARE,
         "resampling": (["systematic", "stratified", "multinomial"], ["none"]),
-        "lam_share": ([TINY, 0.5, 1], [0, -TINY, 1 + TINY, NAN]),
     },
     Spans: {"length": COUNT},
     RandomTokens: {"count": COUNT},
@@ -226,7 +225,7 @@ DEFAULTS: dict[Any, dict[str, Any]] = {
     },
     TwistedSMC: {
         "twist": RewardOnPrefix(), "particles": 4, "every": 4, "ess": 0.5,
-        "resampling": "systematic", "lam_share": 1.0,
+        "resampling": "systematic",
     },
     Spans: {"length": 4, "shuffle": False},
     RandomTokens: {"count": 4},
