@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         BestOfN,
         Chains,
         ClassifierFree,
+        Critic,
         CriticGuidance,
         DenoiseAccept,
         DiaLiteral,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         PredictorCorrector,
         RandomTokens,
         RewardGradient,
+        RewardOnPrefix,
         Sampler,
         Source,
         Spans,
@@ -49,11 +51,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DDIM", "Ancestral", "Annealed", "BaseLM", "BaseModel", "BestOfN", "Chains", "ClassifierFree",
-    "CriticGuidance", "DPMpp2M", "DenoiseAccept", "DiaLiteral", "Diffusion", "FunctionReward",
+    "Critic", "CriticGuidance", "DPMpp2M", "DenoiseAccept", "DiaLiteral", "Diffusion",
+    "FunctionReward",
     "GuidedDecoding", "GuidedSamplerModule", "ParticleGibbs", "ParticleSteering",
     "PredictorCorrector", "PromptData", "RandomTokens", "Result", "Reward", "RewardGradient",
-    "Sampler", "Source", "Spans", "Suffix", "TwistedSMC", "Unguided", "UserError", "WholeText",
-    "check_reward", "metrics", "rewards", "sample", "testing",
+    "RewardOnPrefix", "Sampler", "Source", "Spans", "Suffix", "TwistedSMC", "Unguided",
+    "UserError", "WholeText", "check_reward", "metrics", "rewards", "sample", "testing",
 ]  # fmt: skip
 _HOMES = {
     "sample": "front.sample", "Result": "front.result", "BaseLM": "lm", "Reward": "types",

@@ -167,12 +167,14 @@ class Reward(ABC):
     laws. A subclass sets `deterministic = False` where two calls may differ, and `conditional =
     True` where a value depends on the text's record
     too (a source text, say): it is then called as `reward(texts, records)`, records a sequence of B
-        mappings.
+        mappings. `on_prefix` says whether the value of an unfinished text tells of the whole:
+        False where that is known to mislead (a length, say), None where nobody has looked.
     """
 
     name: str
     deterministic: bool = True
     conditional: bool = False
+    on_prefix: bool | None = None
 
     @abstractmethod
     def __call__(self, texts: Sequence[str]) -> Tensor | np.ndarray | Sequence[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from operator import eq
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from dia_lightning.errors import UserError
 from dia_lightning.types import leading, text_mask
+from dia_lightning.words import words
 
 # A piece that goes on from another text is encoded behind one of these, the tokens of which are
 # then cut off.
@@ -96,6 +98,20 @@ class TokenText:
         apart = [i for i, text in enumerate(whole) if not text.startswith(prompts[before[i]])]
         alone = dict(zip(apart, self._read([rows[i][given[i] :] for i in apart]), strict=True))
         return [alone.get(i, text[len(prompts[before[i]]) :]) for i, text in enumerate(whole)]
+
+    @cached_property
+    def word_starts(self) -> Tensor:
+        """(V,) bool, the tokens that begin another word, or a sign or space, behind a letter."""
+        [head] = self.token_ids(["a"])
+        [before, *read] = self._read(
+            [head, *([*head, i] for i in range(min(len(self.tokenizer), self.vocab_size)))]
+        )
+        starts = torch.zeros(self.vocab_size, dtype=torch.bool)
+        for i, text in enumerate(read):
+            # Of what follows the letter; a character that is not whole yet may be anything.
+            pair = "a" + text[len(before) :][:1]
+            starts[i] = len(pair) == 2 and words(pair) != [pair]
+        return starts
 
     def _read(self, rows: Sequence[Sequence[int]]) -> list[str]:
         texts: list[str] = self.tokenizer.batch_decode(

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from copy import deepcopy
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -170,9 +170,13 @@ def written_out(records: Sequence[Record]) -> list[str]:
     return [written[id(record)] for record in records]
 
 
+# Different texts that a cache remembers; a sampler that asks for unfinished ones would fill memory.
+_MOST_KNOWN = 1 << 18
+
+
 class CachedReward(Reward):
-    """Asks `reward` for each text once in a run; `check_reward` belongs on `reward` itself, since a
-    cache hides faults.
+    """Asks `reward` for each text once in a run, or once in 262,144 different texts; `check_reward`
+    belongs on `reward` itself, since a cache hides faults.
 
     `n_asked`: texts that it was asked for so far, known ones included.
 
@@ -182,6 +186,7 @@ class CachedReward(Reward):
 
     def __init__(self, reward: Reward) -> None:
         self.reward, self.name, self.conditional = reward, reward.name, reward.conditional
+        self.on_prefix = reward.on_prefix
         self._known: dict[tuple[str, str], float] = {}
         self.n_asked = 0
 
@@ -195,7 +200,10 @@ class CachedReward(Reward):
         if new:
             values = call_reward(self.reward, [text for text, _ in new], list(new.values()))
             self._known.update(zip(new, values.tolist(), strict=True))
-        return torch.tensor([self._known[key] for key in keys], dtype=torch.float32)
+        found = torch.tensor([self._known[key] for key in keys], dtype=torch.float32)
+        for key in [*islice(self._known, max(0, len(self._known) - _MOST_KNOWN))]:
+            del self._known[key]
+        return found
 
 
 _TEXTS = (
@@ -214,7 +222,8 @@ def check_reward(
     The laws: those of `call_reward`; 'empty string' and 'empty batch' (shape (0,)) are accepted;
     'records unchanged'; 'deterministic', the same twice; 'any order' of the batch; 'batch = one by
     one'. Equal means to 1e-5, relative where |r| > 1. A reward with `deterministic = False` is
-    excused from the last three. A conditional reward is also asked for the first text beside the
+    excused from the last three. One with `on_prefix = True` is asked for beginnings of the texts
+    too. A conditional reward is also asked for the first text beside the
     last record, so that one that takes equal texts for one, or another's record, is found.
 
     Args:
@@ -242,6 +251,7 @@ def check_reward(
     call_reward(reward, [text for text, _ in pairs], [record for _, record in pairs])
     _require_accepted(reward, [""], "empty string", [records[0]])
     _require_accepted(reward, [], "empty batch", [])
+    _check_prefixes(reward, pairs)
     if reward.deterministic:
         _check_equalities(reward, [*pairs, ("", records[0]), (pairs[0][0], pairs[-1][1])])
     for text, record, copy in zip(texts, records, before, strict=True):
@@ -249,6 +259,18 @@ def check_reward(
             raise _broken(
                 reward, "records unchanged", _text(text), "the record beside it has changed"
             )
+
+
+def _check_prefixes(reward: Reward, pairs: list[tuple[str, Record]]) -> None:
+    """A declaration that is one, and where it says so beginnings of the texts are accepted."""
+    if reward.on_prefix not in (None, True, False):
+        raise RewardError(
+            f"reward {reward.name!r}: on_prefix = {reward.on_prefix!r}, allowed: True, False, None"
+        )
+    if reward.on_prefix:
+        cut = [(text[: k * len(text) // 4], record) for text, record in pairs for k in (1, 2, 3)]
+        texts, records = [text for text, _ in cut], [record for _, record in cut]
+        _require_accepted(reward, texts, "unfinished texts", records)
 
 
 def _records_to_tell(

@@ -27,6 +27,9 @@ class Composed(Reward):
         self.rewards, self.name = rewards, name
         self.deterministic = all(reward.deterministic for reward in rewards)
         self.conditional = any(reward.conditional for reward in rewards)
+        if self.on_prefix is None:
+            known = {reward.on_prefix for reward in rewards}
+            self.on_prefix = False if False in known else None if None in known else True
 
     @abstractmethod
     def combine(self, values: Tensor, texts: Sequence[str]) -> Tensor:

@@ -33,6 +33,7 @@ class Coverage(Reward):
     """
 
     conditional = True
+    on_prefix = False
 
     def __init__(self, source_field: str = "source", n: int = 3, name: str = "coverage") -> None:
         if n < 1:

@@ -51,6 +51,7 @@ class Entailment(Reward):
     """
 
     conditional = True
+    on_prefix = False
 
     def __init__(
         self, model: str = "FacebookAI/roberta-large-mnli", source_field: str = "source",

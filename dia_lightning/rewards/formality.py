@@ -71,6 +71,8 @@ class Formality(Reward):
         UserError: if `output` is none of the three.
     """
 
+    on_prefix = True
+
     def __init__(
         self,
         output: Literal["log_prob", "logit", "prob"] = "log_prob",

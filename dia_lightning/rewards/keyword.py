@@ -29,6 +29,8 @@ class Keyword(Reward):
         UserError: if `words` is empty or holds an empty word.
     """
 
+    on_prefix = True
+
     def __init__(self, words: list[str], name: str = "keyword") -> None:
         if not words or not all(word.strip() for word in words):
             raise UserError(f"words: {words} given, allowed: one word or more, none empty")

@@ -26,6 +26,8 @@ class Length(Reward):
         UserError: if `target` is below 1.
     """
 
+    on_prefix = False
+
     def __init__(self, target: int, name: str = "length") -> None:
         if target < 1:
             raise UserError(f"target: {target} given, allowed: a number of words from 1")

@@ -32,6 +32,8 @@ class Perplexity(Reward):
         UserError: if the model cannot be loaded, or there is no such device.
     """
 
+    on_prefix = False
+
     def __init__(self, model: str, device: str = "cpu", name: str = "fluency") -> None:
         self.model, self.device, self.name = model, device, name
         with renamed(base_lm="model"):

@@ -58,6 +58,8 @@ class Perspective(Reward):
             cache to read either.
     """
 
+    on_prefix = True
+
     def __init__(
         self, attributes: dict[str, float] | list[str] | None = None,
         language: str = "en", sign: float = -1.0, requests_per_second: float = 1.0,

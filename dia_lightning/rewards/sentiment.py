@@ -19,6 +19,8 @@ class VaderSentiment(Reward):
         name: Label in outputs.
     """
 
+    on_prefix = True
+
     def __init__(self, name: str = "sentiment") -> None:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 

@@ -24,6 +24,7 @@ class ChrFSimilarity(Reward):
     """
 
     conditional = True
+    on_prefix = False
 
     def __init__(self, source_field: str = "source", name: str = "similarity") -> None:
         from sacrebleu.metrics import CHRF
@@ -57,6 +58,7 @@ class EmbeddingSimilarity(Reward):
     """
 
     conditional = True
+    on_prefix = False
 
     def __init__(
         self, source_field: str = "source", device: str = "cpu", name: str = "similarity"

@@ -191,6 +191,7 @@ class SlotConsistency(Reward):
     """
 
     conditional = True
+    on_prefix = False
 
     def __init__(self, field: str = "mr", name: str = "slots") -> None:
         self.field, self.name = field, name

@@ -36,6 +36,8 @@ class LocalToxicity(Reward):
             weights right.
     """
 
+    on_prefix = True
+
     def __init__(self, sign: float = -1.0, name: str = "toxicity") -> None:
         require_sign(sign)
         self.sign, self.name = sign, name

@@ -18,6 +18,7 @@ from dia_lightning.samplers.module import GuidedSamplerModule
 from dia_lightning.samplers.moves import DenoiseAccept, Move, Suffix, Window
 from dia_lightning.samplers.particle_gibbs import ParticleGibbs
 from dia_lightning.samplers.particle_steering import ParticleSteering
+from dia_lightning.samplers.prefix import Critic, PrefixTwist, RewardOnPrefix
 from dia_lightning.samplers.solver import (
     DDIM,
     Ancestral,
@@ -32,9 +33,10 @@ from dia_lightning.sampling.positions import Positions, RandomTokens, Spans, Who
 
 __all__ = [
     "DDIM", "Ancestral", "Annealed", "BaseModel", "BestOfN", "Chains", "ClassifierFree",
-    "CriticGuidance", "DPMpp2M", "DenoiseAccept", "DiaLiteral", "Diffusion", "Drawn", "Guidance",
-    "GuidedDecoding", "GuidedSamplerModule", "Models", "Move", "ParticleGibbs",
-    "ParticleSteering", "Positions", "PredictorCorrector", "RandomTokens", "RewardGradient",
-    "Sampler", "Solver", "Source", "Spans", "Suffix", "TwistedSMC", "Unguided", "WholeText",
+    "Critic", "CriticGuidance", "DPMpp2M", "DenoiseAccept", "DiaLiteral", "Diffusion", "Drawn",
+    "Guidance", "GuidedDecoding", "GuidedSamplerModule", "Models", "Move", "ParticleGibbs",
+    "ParticleSteering", "Positions", "PredictorCorrector", "PrefixTwist", "RandomTokens",
+    "RewardGradient", "RewardOnPrefix", "Sampler", "Solver", "Source", "Spans", "Suffix",
+    "TwistedSMC", "Unguided", "WholeText",
     "Window",
 ]  # fmt: skip

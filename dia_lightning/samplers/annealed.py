@@ -80,6 +80,11 @@ class Annealed(Sampler):
         require("texts", self.texts, self.texts >= 0, "0 or more")
         weighted = type(self.start).population is not Sampler.population
         require("start", type(self.start).__name__, weighted, WEIGHTED)
+        usual, given = (
+            getattr(type(self.start), "particles", None),
+            getattr(self.start, "particles", None),
+        )
+        require("start.particles", given, given == usual, f"{usual}, those of Annealed count")
         if isinstance(self.start, BaseModel):
             allowed = "BaseModel with its defaults, which is p_θ"
             require("start", self.start, self.start == BaseModel(), allowed)
@@ -90,8 +95,6 @@ class Annealed(Sampler):
 
     def check(self, models: Models) -> None:
         self.start.check(models)
-        fits = models.alpha == 1 or isinstance(self.start, BaseModel)
-        require("start", type(self.start).__name__, fits, "BaseModel where alpha is not 1")
 
     def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
         moves = self._moves_for(batch)

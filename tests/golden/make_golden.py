@@ -72,6 +72,10 @@ TEXTS: dict[str, list[str]] = {
     ],
     "smc": ["configs/smc_tiny.yaml", *FEW, *STEPS, f"{SAMPLER}.every=2"],
     "twisted_smc": ["configs/baselines/twisted_smc_tiny.yaml", *FEW],
+    "twisted_smc_by_reward": [
+        "configs/baselines/twisted_smc_tiny.yaml", *FEW, f"{SAMPLER}.twist=RewardOnPrefix",
+        f"{SAMPLER}.every=word",
+    ],
     "guided_decoding": ["configs/baselines/guided_decoding_tiny.yaml", *FEW],
     "best_of_n": [
         "configs/baselines/best_of_n_tiny.yaml", *FEW, f"{SAMPLER}.weighted=true", "--model.lam=2",

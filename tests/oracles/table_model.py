@@ -50,7 +50,7 @@ class TableValue:
     def __init__(self, values: dict[tuple[int, ...], float]) -> None:
         self.values, self.asked = values, 0
 
-    def __call__(self, tokens: Tensor, known: Tensor) -> Tensor:
+    def __call__(self, tokens: Tensor, known: Tensor, rows: Tensor | None = None) -> Tensor:
         self.asked += len(tokens)
         prefixes = [
             tuple(row[: int(n)]) for row, n in zip(tokens.tolist(), known.sum(1), strict=True)

@@ -15,6 +15,7 @@ STEERING = "configs/dia_tiny.yaml --model.sampler=ParticleSteering"
     [
         (f"{BASELINES}/best_of_n_tiny.yaml", "n", "0", "1 or more"),
         (f"{BASELINES}/twisted_smc_tiny.yaml", "ess", "2.0", "0 ≤ ess ≤ 1"),
+        (f"{BASELINES}/twisted_smc_tiny.yaml", "every", "0", "1 or more, or word"),
         (f"{BASELINES}/twisted_smc_tiny.yaml", "resampling", "none", "'systematic', 'stratified'"),
         (f"{BASELINES}/guided_decoding_tiny.yaml", "top_k", "-1", "0 or more"),
         (f"{BASELINES}/guided_decoding_tiny.yaml", "final", "beam", "'sample', 'argmax'"),

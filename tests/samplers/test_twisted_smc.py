@@ -13,7 +13,7 @@ from torch import Tensor
 from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.errors import UserError
 from dia_lightning.lm.base_lm import BaseLM
-from dia_lightning.samplers import GuidedSamplerModule, TwistedSMC
+from dia_lightning.samplers import Critic, GuidedSamplerModule, TwistedSMC
 from dia_lightning.samplers.twisted_smc import Twist, TwistedParticles, twisted_smc
 from dia_lightning.types import Batch, text_mask
 from tests.oracles.table_lm import REWARD, codes, pi
@@ -23,7 +23,7 @@ from tests.samplers.test_particle_steering import ShareOfVowels, batch
 LAM = 0.8
 EXACT, PI, Z = soft_values(LAM), pi(LAM), float((P * np.exp(LAM * REWARD)).sum())
 _NOISE = np.random.default_rng(5).normal(size=len(EXACT))
-THREE = TwistedSMC(particles=3)
+THREE = TwistedSMC(Critic(), particles=3)
 POOR = {prefix: float(x) for prefix, x in zip(EXACT, _NOISE, strict=True)}
 
 
@@ -114,7 +114,7 @@ def module(
 
 
 def test_populations_prompts_and_calls(lm_folder: Path, critic_folder: Path, lm: BaseLM) -> None:
-    smc = module(lm_folder, critic_folder, TwistedSMC(particles=3, every=2, ess=0.99))
+    smc = module(lm_folder, critic_folder, TwistedSMC(Critic(), particles=3, every=2, ess=0.99))
     assert smc.value is not None
     calls = []
     smc.value.critic.trunk.register_forward_pre_hook(
@@ -151,7 +151,7 @@ def test_log_z_of_the_module_against_plain_sampling(
             [x.strip() for x in lm.decode(tokens, many.prompt_mask, with_prompt=True)]
         )
     ).exp()
-    sampler = TwistedSMC(particles=50, every=1, ess=0.9)
+    sampler = TwistedSMC(Critic(), particles=50, every=1, ess=0.9)
     smc, generator = module(lm_folder, critic_folder, sampler), seeded(2)
     drawn = [smc.draw(batch(lm, ["the"]), generator).diagnostics for _ in range(20)]
     z = torch.stack([x["log_z"][0] for x in drawn if x is not None]).exp() / weights.mean()
@@ -203,7 +203,7 @@ def test_options_are_checked(
     ("options", "message"),
     [
         ({"particles": 0}, "^particles: 0 given, allowed: 1 or more"),
-        ({"every": 0}, "^every: 0 given, allowed: 1 or more"),
+        ({"every": 0}, "^every: 0 given, allowed: 1 or more, or word"),
         ({"ess": 2.0}, "^ess: 2.0 given"),
         (
             {"resampling": "none"},

@@ -23,6 +23,7 @@ from dia_lightning.samplers import (
     BaseModel,
     BestOfN,
     Chains,
+    Critic,
     CriticGuidance,
     DenoiseAccept,
     Diffusion,
@@ -222,7 +223,7 @@ def test_twisted_smc_with_a_critic_and_resampling(table_parts: Path) -> None:
     """A critic of random weights, resampling at every token: Ẑ of 400 populations of 8 is
     unbiased.
     """
-    sampler = TwistedSMC(particles=8, every=1, ess=1.0, resampling="multinomial")
+    sampler = TwistedSMC(Critic(), 8, every=1, ess=1.0, resampling="multinomial")
     generations = drawn(guided(table_parts, sampler), apart(400))
     assert float(generations.diagnostics["resampled"].min()) == T - 1
     z = generations.diagnostics["log_z"].exp() / np.exp(log_z(LAM))

@@ -18,6 +18,7 @@ from dia_lightning.samplers import (
     Annealed,
     Chains,
     ClassifierFree,
+    Critic,
     CriticGuidance,
     DenoiseAccept,
     DiaLiteral,
@@ -268,7 +269,7 @@ def test_twisted_smc_weighs_every_so_many_tokens(
     shortest prompt, and of no others.
     """
     given = prompted(lm, prompts)
-    made = guided(lm_folder, parts, TwistedSMC(particles=8, every=every, ess=1.0))
+    made = guided(lm_folder, parts, TwistedSMC(Critic(), particles=8, every=every, ess=1.0))
     assert made.value is not None
     asked = Asked(made.value.critic)
     (generations,) = made.predict_step(given)

@@ -19,6 +19,7 @@ from dia_lightning.samplers import (
     BestOfN,
     Chains,
     ClassifierFree,
+    Critic,
     DenoiseAccept,
     Diffusion,
     GuidedDecoding,
@@ -94,6 +95,7 @@ def test_base_texts_beside_the_methods(options: dict[str, Any]) -> None:
     [
         Annealed([], particles=1),
         TwistedSMC(particles=1, every=1),
+        TwistedSMC(Critic(), particles=1, every=1),
         TwistedSMC(particles=1, ess=0.0),
         BestOfN(1, weighted=True),
         ParticleSteering(Unguided(), particles=1, steps=2),
@@ -245,7 +247,8 @@ TILTED = DenoiseAccept(tilt=0.1)
         (GuidedDecoding(), set(), {"critic"}),
         (ParticleSteering(Unguided()), {"denoiser"}, {"denoiser", "critic"}),
         (Source(), set(), set()),
-        (TwistedSMC(), set(), {"critic"}),
+        (TwistedSMC(), set(), set()),
+        (TwistedSMC(Critic()), set(), {"critic"}),
     ],
     ids=lambda x: str(sorted(x)) if isinstance(x, set) else str(x),
 )
@@ -317,7 +320,7 @@ def test_networks_of_the_kit(table_parts: Path, tmp_path: Path) -> None:
     assert made.trained_parts() == {"denoiser": str(kit / "denoiser")}
     assert made.sampler == Annealed()
     with pytest.raises(UserError, match=r"^critic: none given"):
-        GuidedSamplerModule(TableReward(), TwistedSMC(), str(kit / "lm"))
+        GuidedSamplerModule(TableReward(), TwistedSMC(Critic()), str(kit / "lm"))
     other = GuidedSamplerModule(TableReward(), Annealed(), str(kit / "model"))
     assert (other.denoiser, other.sampler) == (None, Annealed([Suffix()]))
     told = GuidedSamplerModule(TableReward(), Annealed(), str(kit / "model"), str(kit / "denoiser"))
@@ -378,6 +381,7 @@ def test_who_can_fill_blanks(table_parts: Path, sampler: Sampler, refused: bool)
         GuidedDecoding(),
         ParticleSteering(steps=2),
         TwistedSMC(),
+        TwistedSMC(Critic(), every="word"),
     ],
     ids=str,
 )
