@@ -72,7 +72,7 @@ def _plain(value: Any) -> Any:
 
 
 def _short(figures: Mapping[str, Any]) -> dict[str, Any]:
-    numbers = {k: v for k, v in figures.items() if isinstance(v, int | float)}
+    numbers = {k: v for k, v in figures.items() if type(v) in (int, float)}
     return {k: float(f"{v:.4g}") for k, v in numbers.items()}
 
 

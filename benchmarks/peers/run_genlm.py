@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from judges import judge_of
-
 from genlm.control import Potential, PromptedLLM, direct_token_sampler
+from judges import judge_of
 
 
 class RewardOnPrefix(Potential):
