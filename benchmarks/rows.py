@@ -129,6 +129,6 @@ def publish(folder: Path, name: str, title: str, body: str, doc: Path | None = D
         return
     text = doc.read_text(encoding="utf-8")
     if f"<!-- {name}: " not in text:
-        made = f"<!-- {name}: made by `make {name.split('-')[0]}` -->"
+        made = f"<!-- {name}: made by `make {name}` -->"
         text = f"{text.rstrip()}\n\n## {title}\n\n{made}\n<!-- end of {name} -->\n"
     doc.write_text(fill(text, name, body), encoding="utf-8")
