@@ -70,13 +70,13 @@ results-smollm2: $(VENV)/.installed  ## the same on SmolLM2, with its spans and 
 	$(BIN)/python benchmarks/smollm2.py
 
 moves: $(VENV)/.installed  ## effective samples of exact moves by position and second (hours; goes on where it was; ARGS="--minutes 60")
-	$(BIN)/python benchmarks/moves.py $(ARGS)
+	$(BIN)/python benchmarks/moves.py --doc $(ARGS)
 
 equal-time: $(VENV)/.installed  ## reward, log p_θ and distinct-2 of the methods at equal seconds (hours; goes on where it was)
-	$(BIN)/python benchmarks/equal_time.py $(ARGS)
+	$(BIN)/python benchmarks/equal_time.py --doc $(ARGS)
 
 blanks: $(VENV)/.installed  ## problems with fixed pieces: valid share, distance from the truth, reward (hours; goes on where it was)
-	$(BIN)/python benchmarks/blanks.py $(ARGS)
+	$(BIN)/python benchmarks/blanks.py --doc $(ARGS)
 
 # Without their dependencies, whose ranges would fetch gigabytes of CUDA packages.
 .venv-peers/.installed: constraints.txt
@@ -87,7 +87,7 @@ blanks: $(VENV)/.installed  ## problems with fixed pieces: valid share, distance
 	@touch $@
 
 peers: $(VENV)/.installed .venv-peers/.installed  ## genlm-control and this package side by side (hours; goes on where it was)
-	$(BIN)/python benchmarks/peers/compare.py $(ARGS)
+	$(BIN)/python benchmarks/peers/compare.py --doc $(ARGS)
 
 ablations: $(VENV)/.installed  ## the ablation grid and its report, in runs/ablations; KIT=gpt2 for another kit
 	$(BIN)/python -m dia_lightning study configs/ablations/*.yaml --out runs/ablations --kit $(KIT) $(ARGS)

@@ -4,11 +4,12 @@ blanks.
     make blanks                                     every row that is missing (hours)
     python benchmarks/blanks.py --kits tiny --methods "diffusion + moves" --minutes 60
 
-Problems come from p_θ's own texts: 2 to 4 pieces of 1 to 3 words must occur in their order, in every
-second problem the last phrase is given too; half have two pieces of one word. In the form `lengths` each blank's number of tokens is
-given (and so is each piece's place), in the form `free` it is not. The truth is what is left of
-many texts of p_θ that meet the problem, weighed by exp(λ r); a problem with fewer than ENOUGH
-effective ones has none. Rows stand in runs/blanks/rows.jsonl, the table goes to docs/results.md.
+Problems come from p_θ's own texts: 2 to 4 pieces of 1 to 3 words must occur in their order (half of
+them: two pieces of one word), and in every second the last phrase is given too. In the form
+`lengths` each blank's number of tokens is given, and so each piece's place, in the form `free` it
+is not. The truth is what is left of many texts of p_θ that meet the problem, weighed by exp(λ r); a
+problem with fewer than ENOUGH effective ones has none. Rows stand in runs/blanks/rows.jsonl, the
+table goes to docs/results.md.
 """
 
 from __future__ import annotations
@@ -379,7 +380,8 @@ def main(arguments: Sequence[str] | None = None, out: Path = OUT) -> int:
     parser.add_argument("--problems", type=int, help="the first so many")
     parser.add_argument("--minutes", type=float, help="begin no row after these")
     parser.add_argument("--quick", action="store_true", help="tiny kit, 2 problems, 2 texts each")
-    parser.add_argument("--tables", action="store_true", help="write the tables of what is there")
+    parser.add_argument("--tables", action="store_true", help="measure nothing")
+    parser.add_argument("--doc", action="store_true", help="write into docs/results.md too")
     given = parser.parse_args(arguments)
     if given.quick:
         given.kits, given.problems, given.texts = ["tiny"], 2, 2
@@ -403,7 +405,7 @@ def main(arguments: Sequence[str] | None = None, out: Path = OUT) -> int:
         f" distribution, all problems together, from uniform, {BINS} bins, bias removed."
     )
     body = f"{tables(found)}\n\n{made}"
-    publish(out, "blanks", "Fixed pieces", body, None if given.quick else DOC)
+    publish(out, "blanks", "Fixed pieces", body, DOC if given.doc else None)
     return 0
 
 

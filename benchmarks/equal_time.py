@@ -216,7 +216,8 @@ def main(arguments: Sequence[str] | None = None, out: Path = OUT) -> int:
     parser.add_argument("--n-texts", type=int, help="for each prompt")
     parser.add_argument("--minutes", type=float, help="begin no row after these")
     parser.add_argument("--quick", action="store_true", help="tiny kit, least efforts, 16 texts")
-    parser.add_argument("--tables", action="store_true", help="write the tables of what is there")
+    parser.add_argument("--tables", action="store_true", help="measure nothing")
+    parser.add_argument("--doc", action="store_true", help="write into docs/results.md too")
     given = parser.parse_args(arguments)
     if given.quick:
         given.kits, given.seeds, given.n_texts = ["tiny"], [0], 16
@@ -226,7 +227,7 @@ def main(arguments: Sequence[str] | None = None, out: Path = OUT) -> int:
         raise SystemExit("no row is there yet")
     made = f"{made_by('make equal-time', found)} Mean (smallest–largest) over seeds."
     body = f"{tables(found)}\n\n{made}"
-    publish(out, "equal-time", "Equal seconds", body, None if given.quick else DOC)
+    publish(out, "equal-time", "Equal seconds", body, DOC if given.doc else None)
     return 0
 
 

@@ -44,7 +44,7 @@ from dia_lightning.target import TargetDensity, completions
 from dia_lightning.types import Batch, Reward, scored_mask
 
 OUT = ROOT / "runs" / "moves"
-POOL, BURN = 64, 10
+POOL, BURN = 32, 10
 Part = Mapping[str, Any]
 
 
@@ -69,7 +69,7 @@ KITS: dict[str, dict[str, Any]] = {
         "seconds": 40,
     },
     "smollm2": {
-        "base_lm": "smollm2", "prompts": [TEMPLATE.format(prompt=s) for s in SUBJECTS], "chains": 8,
+        "base_lm": "smollm2", "prompts": [TEMPLATE.format(prompt=s) for s in SUBJECTS], "chains": 16,
         "lengths": [128, 48, 256], "seconds": 240,
     },
 }  # fmt: skip
@@ -150,28 +150,42 @@ def batch_of(spec: Part, chains: int) -> Batch:
     return data.batch(0)
 
 
+def pool_of(spec: Part, batch: Batch) -> Tensor:
+    """(B, POOL, T) texts of p_θ for each chain, for all rewards, from a file if there."""
+    key = "-".join(str(spec[name]) for name in ("kit", "length", "seed", "chains"))
+    path = OUT / f"pool-{key}-{POOL}.pt"
+    if not path.exists():
+        lm, _ = base_lm(KITS[spec["kit"]]["base_lm"])
+        generator, pools = torch.Generator().manual_seed(1000 + spec["seed"]), []
+        for i in range(len(batch.tokens)):
+            pool = rows_of(batch, torch.full((POOL,), i))
+            pools.append(lm.generate(pool.tokens, pool.prompt_mask, generator))
+        torch.save(torch.stack(pools), path)
+    kept: Tensor = torch.load(path, weights_only=True)
+    return kept
+
+
 def begin(spec: Part, batch: Batch, reward: Reward, lam: float) -> Tensor:
     """Texts with which every move of this kit, reward, length and seed starts, from a file if
     there.
     """
-    key = "-".join(str(spec[name]) for name in ("kit", "reward", "length", "seed", "chains"))
+    names = ("kit", "reward", "length", "seed", "chains")
+    key = "-".join(str(spec[name]) for name in names)
     path = OUT / f"begin-{key}-{POOL}-{BURN}.pt"
-    if path.exists():
-        kept: Tensor = torch.load(path, weights_only=True)
-        return kept
-    lm, _ = base_lm(KITS[spec["kit"]]["base_lm"])
-    generator, rows = torch.Generator().manual_seed(1000 + spec["seed"]), []
-    for i in range(len(batch.tokens)):
-        pool = rows_of(batch, torch.full((POOL,), i))
-        texts = lm.generate(pool.tokens, pool.prompt_mask, generator)
-        weight = lam * TargetDensity(lm, reward, lam, pool, False).terms(texts).reward
-        rows.append(texts[int(draw_categorical(weight[None], generator))])
-    target = TargetDensity(lm, reward, lam, batch, False)
-    state = start(target, torch.stack(rows), batch.prompt_mask)
-    kernel = Suffix().kernel(Models(lm, None, None, None, reward, lam), target)  # type: ignore[arg-type]
-    state, _ = cycle([kernel], state, BURN, generator)
-    torch.save(state.tokens, path)
-    return state.tokens
+    if not path.exists():
+        lm, _ = base_lm(KITS[spec["kit"]]["base_lm"])
+        generator, rows = torch.Generator().manual_seed(2000 + spec["seed"]), []
+        for i, texts in enumerate(pool_of(spec, batch)):
+            pool = rows_of(batch, torch.full((POOL,), i))
+            weight = lam * TargetDensity(lm, reward, lam, pool, False).terms(texts).reward
+            rows.append(texts[int(draw_categorical(weight[None], generator))])
+        target = TargetDensity(lm, reward, lam, batch, False)
+        state = start(target, torch.stack(rows), batch.prompt_mask)
+        kernel = Suffix().kernel(Models(lm, None, None, None, reward, lam), target)  # type: ignore[arg-type]
+        state, _ = cycle([kernel], state, BURN, generator)
+        torch.save(state.tokens, path)
+    kept: Tensor = torch.load(path, weights_only=True)
+    return kept
 
 
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
@@ -342,7 +356,8 @@ def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="of moves, a row")
     parser.add_argument("--minutes", type=float, help="begin no row after these")
     parser.add_argument("--quick", action="store_true", help="tiny kit, first seed, a second a row")
-    parser.add_argument("--tables", action="store_true", help="write the tables of what is there")
+    parser.add_argument("--tables", action="store_true", help="measure nothing")
+    parser.add_argument("--doc", action="store_true", help="write into docs/results.md too")
     given = parser.parse_args(arguments)
     if given.quick:
         given.kits, given.seeds, given.chains, given.seconds = ["tiny"], [0], 8, 1.0
@@ -369,7 +384,7 @@ def main(arguments: Sequence[str] | None = None, out: Path = OUT) -> int:
         " “too large”: a run that was too short for the autocorrelation to end."
     )
     title = "Effective samples of the exact moves"
-    publish(out, "moves", title, f"{tables(found)}\n\n{made}", None if given.quick else DOC)
+    publish(out, "moves", title, f"{tables(found)}\n\n{made}", DOC if given.doc else None)
     return 0
 
 

@@ -278,7 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, help="begin no row after these")
     parser.add_argument("--quick", action="store_true", help="16 texts, the first kit and seed")
-    parser.add_argument("--tables", action="store_true", help="write the tables of what is there")
+    parser.add_argument("--tables", action="store_true", help="measure nothing")
+    parser.add_argument("--doc", action="store_true", help="write into docs/results.md too")
     given = parser.parse_args(arguments)
     if not PEER.exists() and not given.tables:
         raise SystemExit(f"no {PEER.parent.parent.name}: run `make peers` first")
@@ -292,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not found:
         raise SystemExit("no row is there yet")
     body = f"{tables(found)}\n\n{made_by('make peers', found)} Mean (smallest–largest) over seeds."
-    publish(OUT, "peers", "genlm-control side by side", body, None if given.quick else DOC)
+    publish(OUT, "peers", "genlm-control side by side", body, DOC if given.doc else None)
     return 0
 
 
