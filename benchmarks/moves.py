@@ -69,8 +69,8 @@ KITS: dict[str, dict[str, Any]] = {
         "seconds": 40,
     },
     "smollm2": {
-        "base_lm": "smollm2", "prompts": [TEMPLATE.format(prompt=s) for s in SUBJECTS], "chains": 16,
-        "lengths": [128, 48, 256], "seconds": 240,
+        "base_lm": "smollm2", "prompts": [TEMPLATE.format(prompt=s) for s in SUBJECTS],
+        "chains": 16, "lengths": [128, 48, 256], "seconds": 240,
     },
 }  # fmt: skip
 DEFAULTS = {"tries": 1, "form": "metropolis", "cut": "uniform"}

@@ -250,4 +250,5 @@ def test_the_peer_draws_the_law_of_the_letters() -> None:
         "texts": 1024, "wanted": 100_000, "runs": 1, "method": "genlm-control",
     }  # fmt: skip
     figures = compare.measure(spec)
-    assert figures["total_variation"] < 0.5
+    assert figures["drawn"] == 1024
+    assert figures["total_variation"] < 5 * figures["floor"]
