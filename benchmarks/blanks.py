@@ -63,7 +63,7 @@ KITS: dict[str, dict[str, Any]] = {
         "texts": 8, "pool": 50_000, "critic": "checkpoints/tiny/critic",
     },
     "smollm2": {
-        "base_lm": "smollm2", "problems": 50, "texts": 4, "pool": 4_000,
+        "base_lm": "smollm2", "problems": 50, "texts": 4, "pool": 2_000,
         "subjects": ["a lighthouse", "an old friend", "the first day of school", "a broken radio"],
         "critic": "checkpoints/smollm2/critic_sentiment",
     },
