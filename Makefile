@@ -6,7 +6,7 @@ KIT ?= tiny
 # A test has one thread, so a process a core; a process takes up to 2 GB.
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow coverage mutants fuzz lint format typecheck ablations doctor clean theory tasks bench scaling gpt2 results results-smollm2
+.PHONY: help demo test test-slow coverage mutants fuzz lint format typecheck ablations doctor clean theory tasks bench scaling gpt2 results results-smollm2 moves equal-time blanks peers
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -69,6 +69,26 @@ results-smollm2: $(VENV)/.installed  ## the same on SmolLM2, with its spans and 
 	$(BIN)/python benchmarks/results.py --smollm2
 	$(BIN)/python benchmarks/smollm2.py
 
+moves: $(VENV)/.installed  ## effective samples of exact moves by position and second (hours; goes on where it was; ARGS="--minutes 60")
+	$(BIN)/python benchmarks/moves.py --doc $(ARGS)
+
+equal-time: $(VENV)/.installed  ## reward, log p_θ and distinct-2 of the methods at equal seconds (hours; goes on where it was)
+	$(BIN)/python benchmarks/equal_time.py --doc $(ARGS)
+
+blanks: $(VENV)/.installed  ## problems with fixed pieces: valid share, distance from the truth, reward (hours; goes on where it was)
+	$(BIN)/python benchmarks/blanks.py --doc $(ARGS)
+
+# Without their dependencies, whose ranges would fetch gigabytes of CUDA packages.
+.venv-peers/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps genlm-control==0.4.1 genlm-backend==0.3.1 genlm-bytes==0.2.0 genlm-grammar==0.2.0 arsenal==3.1.3
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt transformers accelerate vaderSentiment matplotlib scipy pandas nltk regex numba ipython json-stream jsonschema frozendict interegular lark graphviz sentencepiece protobuf
+	@touch $@
+
+peers: $(VENV)/.installed .venv-peers/.installed  ## genlm-control and this package side by side (hours; goes on where it was)
+	$(BIN)/python benchmarks/peers/compare.py --doc $(ARGS)
+
 ablations: $(VENV)/.installed  ## the ablation grid and its report, in runs/ablations; KIT=gpt2 for another kit
 	$(BIN)/python -m dia_lightning study configs/ablations/*.yaml --out runs/ablations --kit $(KIT) $(ARGS)
 
@@ -76,4 +96,4 @@ doctor: $(VENV)/.installed  ## who owns the script `lightning`, and which versio
 	$(BIN)/python -m dia_lightning.lab.doctor
 
 clean:  ## remove the environment and everything that runs wrote
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-peers runs
