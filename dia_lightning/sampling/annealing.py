@@ -21,7 +21,7 @@ from dia_lightning.sampling.resampling import (
     next_temperature,
     systematic,
 )
-from dia_lightning.sampling.state import Kernel, State, start, take
+from dia_lightning.sampling.state import Kernel, State, take
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Batch
 
@@ -81,13 +81,10 @@ def from_base(
     """Samples of p_θ as particles at λ = 0, (G · M, T), the M of one population side by side; or
     those of a population at another λ.
     """
-    device = tokens.device
-    return start(
-        target,
-        tokens,
-        prompt_mask,
-        torch.full((len(tokens),), lam, dtype=torch.float64, device=device),
-    )
+    with torch.autocast(tokens.device.type, enabled=False):
+        read = target.lm.read(tokens, prompt_mask)
+    terms = target.terms(tokens, prompt_mask, read)
+    return State(tokens, prompt_mask, *terms, torch.full_like(terms.reward, lam), read)
 
 
 class Resampled(NamedTuple):
