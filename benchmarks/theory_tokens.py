@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dia_lightning.sampling.suffix import SuffixRegeneration
 from torch import Tensor, nn
 
 from dia_lightning.diffusion.critic import CriticNetwork
@@ -32,7 +33,6 @@ from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, Kernel
 from dia_lightning.sampling.particles import Steering, smc
 from dia_lightning.sampling.positions import RandomTokens
 from dia_lightning.sampling.solvers import SOLVERS
-from dia_lightning.sampling.suffix import SuffixRegeneration
 from dia_lightning.training.critic import OBJECTIVES
 from dia_lightning.training.optim import AdamW
 from tests.oracles.enumerable import Enumerable

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dia_lightning.errors import UserError
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import Length
-from dia_lightning.sampling.suffix import SuffixRegeneration
+from dia_lightning.sampling.drafts import SuffixDrafts
+from dia_lightning.sampling.ensemble import EnsembleKernel
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Batch, fill_after_end, text_mask
 
@@ -143,7 +144,7 @@ def test_it_is_read_and_written_or_refused(
 
     batch = Batch(0, [0, 1, 2], ["a", "b", "c"], tokens, mask)
     target = TargetDensity(lm, Length(3), 1.0, batch)
-    kernel = SuffixRegeneration(target)
+    kernel = EnsembleKernel(target, SuffixDrafts(lm))
     state = kernel.init(drawn, mask, torch.ones(3))
     state, _ = kernel.step(state, torch.Generator().manual_seed(2))
     assert torch.equal(state.tokens, fill_after_end(state.tokens, mask, lm.end_id))

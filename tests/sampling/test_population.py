@@ -6,7 +6,8 @@ import torch
 
 from dia_lightning.sampling.annealing import anneal, cycle, from_base, resample_down
 from dia_lightning.sampling.diagnostics import log_z_upper
-from dia_lightning.sampling.suffix import SuffixRegeneration
+from dia_lightning.sampling.drafts import SuffixDrafts
+from dia_lightning.sampling.ensemble import EnsembleKernel
 from tests.oracles.table_lm import END, LOG_P, REWARD, ROWS, T, TableTarget, codes, pi
 
 LAM = 3.0
@@ -18,7 +19,7 @@ def run(n_groups: int, size: int, seed: int, moves: int = 1, ess: float = 0.5, l
     empty = torch.full((n_groups * size, T), END)
     mask = torch.zeros_like(empty, dtype=torch.bool)
     tokens = target.lm.generate(empty, mask, generator)
-    kernels = [SuffixRegeneration(target)] if moves else []
+    kernels = [EnsembleKernel(target, SuffixDrafts(target.lm))] if moves else []
     return anneal(target, kernels, from_base(target, tokens, mask), n_groups, generator, ess, moves)
 
 
@@ -112,7 +113,9 @@ def test_many_texts_thinned_to_few_particles() -> None:
     assert len(few.tokens) == 10_000
     weights = (reached * many.reward).softmax(0)
     assert abs(1 / float(weights.square().sum()) - 10_000) < 1
-    state, rest, _ = anneal(target, [SuffixRegeneration(target)], few, 1, generator)
+    state, rest, _ = anneal(
+        target, [EnsembleKernel(target, SuffixDrafts(target.lm))], few, 1, generator
+    )
     rng = np.random.default_rng(0)
     for found, lam in ((few, reached), (state, LAM)):
         floor = np.mean(
@@ -144,7 +147,7 @@ def test_populations_do_not_mix() -> None:
 
 def test_cycle_reports_every_step() -> None:
     target = TableTarget(1.0)
-    kernel = SuffixRegeneration(target)  # type: ignore[arg-type]
+    kernel = EnsembleKernel(target, SuffixDrafts(target.lm))  # type: ignore[arg-type]
     state, followed = cycle(
         [kernel, kernel], kernel.init(torch.tensor(ROWS)), 3, torch.Generator().manual_seed(0)
     )
