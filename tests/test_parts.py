@@ -36,7 +36,7 @@ def test_an_old_option_names_the_new_one(lightning: Run, option: str) -> None:
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        (["moves=[{class_path: DenoiseAccept, init_args: {expert: 0.3}}]"], "moves"),
+        (["moves=[{class_path: DenoiseAccept, init_args: {expert: 0.3}}]"], "moves: expert"),
         (["moves=[DenoiseAccept]", "moves.expert=0.3"], "moves.expert"),
         (["=Chains", "moves=[Suffix, DenoiseAccept]", "moves.expert=0.3"], "moves.expert"),
     ],
