@@ -108,7 +108,7 @@ def q_numpy(
         p[END] = 0
     if any(j < i and context[j] == END for j in known):
         p[:END] = 0
-    return p / p.sum()
+    return p / p.sum() if p.any() else p
 
 
 def matrix(spans: int, rounds: int, kind: str = "") -> np.ndarray:
