@@ -134,7 +134,9 @@ def test_short_names_on_the_command_line_and_in_a_file(lightning: Run) -> None:
     assert typed["model"] == written["model"]
     sampler = typed["model"]["init_args"]["sampler"]
     assert sampler["class_path"] == "dia_lightning.Chains"
-    assert sampler["init_args"]["moves"] == [{"class_path": "dia_lightning.Suffix"}]
+    plain = {"tries": 1, "form": "metropolis", "cut": "uniform"}
+    suffix = {"class_path": "dia_lightning.Suffix", "init_args": plain}
+    assert sampler["init_args"]["moves"] == [suffix]
     solver = sampler["init_args"]["start"]["init_args"]["solver"]
     assert solver == {"class_path": "dia_lightning.DDIM", "init_args": {"eta": 0.5}}
 
