@@ -24,9 +24,10 @@ import torch
 from benchmarks.theory import DOC, fill, table
 from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.lm.row_cache import RowCache
 from dia_lightning.meter import Meter, difference
 from dia_lightning.rewards import VaderSentiment
-from dia_lightning.samplers import DenoiseAccept, Models, Move, Suffix
+from dia_lightning.samplers import DenoiseAccept, Models, Move, Suffix, Window
 from dia_lightning.samplers.networks import load_denoiser, load_value
 from dia_lightning.sampling.positions import Spans
 from dia_lightning.target import TargetDensity
@@ -38,7 +39,8 @@ KERNELS: dict[str, Move] = {
     "denoise-and-accept, span 4, 4 rounds": DenoiseAccept(),
     "denoise-and-accept, span 8, 8 rounds": DenoiseAccept(positions=Spans(8), rounds=8),
     "denoise-and-accept, span 4, 1 round": DenoiseAccept(rounds=1),
-    "the same, tilted, with p_θ as expert": DenoiseAccept(rounds=1, tilt=2.0, expert=0.5),
+    "the same, tilted": DenoiseAccept(rounds=1, tilt=2.0),
+    "window of 4 by p_θ, 4 tries": Window(),
 }
 
 
@@ -79,18 +81,16 @@ def main(steps: int = 5) -> None:
     tokens = torch.full((CHAINS, LENGTH), lm.end_id)
     begin = lm.generate(tokens, torch.zeros_like(tokens, dtype=torch.bool), generator)
     for owner, name in (
-        (lm, "_hidden"),
-        (lm, "_logits"),
-        (lm, "generate"),
+        (RowCache, "read"),
+        (lm, "states"),
+        (lm, "logits"),
         (denoiser, "hidden"),
         (denoiser, "readout"),
     ):
         timers.wrap(owner, name)
     for owner, name in ((value, "forward"), (reward._analyzer, "polarity_scores"), (lm, "decode")):
         timers.wrap(owner, name)
-    # The critic's backward pass, and p_θ's head as the proposal's expert.
-    for owner, name in ((torch.autograd, "grad"), (lm, "log_probs_at")):
-        timers.wrap(owner, name)
+    timers.wrap(torch.autograd, "grad")  # the critic's backward pass
     meter = Meter()
     meter.watch("base_lm", lm.multiplied())
     for network in (denoiser, value):

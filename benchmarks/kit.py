@@ -31,8 +31,8 @@ from dia_lightning.samplers import DenoiseAccept, Models, Move, Suffix
 from dia_lightning.samplers.networks import load_critic, load_denoiser
 from dia_lightning.sampling.annealing import anneal, cycle, from_base
 from dia_lightning.sampling.decode import draw_texts
-from dia_lightning.sampling.denoise_accept import Kernel, State, start, take
 from dia_lightning.sampling.diagnostics import chain_diagnostics
+from dia_lightning.sampling.state import Kernel, State, start, take
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Batch, Reward, text_mask
 

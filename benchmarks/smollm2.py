@@ -31,7 +31,8 @@ from dia_lightning.samplers.networks import (
     load_denoiser,
     load_value,
 )
-from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, Tilt
+from dia_lightning.sampling.denoise_accept import DenoiserDrafts, Tilt
+from dia_lightning.sampling.ensemble import EnsembleKernel
 from dia_lightning.sampling.positions import Spans
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Batch
@@ -111,10 +112,11 @@ def spans(lm: BaseLM, network: DenoiserNetwork, value: LogValue, batch: Batch) -
             for proposal, lam, critic in columns.values():
                 target, schedule = TargetDensity(lm, reward, lam, batch), network.schedule
                 time, tilt_time = schedule.warp(torch.tensor([level, TILT_LEVEL])).tolist()
-                kernel = DenoiseAcceptKernel(
-                    target, proposal, embedding, schedule, Spans(length), [time], length, lm.end_id,
+                drafts = DenoiserDrafts(
+                    proposal, embedding, schedule, Spans(length), [time], length, lm.end_id,
                     Tilt(critic, TILT, tilt_time) if critic else None,
                 )  # fmt: skip
+                kernel = EnsembleKernel(target, drafts)
                 state = kernel.init(begin, batch.prompt_mask)
                 new, info = kernel.step(state, torch.Generator().manual_seed(length))
                 changed = (new.tokens != state.tokens).any(1).float().mean()

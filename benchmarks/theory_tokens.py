@@ -28,15 +28,17 @@ from dia_lightning.numerics import draw_categorical
 from dia_lightning.samplers.networks import DenoiserProposal
 from dia_lightning.sampling.annealing import anneal, cycle, from_base
 from dia_lightning.sampling.decode import commit_tokens
-from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, Kernel
+from dia_lightning.sampling.denoise_accept import DenoiserDrafts
+from dia_lightning.sampling.drafts import SuffixDrafts
+from dia_lightning.sampling.ensemble import EnsembleKernel
 from dia_lightning.sampling.particles import Steering, smc
 from dia_lightning.sampling.positions import RandomTokens
 from dia_lightning.sampling.solvers import SOLVERS
-from dia_lightning.sampling.suffix import SuffixRegeneration
+from dia_lightning.sampling.state import Kernel
 from dia_lightning.training.critic import OBJECTIVES
 from dia_lightning.training.optim import AdamW
 from tests.oracles.enumerable import Enumerable
-from tests.oracles.listed import ListedTarget
+from tests.oracles.listed import ListedTarget, listed_lm
 
 DIM = 8
 CAP = 1e6  # of the guidance gradient: none
@@ -288,16 +290,13 @@ def make_kernels(problem: Problem, names: Sequence[str]) -> tuple[list[Kernel], 
     target, made, calls = problem.target, [], 0
     for name in names:
         if name == "suffix":
-            made.append(SuffixRegeneration(target))  # type: ignore[arg-type]
+            made.append(EnsembleKernel(target, SuffixDrafts(listed_lm(problem.listed))))  # type: ignore[arg-type]
             calls += problem.listed.T + 1
         else:
             proposal = DenoiserProposal(problem.denoiser)
             schedule, positions = problem.denoiser.schedule, RandomTokens(2)
-            made.append(
-                DenoiseAcceptKernel(
-                    target, proposal, problem.embedding, schedule, positions, (1.0,), 2
-                )
-            )  # type: ignore[arg-type]
+            drafts = DenoiserDrafts(proposal, problem.embedding, schedule, positions, (1.0,), 2)
+            made.append(EnsembleKernel(target, drafts))  # type: ignore[arg-type]
             calls += 2 * 2
     return made, calls
 

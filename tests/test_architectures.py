@@ -15,9 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dia_lightning.errors import UserError
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import Length
-from dia_lightning.sampling.suffix import SuffixRegeneration
+from dia_lightning.sampling.drafts import SuffixDrafts
+from dia_lightning.sampling.ensemble import EnsembleKernel
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Batch, fill_after_end, text_mask
+from tests.test_row_cache import full_pass, in_pieces
 
 SIZES = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -70,6 +72,12 @@ ARCHITECTURES: dict[str, tuple[dict[str, Any], str]] = {
     "rembert": ({}, REFUSED), "camembert": ({}, REFUSED), "megatron-bert": ({}, REFUSED),
     "xmod": ({}, REFUSED),
     "bert-generation": ({"is_decoder": True}, WITH),
+}  # fmt: skip
+# Rows of different lengths are read again: alibi, local attention and recurrent states go by the
+# place in the cache, or logits are scaled on top of the head.
+WITHOUT_SLOTS = {
+    "bloom", "cohere", "cohere2", "falcon_h1", "gemma2", "gpt_neo", "jamba", "lfm2", "minicpm3",
+    "modernbert-decoder", "olmo_hybrid", "qwen3_5_text", "qwen3_next",
 }  # fmt: skip
 Make = Callable[..., Path]
 
@@ -130,6 +138,10 @@ def test_it_is_read_and_written_or_refused(
     tokens[:, :2] = torch.tensor([[5, 6], [7, 8], [9, 10]])
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     mask[:, :2] = True
+    assert lm.has_slots == (how == WITH and kind not in WITHOUT_SLOTS)
+    rows = torch.randint(1, lm.vocab_size, (3, 12), generator=torch.Generator().manual_seed(0))
+    got = in_pieces(lm, rows, 0)
+    torch.testing.assert_close(got, full_pass(lm, rows), atol=1e-3, rtol=1e-3)
     greedy = lm.generate(tokens, mask, torch.Generator().manual_seed(0), top_k=1)
     assert greedy.tolist() == plain_greedy(lm.model, tokens, 2, lm.end_id).tolist()
 
@@ -143,7 +155,7 @@ def test_it_is_read_and_written_or_refused(
 
     batch = Batch(0, [0, 1, 2], ["a", "b", "c"], tokens, mask)
     target = TargetDensity(lm, Length(3), 1.0, batch)
-    kernel = SuffixRegeneration(target)
+    kernel = EnsembleKernel(target, SuffixDrafts(lm))
     state = kernel.init(drawn, mask, torch.ones(3))
     state, _ = kernel.step(state, torch.Generator().manual_seed(2))
     assert torch.equal(state.tokens, fill_after_end(state.tokens, mask, lm.end_id))

@@ -17,7 +17,7 @@ from dia_lightning.errors import UserError
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.lm.files import positions_of
 from dia_lightning.rewards import Perplexity
-from dia_lightning.types import fill_after_end
+from dia_lightning.types import fill_after_end, text_mask
 from tests.test_cli import assert_one_line
 
 Weights = dict[str, torch.Tensor]
@@ -221,10 +221,11 @@ def test_an_end_has_the_probability_of_all_of_them(several_ends: str) -> None:
     word, end = math.log(0.7 / 4), math.log(sum(P_ENDS))
     want = torch.tensor([2 * word + end, end, -math.inf, 4 * word], dtype=torch.float64)
     torch.testing.assert_close(lm.log_prob(rows), want, atol=1e-4, rtol=0)
-    log_p, hidden = lm.log_prob_and_hidden(rows, torch.zeros_like(rows, dtype=torch.bool))
-    torch.testing.assert_close(log_p, want, atol=1e-4, rtol=0)
-    every = lm.log_probs_at(hidden, torch.tensor([[0], [0], [0], [0]]))[:, 0].exp().sum(1)
-    torch.testing.assert_close(every, torch.ones(4), atol=1e-4, rtol=0)
+    read = lm.read(rows, torch.zeros_like(rows, dtype=torch.bool))
+    torch.testing.assert_close(read.log_p.double().sum(1), want, atol=1e-4, rtol=0)
+    words = text_mask(rows, torch.zeros_like(rows, dtype=torch.bool), 0)
+    goes_on = torch.full((int(words.sum()),), math.log(1 - sum(P_ENDS)))
+    torch.testing.assert_close(read.log_goes_on[words], goes_on, atol=1e-4, rtol=0)
 
 
 def test_an_option_names_other_ends(lightning: Run, several_ends: str, lm: BaseLM) -> None:

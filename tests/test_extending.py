@@ -18,7 +18,7 @@ from dia_lightning import cli
 from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.samplers import Models
-from dia_lightning.sampling.denoise_accept import start
+from dia_lightning.sampling.state import start
 from dia_lightning.target import TargetDensity
 from dia_lightning.testing import check_kernel
 from dia_lightning.testing.kernel import KernelError
@@ -91,10 +91,9 @@ def test_the_document_runs(
 @pytest.mark.parametrize(
     ("part", "right", "wrong", "error"),
     [
-        ("my_move", "state.lam * (", "0 * (", KernelError),
-        ("my_move", "state.lam * (", "-state.lam * (", KernelError),
-        ("my_move", "terms = self.target.terms(tokens)", "terms = self.target.terms(state.tokens)",
-         KernelError),
+        ("my_move", "[state.log_base[:, None]", "[0 * state.log_base[:, None]", KernelError),
+        ("my_move", "log_q = models", "log_q = -models", KernelError),
+        ("my_move", "(new, state.prompt_mask[rows])", "(new)", KernelError),
         ("my_sampler", "models.lam * (", "0.5 * models.lam * (", SamplerError),
         ("my_sampler", "models.lam * (", "0 * (", SamplerError),
         ("my_sampler", "torch.rand(len(new), generator=generator)", "torch.rand(len(new))",

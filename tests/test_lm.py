@@ -58,29 +58,10 @@ def test_chunks_give_the_same(lm: BaseLM, monkeypatch: pytest.MonkeyPatch) -> No
     tokens, prompt_mask = rows(lm)
     whole = lm.log_prob(tokens, prompt_mask)
     monkeypatch.setattr("dia_lightning.lm.base_lm._LOGITS_AT_ONCE", {"cpu": 1})
-    monkeypatch.setattr("dia_lightning.lm.base_lm._POSITIONS_AT_ONCE", {"cpu": 1})
+    monkeypatch.setattr("dia_lightning.lm.row_cache._POSITIONS_AT_ONCE", {"cpu": 1})
     torch.testing.assert_close(lm.log_prob(tokens, prompt_mask), whole)
     monkeypatch.setattr(lm, "has_body", False)
     torch.testing.assert_close(lm.log_prob(tokens, prompt_mask), whole)
-
-
-@pytest.mark.parametrize("linear", [True, False])
-def test_every_next_token_from_the_states_of_one_pass(
-    lm: BaseLM, linear: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`log_probs_at` is transformers' own softmax at each position, and log p of the text where
-    it is read at its tokens.
-    """
-    monkeypatch.setattr(lm, "has_body", linear)
-    tokens, prompt_mask = rows(lm)
-    log_p, hidden = lm.log_prob_and_hidden(tokens, prompt_mask)
-    torch.testing.assert_close(log_p, lm.log_prob(tokens, prompt_mask))
-    index = torch.tensor([[3, 0], [2, 6], [4, 1], [8, 5], [7, 7]])
-    got = lm.log_probs_at(hidden, index)
-    ids = torch.cat([torch.full_like(tokens[:, :1], lm.bos_id), tokens], 1)
-    want = lm.model(ids).logits.log_softmax(-1)
-    for row in range(5):
-        torch.testing.assert_close(got[row], want[row, index[row]], atol=1e-5, rtol=1e-5)
 
 
 def test_logits_of_a_model_in_bfloat16_are_not_rounded(lm: BaseLM) -> None:
@@ -94,9 +75,8 @@ def test_logits_of_a_model_in_bfloat16_are_not_rounded(lm: BaseLM) -> None:
     want = (states.float() @ table.float().T).log_softmax(-1)
     chosen = want.gather(-1, tokens[..., None])[..., 0]
     torch.testing.assert_close(low.token_log_probs(tokens), chosen, atol=1e-4, rtol=0)
-    _, hidden = low.log_prob_and_hidden(tokens, torch.zeros_like(tokens, dtype=torch.bool))
-    every = torch.arange(9).expand(3, 9)
-    torch.testing.assert_close(low.log_probs_at(hidden, every), want, atol=1e-4, rtol=0)
+    read = low.read(tokens, torch.zeros_like(tokens, dtype=torch.bool))
+    torch.testing.assert_close(read.log_p, chosen, atol=1e-4, rtol=0)
     assert (low.model(ids).logits.float().log_softmax(-1) - want).abs().max() > 0.01
 
 

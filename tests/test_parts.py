@@ -34,6 +34,27 @@ def test_an_old_option_names_the_new_one(lightning: Run, option: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (["moves=[{class_path: DenoiseAccept, init_args: {expert: 0.3}}]"], "moves: expert"),
+        (["moves=[DenoiseAccept]", "moves.expert=0.3"], "moves.expert"),
+        (["=Chains", "moves=[Suffix, DenoiseAccept]", "moves.expert=0.3"], "moves.expert"),
+    ],
+)
+def test_what_is_gone_names_what_does_its_work(
+    lightning: Run, options: list[str], name: str
+) -> None:
+    given = [f"--model.sampler{'' if o.startswith('=') else '.'}{o}" for o in options]
+    message = f"--model.sampler.{name}: gone, drafts by p_θ are now the move Window; {SEE}"
+    assert_one_line(lightning("predict", *given), message)
+    text = "model: {init_args: {sampler: {class_path: Chains, init_args: {moves: "
+    text += "[{class_path: DenoiseAccept, init_args: {expert: 0.3}}]}}}}\n"
+    Path("old.yaml").write_text(text, encoding="utf-8")
+    files = ["--config", "configs/dia_tiny.yaml", "--config", "old.yaml"]
+    assert_one_line(lightning("predict", *files), "the move Window", "old.yaml", SEE)
+
+
+@pytest.mark.parametrize(
     ("old", "new"),
     [
         ("annealed", "Annealed"),
@@ -113,7 +134,9 @@ def test_short_names_on_the_command_line_and_in_a_file(lightning: Run) -> None:
     assert typed["model"] == written["model"]
     sampler = typed["model"]["init_args"]["sampler"]
     assert sampler["class_path"] == "dia_lightning.Chains"
-    assert sampler["init_args"]["moves"] == [{"class_path": "dia_lightning.Suffix"}]
+    plain = {"tries": 1, "form": "metropolis", "cut": "uniform"}
+    suffix = {"class_path": "dia_lightning.Suffix", "init_args": plain}
+    assert sampler["init_args"]["moves"] == [suffix]
     solver = sampler["init_args"]["start"]["init_args"]["solver"]
     assert solver == {"class_path": "dia_lightning.DDIM", "init_args": {"eta": 0.5}}
 

@@ -167,7 +167,9 @@ def _settings(part: Any) -> Any:
         return _as_config(describe(part))
     except (UserError, RecursionError):
         fields = {
-            n: _settings(getattr(part, n)) for n in ("reward", "sampler", "lam") if hasattr(part, n)
+            n: _settings(getattr(part, n))
+            for n in ("reward", "sampler", "lam", "alpha")
+            if hasattr(part, n)
         }
         return {
             "class_path": f"{type(part).__module__}.{type(part).__qualname__}",

@@ -58,8 +58,8 @@ class _Slots(DynamicLayer):
 class RowCache:
     """States of p_θ, a `BaseLM`, for N rows that stand at different places.
 
-    A model that cannot be asked so (`BaseLM.has_slots`) reads each row again at every call; the
-    answers are the same.
+    A model that cannot be asked so (`BaseLM.has_slots`, or rows are longer than what its layers
+    see) reads each row again at every call; the answers are the same.
 
     Args:
         lm: p_θ. n_rows: N. length: T, places of a row.
@@ -70,8 +70,10 @@ class RowCache:
         self._layers: list[_Slots] = []
         self._inputs = torch.full((n_rows, length + 1), lm.bos_id, device=lm.device)
         if lm.has_slots:
-            cache = DynamicCache(config=lm.model.config)
-            self._layers = [_Slots(length + 1) for _ in cache.layers]
+            layers = DynamicCache(config=lm.model.config).layers
+            # A layer that looks back less far would be shown all that the slots hold.
+            if length <= min(getattr(layer, "sliding_window", length) for layer in layers):
+                self._layers = [_Slots(length + 1) for _ in layers]
             for layer in self._layers:
                 layer.n_rows = n_rows
 

@@ -53,6 +53,7 @@ class Annealed(Sampler):
         moves: Exact moves, taken in turn; null = `Suffix`, and where there are blanks a `Window` of
             8 that varies too.
         particles: Particles for each text, 1 or more.
+        least: Smallest population, 1 or more: where fewer texts share one, each has more particles.
         pool: Texts of p_θ drawn for each particle, 1 or more; the best by weight begin. Drawing
             costs less than moving.
         ess: Share of effective particles that each rise of λ keeps, between 0 and 1.
@@ -64,7 +65,8 @@ class Annealed(Sampler):
     """
 
     moves: list[Move] | None = None
-    particles: int = 4
+    particles: int = 1
+    least: int = 16
     pool: int = 1
     ess: float = 0.5
     rounds: int = 1
@@ -74,7 +76,7 @@ class Annealed(Sampler):
     name: ClassVar[str] = "annealed"
 
     def __post_init__(self) -> None:
-        require_counts(self, "particles", "pool")
+        require_counts(self, "particles", "least", "pool")
         require("ess", self.ess, 0 < self.ess < 1, "between 0 and 1")
         require("rounds", self.rounds, self.rounds >= 0, "0 or more")
         require("texts", self.texts, self.texts >= 0, "0 or more")
@@ -98,11 +100,13 @@ class Annealed(Sampler):
 
     def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
         moves = self._moves_for(batch)
-        crowd, n_groups, group = particles_of(batch, self.particles * self.pool, self.texts)
+        crowd, n_groups, group = particles_of(
+            batch, self.particles, self.texts, self.least, self.pool
+        )
         islands = n_groups // (int(group.max()) + 1)
         begun = self._begin(models, crowd, moves, n_groups, islands, generator)
         if self.pool > 1:
-            crowd = particles_of(batch, self.particles, self.texts)[0]
+            crowd = particles_of(batch, self.particles, self.texts, self.least)[0]
         target = self._target(models, crowd)
         kernels = [move.kernel(models, target) for move in moves]
         rounds, state = self.rounds if kernels else 0, begun.state

@@ -56,6 +56,8 @@ class Chains(Sampler):
         self.start.check(models)
         fits = self.temperatures == 1 or models.lam > 0
         require("temperatures", self.temperatures, fits, "1 where λ is 0")
+        fits = models.alpha == 1 or bool(self.rounds and self.moves)
+        require("alpha", models.alpha, fits, "1 without moves")
 
     def draw(self, models: Models, batch: Batch, generator: torch.Generator) -> Drawn:
         """Exact moves from where `start` ended, with what they tell of their convergence."""

@@ -21,8 +21,8 @@ from dia_lightning.sampling.resampling import (
     next_temperature,
     systematic,
 )
-from dia_lightning.sampling.state import Kernel, State, take
-from dia_lightning.target import TargetDensity
+from dia_lightning.sampling.state import Kernel, State, start, take
+from dia_lightning.target import Target, TargetDensity
 from dia_lightning.types import Batch
 
 
@@ -76,15 +76,17 @@ def cycle(
 
 
 def from_base(
-    target: TargetDensity, tokens: Tensor, prompt_mask: Tensor, lam: float = 0.0
+    target: Target | TargetDensity, tokens: Tensor, prompt_mask: Tensor, lam: float = 0.0
 ) -> State:
     """Samples of p_θ as particles at λ = 0, (G · M, T), the M of one population side by side; or
     those of a population at another λ.
     """
+    at = torch.full((len(tokens),), lam, dtype=torch.float64, device=tokens.device)
+    if not isinstance(target, TargetDensity):
+        return start(target, tokens, prompt_mask, at)
     with torch.autocast(tokens.device.type, enabled=False):
         read = target.lm.read(tokens, prompt_mask)
-    terms = target.terms(tokens, prompt_mask, read)
-    return State(tokens, prompt_mask, *terms, torch.full_like(terms.reward, lam), read)
+    return State(tokens, prompt_mask, *target.terms(tokens, prompt_mask, read), at, read)
 
 
 class Resampled(NamedTuple):
@@ -181,9 +183,12 @@ def anneal(
     return state, log_z, AnnealingTrace(*(lam.new_zeros(0, *shape) for shape in shapes))
 
 
-def particles_of(batch: Batch, particles: int, texts: int = 0) -> tuple[Batch, int, Tensor]:
-    """The particles' prompts, `particles` a text, one population after the other; the number of
-    populations; the prompt of each text (B,), numbered.
+def particles_of(
+    batch: Batch, particles: int, texts: int = 0, least: int = 1, times: int = 1
+) -> tuple[Batch, int, Tensor]:
+    """The particles' prompts, `particles` a text but `least` a population at least, all of them
+    `times` over, one population after the other; the number of populations; the prompt of each
+    text (B,), numbered.
 
     All texts of a prompt share one population, or `texts` of them do: then each prompt has as many
     populations as the one with most texts needs, side by side (islands).
@@ -200,7 +205,8 @@ def particles_of(batch: Batch, particles: int, texts: int = 0) -> tuple[Batch, i
     most = int(group.bincount().max())
     together = min(texts or most, most)
     islands = -(-most // together)
-    rows = first.repeat_interleave(particles * together * islands)
+    size = max(particles * together, least) * times
+    rows = first.repeat_interleave(size * islands)
     crowd = replace(batch.take(rows), ids=list(range(len(rows))))
     return crowd, len(distinct) * islands, group
 

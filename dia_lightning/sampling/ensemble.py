@@ -74,7 +74,7 @@ class EnsembleKernel:
 
     def step(self, state: State, generator: torch.Generator) -> tuple[State, Info]:
         drafts = self.proposal(state, self.tries, generator)
-        possible = drafts.log_q[:, 1:] < torch.inf
+        possible = drafts.log_q[:, 1:] != torch.inf
         # A text that is no text cannot be scored; what is scored in its place does not matter.
         tokens = torch.where(possible[..., None], drafts.tokens, state.tokens[:, None])
         mask = drafts.prompt_mask

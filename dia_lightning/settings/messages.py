@@ -53,6 +53,7 @@ _READING = {name: f"now --data.reading.{name}" for name in ("fields", "split", "
 # Of each class where its options went.
 _MOVED = {
     "GuidedSamplerModule": _SAMPLER,
+    "DenoiseAccept": {"expert": "gone, drafts by p_θ are now the move Window"},
     "DenoiserModule": _OPTIMIZER | _NETWORK | _START | {
         f"label_{name}": f"now --model.labels RewardLabels --model.labels.{name}"
         for name in ("reward", "edges", "drop")

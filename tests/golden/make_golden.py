@@ -39,7 +39,7 @@ STYLE = [
     NO_TASK,
 ]
 SPAN = "{class_path: Spans, init_args: {length: 3}}"
-TILTED = f"positions: {SPAN}, levels: [0.4, 0.9], tilt: 1.0, expert: 0.3"
+TILTED = f"positions: {SPAN}, levels: [0.4, 0.9], tilt: 1.0"
 MOVES = f"{SAMPLER}.moves=[Suffix, {{class_path: DenoiseAccept, init_args: {{{TILTED}}}}}]"
 START = f"{SAMPLER}.start"
 REFINED = [f"{SAMPLER}=Chains", f"{SAMPLER}.moves=[DenoiseAccept]", f"{SAMPLER}.rounds=2"]

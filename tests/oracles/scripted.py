@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dia_lightning.sampling.denoise_accept import Info, State
+from dia_lightning.sampling.state import Info, State
 from dia_lightning.target import Terms
 
 F64 = torch.float64

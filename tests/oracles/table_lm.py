@@ -30,7 +30,9 @@ class TableTarget:
     def __init__(self, lam: float = LAM) -> None:
         self.lam = lam
 
-    def terms(self, tokens: Tensor) -> Terms:
+    def terms(
+        self, tokens: Tensor, prompt_mask: Tensor | None = None, log_base: Tensor | None = None
+    ) -> Terms:
         code = codes(tokens)
         return Terms(torch.from_numpy(LOG_P[code]), torch.from_numpy(REWARD[code]))
 

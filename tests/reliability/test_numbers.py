@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from dia_lightning.diffusion.loss import LOSSES
 from dia_lightning.guidance import Prediction, Watched
 from dia_lightning.numerics import FirstTime, NotFinite, named_rows
 from dia_lightning.rewards import Regex, VaderSentiment
 from dia_lightning.sampling.annealing import cycle
-from dia_lightning.sampling.denoise_accept import Info, State, accept
+from dia_lightning.sampling.ensemble import Drafts, EnsembleKernel
 from dia_lightning.sampling.resampling import effective_size, next_temperature
+from dia_lightning.sampling.state import State
 from dia_lightning.target import Terms
 from dia_lightning.training import CriticModule, DenoiserModule
 from tests.conftest import CORPUS
@@ -257,16 +259,20 @@ def test_a_base_model_that_is_no_number(
     )
 
 
-class Kernel:
+class Kernel(EnsembleKernel):
     """Log ratios as given, one (B,) a step."""
 
     def __init__(self, ratios: list[list[float]], log_base: float = 0.0) -> None:
+        super().__init__(self, self.drafts)  # type: ignore[arg-type]
         self.ratios, self.log_base = iter(ratios), log_base
 
-    def step(self, state: State, generator: torch.Generator) -> tuple[State, Info]:
-        terms = Terms(torch.full_like(state.reward, self.log_base), state.reward)
-        ratio = torch.tensor(next(self.ratios), dtype=torch.float64)
-        return accept(state, state.tokens, terms, ratio, generator)
+    def terms(self, tokens: Tensor) -> Terms:
+        zeros = torch.zeros(len(tokens), dtype=torch.float64)
+        return Terms(zeros + self.log_base, zeros)
+
+    def drafts(self, state: State, n: int, generator: torch.Generator) -> Drafts:
+        ratio = torch.tensor([next(self.ratios)], dtype=torch.float64).T
+        return Drafts(state.tokens[:, None], torch.cat([ratio, torch.zeros_like(ratio)], 1))
 
 
 def test_an_acceptance_ratio_that_is_no_number() -> None:

@@ -9,7 +9,8 @@ import torch
 
 from dia_lightning.data.prompts import prompt_rows
 from dia_lightning.errors import UserError
-from dia_lightning.lm.base_lm import BaseLM, rows_at_once
+from dia_lightning.lm.base_lm import BaseLM
+from dia_lightning.lm.row_cache import rows_at_once
 from dia_lightning.samplers import BestOfN, GuidedSamplerModule, best_of_n
 from dia_lightning.types import Batch
 from tests.oracles.table_lm import REWARD

@@ -32,6 +32,7 @@ from dia_lightning.samplers import (
     Suffix,
     TwistedSMC,
     WholeText,
+    Window,
 )
 from dia_lightning.sampling.langevin import Constant, DualAveraging, Polynomial
 from dia_lightning.sampling.particles import Steering
@@ -54,6 +55,8 @@ GRADIENT = {
     "cap": ([TINY, 1e15], [0, -TINY, 1e15 + 1, INF]),
     "window": ([(0, 1), (0, TINY), (0.5, 1)], [(-TINY, 1), (0, 1 + TINY), (0.5, 0.5), (0.6, 0.5)]),
 }
+ENSEMBLE = {"tries": COUNT, "form": (["metropolis", "gibbs"], ["barker", ""])}
+CUT = {"cut": (["uniform", "entropy", "jump"], ["random", ""])}
 ETA = {"eta": ([0, 1], [-TINY, 1 + TINY])}
 # part: {option: (values that are allowed, values that are not)}
 LIMITS: dict[Any, dict[str, tuple[list[Any], list[Any]]]] = {
@@ -77,11 +80,13 @@ LIMITS: dict[Any, dict[str, tuple[list[Any], list[Any]]]] = {
             "steps": ([0, 1], [-1]),
         }
     ),
-    DenoiseAccept: {
+    Suffix: ENSEMBLE | CUT,
+    Window: ENSEMBLE | CUT | {"length": COUNT},
+    DenoiseAccept: ENSEMBLE
+    | {
         "rounds": COUNT,
         "levels": ([[TINY], [1], [0.5, 1]], [[], [0], [1, 1 + TINY], [0.5, 0]]),
         "tilt": NUMBER,
-        "expert": NUMBER,
         "adapt": ([0, 1], [-1]),
         "tilt_level": ([None, 0, 1], [-TINY, 1 + TINY]),
     },
@@ -163,6 +168,7 @@ def test_no_option_without_a_limit() -> None:
         "weighted",
         "shuffle",
         "accept",
+        "vary",
     }
     free |= {"policy", "label"}
     for name in samplers.__all__:
@@ -206,9 +212,13 @@ DEFAULTS: dict[Any, dict[str, Any]] = {
     DDIM: {"eta": 0.0},
     DiaLiteral: {"eta": 0.1, "reading": "marginal"},
     PredictorCorrector: {"eta": 0.1, "eta_decay": 0.0, "steps": 1, "accept": False},
+    Suffix: {"tries": 1, "form": "metropolis", "cut": "uniform"},
+    Window: {
+        "length": 4, "vary": False, "tries": 4, "form": "metropolis", "cut": "uniform",
+    },
     DenoiseAccept: {
         "positions": Spans(4), "rounds": 4, "levels": [1.0], "tilt": 0.0, "tilt_level": 0.4,
-        "expert": 0.0, "adapt": 0,
+        "tries": 1, "form": "metropolis", "adapt": 0,
     },
     Diffusion: {
         "solver": PredictorCorrector(), "guidance": CriticGuidance(), "steps": 64, "stagger": 40.0,

@@ -22,8 +22,8 @@ from dia_lightning.samplers import (
     Suffix,
 )  # fmt: skip
 from dia_lightning.sampling.adaptation import Adapted
-from dia_lightning.sampling.denoise_accept import Info, State, start
 from dia_lightning.sampling.positions import RandomTokens, Spans
+from dia_lightning.sampling.state import Info, State, start
 from dia_lightning.target import TargetDensity
 from dia_lightning.types import Batch, fill_after_end
 
@@ -105,7 +105,7 @@ def test_an_adapted_kernel_is_one_of_its_ladder(lm: BaseLM, embedding: TokenEmbe
         TargetDensity(lm, Keyword(["good", "food", "e"]), 1.0),
         make_schedule("cosine"),
     )
-    move = DenoiseAccept(Spans(6), rounds=2, levels=[0.3, 0.8], adapt=8, expert=0.3)
+    move = DenoiseAccept(Spans(6), rounds=2, levels=[0.3, 0.8], adapt=8)
     models = Models(lm, embedding, Nearest(embedding, schedule), None, target.reward, 1.0)  # type: ignore[arg-type]
     empty = torch.full((64, 8), lm.end_id)
     tokens = lm.generate(
@@ -115,7 +115,7 @@ def test_an_adapted_kernel_is_one_of_its_ladder(lm: BaseLM, embedding: TokenEmbe
     for _ in range(2):
         kernel = move.kernel(models, target)
         assert isinstance(kernel, Adapted)
-        shapes = [(k.positions.length, *k.levels) for k in kernel.ladder]  # type: ignore[attr-defined]
+        shapes = [(k.proposal.positions.length, *k.proposal.levels) for k in kernel.ladder]  # type: ignore[attr-defined]
         want = [(size, float(torch.tensor(t))) for size in (1, 2, 4, 6) for t in (0.3, 0.8)]
         assert [x for shape in shapes for x in shape] == pytest.approx(
             [x for shape in want for x in shape]
@@ -139,7 +139,6 @@ def test_an_adapted_kernel_is_one_of_its_ladder(lm: BaseLM, embedding: TokenEmbe
     ("options", "message"),
     [
         ({"tilt": -1.0}, r"tilt: -1\.0 given, allowed: 0 or more"),
-        ({"expert": -0.5}, r"expert: -0\.5 given, allowed: 0 or more"),
         ({"adapt": -2}, r"adapt: -2 given, allowed: 0 or more"),
         ({"tilt_level": 1.5}, r"tilt_level: 1\.5 given, allowed: null, or from 0 to 1"),
         (
@@ -177,11 +176,11 @@ def test_a_tilt_needs_a_critic_of_the_same_reward(lm_alone: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["annealed", "base_lm"])
-def test_tilt_expert_and_adaptation_in_the_modules(kind: str) -> None:
+def test_tilt_and_adaptation_in_the_modules(kind: str) -> None:
     """All at once with the shipped kit, under the trainer's bf16: calls of every network are
     counted, chains move.
     """
-    move = DenoiseAccept(Spans(3), rounds=3, tilt=2.0, expert=0.3, adapt=1, levels=[0.5, 1.0])
+    move = DenoiseAccept(Spans(3), rounds=3, tilt=2.0, adapt=1, levels=[0.5, 1.0])
     annealed, chains = Annealed([move], particles=2, rounds=2), Chains(moves=[move], rounds=2)
     module = GuidedSamplerModule(VaderSentiment(), annealed if kind == "annealed" else chains)
     tokens = torch.full((8, 16), module.lm.end_id)

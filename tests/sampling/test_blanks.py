@@ -14,7 +14,8 @@ from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.errors import UserError
 from dia_lightning.guidance import Prediction
 from dia_lightning.sampling.decode import draw_texts, source_rows, starting_point
-from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel
+from dia_lightning.sampling.denoise_accept import DenoiserDrafts
+from dia_lightning.sampling.ensemble import EnsembleKernel
 from dia_lightning.sampling.positions import Positions, RandomTokens, Spans
 from dia_lightning.target import Terms
 from dia_lightning.types import Batch, leading, must_go_on, scored_mask, text_mask
@@ -78,9 +79,8 @@ def test_the_law_of_filled_blanks(case: str, positions: Positions) -> None:
         and all(row[k] != END for k in range(last) if not fixed[k])
     ]  # fmt: skip
     expected = pi()[fitting] / pi()[fitting].sum()
-    kernel = DenoiseAcceptKernel(
-        Target(), proposal, EMBEDDING, SCHEDULE, positions, (0.6, 1.0), 2, END
-    )
+    drafts = DenoiserDrafts(proposal, EMBEDDING, SCHEDULE, positions, (0.6, 1.0), 2, END)
+    kernel = EnsembleKernel(Target(), drafts)
     exact = np.random.default_rng(5).choice(fitting, N, p=expected)
     state = kernel.init(torch.tensor(ROWS)[exact], torch.tensor([fixed] * N))
     generator, accepted = torch.Generator().manual_seed(0), 0

@@ -20,21 +20,14 @@ from dia_lightning.sampling.annealing import (
     particles_of,
     pick,
     pick_by_weight,
-    rows_of,
     weight_diagnostics,
 )
-from dia_lightning.sampling.denoise_accept import (
-    DenoiseAcceptKernel,
-    Info,
-    State,
-    Tilt,
-    accept,
-    start,
-    take,
-)
+from dia_lightning.sampling.denoise_accept import DenoiserDrafts, Tilt
+from dia_lightning.sampling.ensemble import Drafts, EnsembleKernel
 from dia_lightning.sampling.langevin import DualAveraging
 from dia_lightning.sampling.positions import Choice, RandomTokens, Spans, WholeText
 from dia_lightning.sampling.resampling import next_temperature
+from dia_lightning.sampling.state import Info, State, start, take
 from dia_lightning.sampling.tempering import Tempering, swap_neighbours
 from dia_lightning.target import Terms
 from dia_lightning.types import Batch
@@ -223,7 +216,7 @@ def test_crowds_by_hand() -> None:
     assert crowd.prompts == ["x"] * 6 + ["y"] * 6 + ["z"] * 6
     for many in (0, 2, 9):
         assert particles_of(shared, 3, many)[1] == 3
-    some = rows_of(a_batch(), torch.tensor([3, 3, 0]))
+    some = a_batch().take(torch.tensor([3, 3, 0]))
     assert (some.ids, some.prompts, some.index) == ([13, 13, 10], ["z", "z", "x"], 7)
     assert some.prompt_mask.tolist() == [[True, False]] * 3
     assert some.records == [{"a": 1}, {"a": 1}, {}]
@@ -314,42 +307,46 @@ def test_random_tokens_by_hand() -> None:
 # Accepting.
 
 
+def scripted(
+    state: State, log_q: list[float], terms: dict[int, tuple[float, float]]
+) -> tuple[State, Info]:
+    """One step to the one draft of each chain, its tokens and 10; `terms` by the draft's first
+    token, `log_q` (chain's own minus draft's) by the chain.
+    """
+
+    class Told:
+        def terms(self, tokens: Tensor) -> Terms:
+            found = [terms.get(i, (0.0, 0.0)) for i in tokens[:, 0].tolist()]
+            return Terms(*torch.tensor(found, dtype=F64).T)
+
+    ratio = torch.stack([torch.zeros(len(log_q), dtype=F64), -torch.tensor(log_q, dtype=F64)], 1)
+    drafts = Drafts(state.tokens[:, None] + 10, ratio)
+    kernel = EnsembleKernel(Told(), lambda *given: drafts)  # type: ignore[arg-type]
+    return kernel.step(state, torch.Generator().manual_seed(0))
+
+
 def test_a_state_after_a_move() -> None:
-    """Row 0 moves, row 1 stays, row 2 has no ratio; hidden states go with the tokens."""
-    old = chains([1.0, 2.0, 3.0])._replace(hidden=torch.zeros(3, 1, 2))
-    new = Terms(torch.full((3,), 5.0, dtype=F64), torch.tensor([7.0, 8.0, 9.0], dtype=F64))
-    ratio = torch.tensor([1e-9, -math.inf, math.nan], dtype=F64)
-    state, info = accept(
-        old, old.tokens + 10, new, ratio, torch.Generator().manual_seed(0), torch.ones(3, 1, 2)
-    )
-    assert info.accepted.tolist() == [True, False, False]
-    assert state.tokens[:, 0].tolist() == [10, 1, 2]
-    assert state.reward.tolist() == [7, 2, 3]
-    assert state.log_base.tolist() == [5, 0, 0]
-    assert state.hidden is not None
-    assert state.hidden[:, 0, 0].tolist() == [1, 0, 0]
+    """Row 0 moves, row 1 stays, row 2 has no ratio, row 3's draft is no text, row 4's is one
+    without probability, which is no wonder.
+    """
+    old = chains([1.0, 2.0, 3.0, 4.0, 5.0])
+    terms = {10: (5.0, 7.0), 11: (5.0, -1e9), 12: (0.0, math.nan), 14: (-math.inf, math.nan)}
+    state, info = scripted(old, [0.0, 0.0, 0.0, -math.inf, 0.0], terms)
+    assert info.accepted.tolist() == [True, False, False, False, False]
+    assert state.tokens[:, 0].tolist() == [10, 1, 2, 3, 4]
+    assert state.reward.tolist() == [7, 2, 3, 4, 5]
+    assert state.log_base.tolist() == [5, 0, 0, 0, 0]
     assert info.undefined is not None
-    assert info.undefined.tolist() == [False, False, True]
-    assert info.log_ratio.tolist()[1:] == [-math.inf, -math.inf]
-    impossible = new._replace(log_base=torch.full((3,), -math.inf, dtype=F64))
-    _, info = accept(old, old.tokens, impossible, ratio, torch.Generator().manual_seed(0))
-    assert info.undefined is not None
-    assert not info.undefined.any()
-    assert state.log_prob.tolist() == [12, 2, 3]
+    assert info.undefined.tolist() == [False, False, True, False, False]
+    assert info.log_ratio.tolist() == [11, -1e9 - 2 + 5, -math.inf, -math.inf, -math.inf]
+    assert state.log_prob.tolist() == [12, 2, 3, 4, 5]
+    assert state.read is None
 
 
 def test_a_move_is_accepted_as_often_as_its_ratio_says() -> None:
     """40,000 rows at ratio 0.3, within 5 standard errors (6e-7)."""
     n = 40_000
-    old = chains([0.0] * n)
-    terms = Terms(torch.zeros(n, dtype=F64), torch.zeros(n, dtype=F64))
-    _, info = accept(
-        old,
-        old.tokens,
-        terms,
-        torch.full((n,), math.log(0.3), dtype=F64),
-        torch.Generator().manual_seed(0),
-    )
+    _, info = scripted(chains([0.0] * n), [math.log(0.3)] * n, {})
     assert abs(float(info.accepted.double().mean()) - 0.3) < 5 * (0.3 * 0.7 / n) ** 0.5
 
 
@@ -360,7 +357,7 @@ def test_where_chains_start() -> None:
 
     tokens = torch.tensor([[3], [4]])
     state = start(Plain(), tokens)
-    assert (state.lam.tolist(), state.log_base.tolist(), state.hidden) == ([0, 0], [3, 4], None)
+    assert (state.lam.tolist(), state.log_base.tolist(), state.read) == ([0, 0], [3, 4], None)
     assert not state.prompt_mask.any()
     given = start(
         Plain(), tokens, torch.ones_like(tokens, dtype=torch.bool), torch.tensor([1.0, 2.0])
@@ -423,11 +420,8 @@ def test_rungs_and_rows() -> None:
 
 
 def test_limits_of_denoise_and_accept() -> None:
-    class Knows(Scripted):
-        def terms_and_hidden(self, tokens: Tensor) -> None: ...
-
-    def made(target: Any = None, **options: Any) -> DenoiseAcceptKernel:
-        return DenoiseAcceptKernel(target or Scripted(), None, None, None, **options)  # type: ignore[arg-type]
+    def made(**options: Any) -> DenoiserDrafts:
+        return DenoiserDrafts(None, None, None, **options)  # type: ignore[arg-type]
 
     for wrong in (
         {"rounds": 0},
@@ -438,11 +432,6 @@ def test_limits_of_denoise_and_accept() -> None:
     ):
         with pytest.raises(ValueError, match=r"^rounds must be 1 or more and levels in \(0, 1\]"):
             made(**wrong)
-    with pytest.raises(
-        ValueError, match=r"^expert: 0.1 given, Scripted has no next-token probabilities"
-    ):
-        made(expert=0.1)
-    assert made(Knows(), expert=0.1).expert == 0.1
     tilt = Tilt(lambda z, t: z, 0.1)
     assert (made(tilt=tilt).tilt, made(tilt=replace(tilt, strength=0.0)).tilt) == (tilt, None)
     plain = made(rounds=1, levels=(1e-9, 1.0))

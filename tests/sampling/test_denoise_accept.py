@@ -4,6 +4,7 @@ exactness from poor beginnings.
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +15,11 @@ from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import Schedule, make_schedule
 from dia_lightning.diffusion.trunk import NetworkSize
-from dia_lightning.lm.base_lm import BaseLM
-from dia_lightning.rewards import Keyword
 from dia_lightning.samplers.networks import DenoiserProposal
-from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, State, Tilt
+from dia_lightning.sampling.denoise_accept import DenoiserDrafts, Tilt
+from dia_lightning.sampling.ensemble import EnsembleKernel
 from dia_lightning.sampling.positions import RandomTokens, Spans
-from dia_lightning.sampling.suffix import SuffixRegeneration
-from dia_lightning.target import TargetDensity, Terms
-from dia_lightning.types import text_mask
+from dia_lightning.sampling.state import State
 
 V, T, END = 3, 3, 2
 RNG = np.random.default_rng(5)
@@ -75,38 +73,8 @@ def codes(tokens: Tensor) -> Tensor:
     return found
 
 
-# A language model of its own, unlike π: log p(v | x_{<i}) by the number of the prefix, longer
-# prefixes after shorter ones.
-NEXT = np.log(RNG.dirichlet(np.ones(V), size=1 + V + V**2))
-KAPPA, LAM, WEIGHT = 1.5, 0.8, 0.7
+KAPPA, LAM = 1.5, 0.8
 C = RNG.normal(size=(T, 4)) * 0.4
-
-
-class WithLM(Table):
-    """The same log π with next-token probabilities; its hidden states are the numbers of the
-    prefixes.
-    """
-
-    def terms_and_hidden(self, tokens: Tensor) -> tuple[Terms, Tensor]:
-        log_pi = self.log_prob(tokens)
-        hidden = torch.tensor([[prefix_number(row[:i]) for i in range(T)] for row in ROWS])[
-            codes(tokens)
-        ]
-        return Terms(log_pi, torch.zeros_like(log_pi)), hidden[..., None]
-
-    def next_log_probs(self, tokens: Tensor, hidden: Tensor, index: Tensor) -> Tensor:
-        after = ((tokens == END).cumsum(1) - (tokens == END).long() > 0).gather(1, index)
-        return (
-            torch.from_numpy(NEXT)[hidden[..., 0].gather(1, index)]
-            .masked_fill(after[..., None], 0.0)
-            .float()
-        )
-
-
-def prefix_number(prefix: tuple[int, ...]) -> int:
-    return sum(V**k for k in range(len(prefix))) + sum(
-        x * V ** (len(prefix) - 1 - k) for k, x in enumerate(prefix)
-    )
 
 
 def critic(z: Tensor, t: Tensor) -> Tensor:
@@ -118,11 +86,6 @@ def helps(x: tuple[int, ...], hidden: list[int], kind: str) -> np.ndarray:
     """(T, V) what is added to the logits in a move that starts from x and hides the positions
     `hidden`.
     """
-    if kind == "expert":
-        after = [END in x[:i] for i in range(T)]
-        return WEIGHT * np.array(
-            [np.zeros(V) if after[i] else NEXT[prefix_number(x[:i])] for i in range(T)]
-        )
     if kind == "tilt":
         seen = [q_numpy(x, hidden, i) @ E if i in hidden else E[x[i]] for i in range(T)]
         gradient = sum(float(C[i] @ seen[i]) for i in range(T)) * C
@@ -145,7 +108,7 @@ def q_numpy(
         p[END] = 0
     if any(j < i and context[j] == END for j in known):
         p[:END] = 0
-    return p / p.sum()
+    return p / p.sum() if p.any() else p
 
 
 def matrix(spans: int, rounds: int, kind: str = "") -> np.ndarray:
@@ -186,14 +149,13 @@ def _by_round(
     return total
 
 
-def kernel(**options: object) -> DenoiseAcceptKernel:
+def kernel(made: type[DenoiserDrafts] = DenoiserDrafts, **options: Any) -> EnsembleKernel:
     embedding = TokenEmbedding(torch.from_numpy(TABLE))
     given = {"positions": Spans(2), "levels": (1.0,), "rounds": 1, "end_id": END} | options
-    looks = "schedule" in given
-    target = WithLM() if "expert" in given else Table()
-    return DenoiseAcceptKernel(
-        target, looking if looks else proposal, embedding, given.pop("schedule", Blank()), **given
-    )  # type: ignore[arg-type]
+    logits = looking if "schedule" in given else proposal
+    tries, form = given.pop("tries", 1), given.pop("form", "metropolis")
+    drafts = made(logits, embedding, given.pop("schedule", Blank()), **given)
+    return EnsembleKernel(Table(), drafts, tries, form)
 
 
 HELP = {
@@ -201,7 +163,6 @@ HELP = {
     # At level 0 the critic sees the denoiser's mean without noise, so that the tilt can be computed
     # by hand.
     "tilt": {"tilt": Tilt(critic, KAPPA, 0.0)},
-    "expert": {"expert": WEIGHT},
 }
 
 
@@ -215,8 +176,6 @@ HELP = {
         (3, 2, ""),
         (2, 1, "tilt"),
         (3, 2, "tilt"),
-        (2, 1, "expert"),
-        (3, 3, "expert"),
     ],
 )
 def test_transition_matrix_entry_by_entry(spans: int, rounds: int, kind: str) -> None:
@@ -280,8 +239,9 @@ def chi2_limit(df: int, z: float = 3.09) -> float:
             Spans(3, shuffle=True),
             2,
             (0.7,),
-            {"tilt": Tilt(critic, 3.0, 0.4), "expert": 0.8},
+            {"tilt": Tilt(critic, 3.0, 0.4), "tries": 3},
         ),
+        (Spans(2), 2, (0.3, 0.8), {"tries": 3, "form": "gibbs"}),
     ],
 )
 def test_detailed_balance_with_noise(
@@ -307,43 +267,28 @@ def test_detailed_balance_with_noise(
 def test_a_wrong_ratio_shows() -> None:
     """The test above has the power to see the noise left out of the ratio."""
 
-    class Wrong(DenoiseAcceptKernel):
+    class Wrong(DenoiserDrafts):
         def _reveal(self, state: State, move, choose):  # type: ignore[no-untyped-def]
             new, log_q = super()._reveal(state, move, choose)
             return new, log_q * 0
 
-    step = kernel(levels=(0.5,), schedule=make_schedule("cosine"))
-    step.__class__ = Wrong
+    step = kernel(Wrong, levels=(0.5,), schedule=make_schedule("cosine"))
     before = exact_rows(60_000, 1)
     after, _ = step.step(step.init(before), torch.Generator().manual_seed(2))
     chi2, df = asymmetry(before, after.tokens)
     assert chi2 > 2 * chi2_limit(df)
 
 
-@pytest.mark.parametrize(
-    "kind", ["tilt at the clean text", "expert at the old text in both directions"]
-)
-def test_a_wrong_reverse_move_shows(kind: str) -> None:
-    """The same for helps that both directions share though they depend on where the move began."""
+def test_a_wrong_reverse_move_shows() -> None:
+    """The same for a tilt that both directions share though it depends on where the move began."""
 
-    class Wrong(DenoiseAcceptKernel):
+    class Wrong(DenoiserDrafts):
         def _push(self, state: State, choice, z: Tensor, t: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
             return super()._push(
                 state, choice, self.embedding(state.tokens.gather(1, choice.place)), t
             )
 
-        def _helped(self, logits: Tensor, state: State, move, here: slice) -> Tensor:  # type: ignore[no-untyped-def]
-            if not self.expert:
-                return super()._helped(logits, state, move, here)
-            if not hasattr(self, "hidden"):
-                self.hidden = state.hidden
-            return super()._helped(logits, state._replace(hidden=self.hidden), move, here)
-
-    step = kernel(
-        rounds=2,
-        **({"tilt": Tilt(critic, 1.5, 0.0)} if "tilt" in kind else {"expert": 2.0}),
-    )
-    step.__class__ = Wrong
+    step = kernel(Wrong, rounds=2, tilt=Tilt(critic, 1.5, 0.0))
     before = exact_rows(60_000, 1)
     lam = torch.full((len(before),), LAM, dtype=torch.float64)
     after, _ = step.step(step.init(before, lam=lam), torch.Generator().manual_seed(2))
@@ -365,7 +310,7 @@ def test_the_tilt_follows_each_chains_lambda() -> None:
     step.target = Flat()
     plain = kernel(positions=RandomTokens(1), end_id=None)
     plain.target = Flat()
-    step.proposal = plain.proposal = lambda z, t: torch.zeros(*t.shape, V)
+    step.proposal.proposal = plain.proposal.proposal = lambda z, t: torch.zeros(*t.shape, V)  # type: ignore[attr-defined]
     state, _ = step.step(step.init(tokens, lam=lam), torch.Generator().manual_seed(0))
     same, _ = plain.step(plain.init(tokens), torch.Generator().manual_seed(0))
     share = [
@@ -434,48 +379,9 @@ def test_options_are_checked() -> None:
     for wrong in ({"rounds": 0}, {"levels": ()}, {"levels": (0.0,)}, {"levels": (1.5,)}):
         with pytest.raises(ValueError, match="rounds must be"):
             kernel(**wrong)
-    with pytest.raises(
-        ValueError, match=r"expert: 1\.0 given, Table has no next-token probabilities"
-    ):
-        DenoiseAcceptKernel(
-            Table(), proposal, TokenEmbedding(torch.from_numpy(TABLE)), Blank(), expert=1.0
-        )
-
-
-def test_one_pass_of_p_a_step_with_the_expert(
-    lm: BaseLM, embedding: TokenEmbedding, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In a cycle with suffix regeneration too, which keeps p_θ's states up to date; a state
-    without them costs one more.
-    """
-    generator = torch.Generator().manual_seed(0)
-    empty = torch.full((60, 8), lm.end_id)
-    tokens = lm.generate(empty, torch.zeros_like(empty, dtype=torch.bool), generator)
-    target = TargetDensity(lm, Keyword(["good", "food", "e"]), 1.0)
-    schedule = make_schedule("cosine")
-
-    def nearest(z: Tensor, t: Tensor) -> Tensor:
-        return z @ embedding.weight.T
-
-    step = DenoiseAcceptKernel(
-        target, nearest, embedding, schedule, Spans(2), (0.4,), 2, lm.end_id, expert=0.5
-    )
-    suffix, passes, scored = SuffixRegeneration(target), [], lm._scored
-    monkeypatch.setattr(lm, "_scored", lambda *given: passes.append(1) or scored(*given))
-    state, moved = step.init(tokens), 0
-    for kernel in (step, suffix, step, step):
-        state, info = kernel.step(state, generator)
-        moved += int(info.accepted.sum())
-    assert len(passes) == 5
-    assert moved > 30
-    (log_base, _), hidden = target.terms_and_hidden(state.tokens)
-    torch.testing.assert_close(state.log_base, log_base, atol=1e-4, rtol=1e-5)
-    n = text_mask(state.tokens, state.prompt_mask, lm.end_id)
-    assert state.hidden is not None
-    torch.testing.assert_close(state.hidden[n], hidden[n], atol=1e-4, rtol=1e-4)
-    state, _ = step.step(state._replace(hidden=None), generator)
-    assert state.hidden is not None
-    assert len(passes) == 8
+    for option, wrong in (("tries", 0), ("form", "barker")):
+        with pytest.raises(ValueError, match=rf"^{option}: {wrong} given, allowed: "):
+            kernel(**{option: wrong})
 
 
 def test_denoiser_in_chunks(embedding: TokenEmbedding, monkeypatch: pytest.MonkeyPatch) -> None:

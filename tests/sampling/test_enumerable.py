@@ -18,8 +18,10 @@ from torch import Tensor
 
 from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import make_schedule
-from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, State
+from dia_lightning.sampling.denoise_accept import DenoiserDrafts
+from dia_lightning.sampling.ensemble import EnsembleKernel
 from dia_lightning.sampling.positions import Positions, RandomTokens, Spans
+from dia_lightning.sampling.state import State
 from tests.oracles.enumerable import Enumerable
 from tests.oracles.listed import ListedTarget
 
@@ -43,7 +45,7 @@ CASES = [(name, lam) for name in PROBLEMS for lam in (0.5, 1.0, 3.0)]
 STEPS = {0.5: 200, 1.0: 200, 3.0: 500}
 
 
-def kernel(name: str, lam: float) -> DenoiseAcceptKernel:
+def kernel(name: str, lam: float) -> EnsembleKernel:
     problem = Enumerable(*PROBLEMS[name])
     rng = np.random.default_rng(7)
     bias = torch.from_numpy(rng.normal(size=(problem.T, problem.V))).float() * 0.5
@@ -54,12 +56,13 @@ def kernel(name: str, lam: float) -> DenoiseAcceptKernel:
 
     target, schedule = ListedTarget(problem, lam), make_schedule("cosine")
     positions, rounds = MOVES[name]
-    return DenoiseAcceptKernel(
-        target, proposal, embedding, schedule, positions, (0.7, 1.0), rounds, problem.end_id
+    drafts = DenoiserDrafts(
+        proposal, embedding, schedule, positions, (0.7, 1.0), rounds, problem.end_id
     )
+    return EnsembleKernel(target, drafts)
 
 
-def run(step: DenoiseAcceptKernel, tokens: np.ndarray, steps: int, seed: int) -> State:
+def run(step: EnsembleKernel, tokens: np.ndarray, steps: int, seed: int) -> State:
     state, generator = step.init(torch.from_numpy(tokens)), torch.Generator().manual_seed(seed)
     for _ in range(steps):
         state, _ = step.step(state, generator)
@@ -154,11 +157,11 @@ def test_a_wrong_ratio_shows(left_out: str, monkeypatch: pytest.MonkeyPatch) -> 
     step = kernel("end token", 1.0)
     if left_out == "noise":
         monkeypatch.setattr(
-            "dia_lightning.sampling.denoise_accept._log_normal",
-            lambda z, mean, sigma: z[..., 0].double() * 0,
+            "dia_lightning.sampling.denoise_accept._log_noise",
+            lambda z, mean, sigma, valid: torch.zeros(len(z), dtype=torch.float64),
         )
     else:
-        step.positions = Uncounted(4)
+        step.proposal.positions = Uncounted(4)  # type: ignore[attr-defined]
     problem: Enumerable = step.target.problem  # type: ignore[union-attr]
     state = run(step, problem.draw(N, 1.0, np.random.default_rng(3)), 12, seed=2)
     chi2, df = chi2_of_pools(problem, state.tokens, 1.0)

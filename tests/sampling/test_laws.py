@@ -14,12 +14,12 @@ from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.guidance import Prediction, Watched
 from dia_lightning.numerics import NotFinite
-from dia_lightning.sampling.denoise_accept import State
 from dia_lightning.sampling.diagnostics import (
     by_prompt,
     chain_diagnostics,
 )
 from dia_lightning.sampling.particles import POTENTIALS, Steering, doubling, paths, smc
+from dia_lightning.sampling.state import State
 from dia_lightning.target import Terms
 from dia_lightning.testing import check_kernel, check_target
 from dia_lightning.testing.kernel import KernelError

@@ -15,8 +15,9 @@ from dia_lightning.sampling.annealing import (
     resample_down,
 )
 from dia_lightning.sampling.diagnostics import log_z_reverse
+from dia_lightning.sampling.drafts import SuffixDrafts
+from dia_lightning.sampling.ensemble import EnsembleKernel
 from dia_lightning.sampling.resampling import log_mean_exp
-from dia_lightning.sampling.suffix import SuffixRegeneration
 from tests.oracles.table_lm import END, LOG_P, REWARD, ROWS, T, TableTarget, codes, pi
 
 LAM = 3.0
@@ -31,7 +32,7 @@ def run(  # type: ignore[no-untyped-def]
     empty = torch.full((n_groups * size, T), END)
     mask = torch.zeros_like(empty, dtype=torch.bool)
     tokens = target.lm.generate(empty, mask, generator)
-    kernels = [SuffixRegeneration(target)] if moves else []
+    kernels = [EnsembleKernel(target, SuffixDrafts(target.lm))] if moves else []
     begin = from_base(target, tokens, mask)
     return anneal(target, kernels, begin, n_groups, generator, ess, moves, islands)
 
@@ -128,7 +129,9 @@ def test_many_texts_thinned_to_few_particles() -> None:
     assert len(few.tokens) == 10_000
     weights = (reached * many.reward).softmax(0)
     assert abs(1 / float(weights.square().sum()) - 10_000) < 1
-    state, rest, _ = anneal(target, [SuffixRegeneration(target)], few, 1, generator)
+    state, rest, _ = anneal(
+        target, [EnsembleKernel(target, SuffixDrafts(target.lm))], few, 1, generator
+    )
     rng = np.random.default_rng(0)
     for found, lam in ((few, reached), (state, LAM)):
         floor = np.mean(
@@ -160,7 +163,7 @@ def test_populations_do_not_mix() -> None:
 
 def test_cycle_reports_every_step() -> None:
     target = TableTarget(1.0)
-    kernel = SuffixRegeneration(target)  # type: ignore[arg-type]
+    kernel = EnsembleKernel(target, SuffixDrafts(target.lm))  # type: ignore[arg-type]
     state, followed = cycle(
         [kernel, kernel], kernel.init(torch.tensor(ROWS)), 3, torch.Generator().manual_seed(0)
     )

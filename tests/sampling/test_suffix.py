@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from dia_lightning.sampling.suffix import SuffixRegeneration
-from tests.oracles.table_lm import END, LAM, LOG_P, REWARD, ROWS, T, TableTarget, codes, pi
+from dia_lightning.sampling.drafts import SuffixDrafts
+from dia_lightning.sampling.ensemble import EnsembleKernel
+from tests.oracles.table_lm import END, LAM, LM, LOG_P, REWARD, ROWS, T, TableTarget, codes, pi
 
 
 def test_pi_is_left_invariant() -> None:
@@ -13,7 +14,7 @@ def test_pi_is_left_invariant() -> None:
     assert abs(np.exp(LOG_P).sum() - 1) < 1e-12
     n = 8000
     drawn = np.random.default_rng(0).choice(len(ROWS), n, p=pi())
-    kernel = SuffixRegeneration(TableTarget())  # type: ignore[arg-type]
+    kernel = EnsembleKernel(TableTarget(), SuffixDrafts(LM))  # type: ignore[arg-type]
     state, info = kernel.step(
         kernel.init(torch.tensor(ROWS)[drawn]), torch.Generator().manual_seed(0)
     )
@@ -30,18 +31,19 @@ def test_pi_is_left_invariant() -> None:
 
 def test_without_reward_only_the_length_matters() -> None:
     """At λ = 0 the ratio is n(x) / n(x'), the numbers of places to cut."""
-    kernel = SuffixRegeneration(TableTarget())  # type: ignore[arg-type]
+    kernel = EnsembleKernel(TableTarget(), SuffixDrafts(LM))  # type: ignore[arg-type]
     tokens = torch.tensor([[0, 1, END, END]]).repeat(400, 1)
     state = kernel.init(tokens, lam=torch.zeros(400, dtype=torch.float64))
     new, info = kernel.step(state, torch.Generator().manual_seed(1))
     n_new = torch.where((new.tokens == END).any(1), (new.tokens == END).int().argmax(1) + 1, T)
     moved = info.accepted
-    torch.testing.assert_close(info.log_ratio[moved], (3 / n_new[moved].double()).log())
+    want = (3 / n_new[moved].double()).log()
+    torch.testing.assert_close(info.log_ratio[moved], want, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("n_prompt", [1, 2])
 def test_places_to_cut_lie_behind_the_prompt(n_prompt: int) -> None:
-    kernel = SuffixRegeneration(TableTarget())  # type: ignore[arg-type]
+    kernel = EnsembleKernel(TableTarget(), SuffixDrafts(LM))  # type: ignore[arg-type]
     tokens = torch.tensor([[0, 1, END, END]]).repeat(2000, 1)
     state = kernel.init(
         tokens, torch.arange(T).expand(2000, -1) < n_prompt, torch.zeros(2000, dtype=torch.float64)
@@ -54,9 +56,8 @@ def test_places_to_cut_lie_behind_the_prompt(n_prompt: int) -> None:
     )
     moved = info.accepted & (new.tokens != tokens).any(1)
     assert bool(moved.any())
-    torch.testing.assert_close(
-        info.log_ratio[moved], ((3 - n_prompt) / n_new[moved].double()).log()
-    )
+    want = ((3 - n_prompt) / n_new[moved].double()).log()
+    torch.testing.assert_close(info.log_ratio[moved], want, atol=1e-6, rtol=0)
     # The last place before the end is cut too, and the first behind the prompt.
     first = (new.tokens[:, n_prompt] != tokens[:, n_prompt]).double().mean()
     assert 0 < float(first) < 1

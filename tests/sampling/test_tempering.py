@@ -9,9 +9,12 @@ from torch import Tensor
 
 from dia_lightning.diffusion.embedding import TokenEmbedding
 from dia_lightning.diffusion.schedule import make_schedule
-from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, State
+from dia_lightning.lm.row_cache import TokenTerms
+from dia_lightning.sampling.denoise_accept import DenoiserDrafts
+from dia_lightning.sampling.drafts import SuffixDrafts
+from dia_lightning.sampling.ensemble import EnsembleKernel
 from dia_lightning.sampling.positions import RandomTokens
-from dia_lightning.sampling.suffix import SuffixRegeneration
+from dia_lightning.sampling.state import State
 from dia_lightning.sampling.tempering import Tempering, swap_neighbours
 from dia_lightning.target import Terms
 from tests.oracles.table_lm import LOG_P, REWARD, ROWS, TableTarget, codes, pi
@@ -20,12 +23,12 @@ LADDER = [0.0, 0.5, 1.0]
 
 
 def state_at(rows: Tensor, ladder: list[float]) -> State:
-    """Chains at the rows (G · K,) of the table, by number, with hidden states that name them."""
+    """Chains at the rows (G · K,) of the table, by number, with what p_θ said of them."""
     lam = torch.tensor(ladder, dtype=torch.float64).repeat(len(rows) // len(ladder))
     tokens, mask = torch.tensor(ROWS)[rows], torch.zeros(len(rows), len(ROWS[0]), dtype=torch.bool)
-    hidden = rows[:, None, None].double()
+    read = TokenTerms(rows[:, None].float(), -rows[:, None].float())
     return State(
-        tokens, mask, torch.from_numpy(LOG_P)[rows], torch.from_numpy(REWARD)[rows], lam, hidden
+        tokens, mask, torch.from_numpy(LOG_P)[rows], torch.from_numpy(REWARD)[rows], lam, read
     )
 
 
@@ -49,8 +52,13 @@ def test_swap_probability_of_every_pair() -> None:
     assert (np.abs(got - want) < 7 * np.sqrt(want * (1 - want) / n) + 1e-4).all()
     # Everything goes along but λ.
     source = torch.where(swapped[:, :1], pairs.flip(1), pairs).flatten()
-    for field, expected in zip(new, state_at(source, [0.5, 2.0]), strict=True):
+    want_state = state_at(source, [0.5, 2.0])
+    for field, expected in zip(new[:5], want_state[:5], strict=True):
         assert torch.equal(field, expected)
+    assert new.read is not None
+    assert want_state.read is not None
+    assert torch.equal(new.read.log_p, want_state.read.log_p)
+    assert torch.equal(new.read.log_goes_on, want_state.read.log_goes_on)
 
 
 def test_every_rung_has_its_marginal() -> None:
@@ -59,7 +67,8 @@ def test_every_rung_has_its_marginal() -> None:
     """
     target, n, rng = TableTarget(LADDER[-1]), 4000, np.random.default_rng(0)
     first = torch.from_numpy(rng.choice(len(ROWS), n * len(LADDER), p=pi(0.0)))
-    kernel = Tempering(target, [SuffixRegeneration(target)], LADDER)  # type: ignore[arg-type]
+    suffix = EnsembleKernel(target, SuffixDrafts(target.lm))  # type: ignore[arg-type]
+    kernel = Tempering(target, [suffix], LADDER)  # type: ignore[arg-type]
     state = kernel.init(torch.tensor(ROWS)[first])
     generator, swaps = torch.Generator().manual_seed(1), []
     for _ in range(20):
@@ -98,13 +107,10 @@ def test_a_mode_that_the_cold_chain_misses() -> None:
     """
     target, n, ladder = TwoModes(), 300, [0.0, 1.5, 3.0, 4.5, 6.0]
     embedding = TokenEmbedding(torch.eye(3))
-    step = DenoiseAcceptKernel(
-        target,
-        lambda z, t: torch.zeros(*t.shape, 3),
-        embedding,
-        make_schedule("cosine"),
-        RandomTokens(1),
-    )  # type: ignore[arg-type]
+    drafts = DenoiserDrafts(
+        lambda z, t: torch.zeros(*t.shape, 3), embedding, make_schedule("cosine"), RandomTokens(1)
+    )
+    step = EnsembleKernel(target, drafts)  # type: ignore[arg-type]
 
     def near_the_other(tokens: Tensor) -> float:
         return float(((tokens == 1).sum(1) > (tokens == 0).sum(1)).double().mean())

@@ -12,17 +12,20 @@ from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import Keyword
 from dia_lightning.samplers import BaseModel, DenoiseAccept, Models, Move, Suffix
-from dia_lightning.sampling.denoise_accept import DenoiseAcceptKernel, Info, State, accept
+from dia_lightning.sampling.denoise_accept import DenoiserDrafts
+from dia_lightning.sampling.drafts import SuffixDrafts
+from dia_lightning.sampling.ensemble import Drafts, EnsembleKernel
 from dia_lightning.sampling.positions import Spans
-from dia_lightning.sampling.suffix import SuffixRegeneration
+from dia_lightning.sampling.state import Info, State
 from dia_lightning.target import TargetDensity
 from dia_lightning.testing import check_kernel
 from dia_lightning.testing.kernel import KernelError
 
 
 @pytest.fixture
-def suffix(lm: BaseLM) -> SuffixRegeneration:
-    return SuffixRegeneration(TargetDensity(lm, Keyword(["good", "food", "e"]), 0.0))
+def suffix(lm: BaseLM) -> EnsembleKernel:
+    target = TargetDensity(lm, Keyword(["good", "food", "e"]), 0.0)
+    return EnsembleKernel(target, SuffixDrafts(lm))
 
 
 def draws(lm: BaseLM, n: int) -> torch.Tensor:
@@ -32,9 +35,7 @@ def draws(lm: BaseLM, n: int) -> torch.Tensor:
     )
 
 
-def test_right_kernels_pass(
-    lm: BaseLM, embedding: TokenEmbedding, suffix: SuffixRegeneration
-) -> None:
+def test_right_kernels_pass(lm: BaseLM, embedding: TokenEmbedding, suffix: EnsembleKernel) -> None:
     """2,000 exact draws; a right kernel fails with probability 6e-6."""
     tokens, generator = draws(lm, 2000), torch.Generator().manual_seed(1)
     check_kernel(suffix, suffix.init(tokens), generator)
@@ -44,9 +45,8 @@ def test_right_kernels_pass(
         return z @ table * 0.3
 
     schedule = make_schedule("cosine")
-    kernel = DenoiseAcceptKernel(
-        suffix.target, proposal, embedding, schedule, Spans(2), (0.5, 0.8), 2, lm.end_id
-    )
+    drafts = DenoiserDrafts(proposal, embedding, schedule, Spans(2), (0.5, 0.8), 2, lm.end_id)
+    kernel = EnsembleKernel(suffix.target, drafts)
     state = kernel.init(tokens)
     check_kernel(kernel, state, generator, steps=3)
     new, info = kernel.step(state, generator)
@@ -54,18 +54,18 @@ def test_right_kernels_pass(
     assert bool((new.tokens != tokens).any())
 
 
-def test_wrong_kernels_are_named(lm: BaseLM, suffix: SuffixRegeneration) -> None:
-    class Forgets(SuffixRegeneration):
+def test_wrong_kernels_are_named(lm: BaseLM, suffix: EnsembleKernel) -> None:
+    class Forgets(EnsembleKernel):
         def step(self, state: State, generator: torch.Generator) -> tuple[State, Info]:
             new, info = super().step(state, generator)
             return new._replace(log_base=state.log_base), info
 
-    class Lies(SuffixRegeneration):
+    class Lies(EnsembleKernel):
         def step(self, state: State, generator: torch.Generator) -> tuple[State, Info]:
             new, info = super().step(state, generator)
             return new, info._replace(accepted=torch.zeros_like(info.accepted))
 
-    class Drifts(SuffixRegeneration):
+    class Drifts(EnsembleKernel):
         def step(self, state: State, generator: torch.Generator) -> tuple[State, Info]:
             new, info = super().step(state, generator)
             worse = new.log_base < state.log_base
@@ -81,7 +81,7 @@ def test_wrong_kernels_are_named(lm: BaseLM, suffix: SuffixRegeneration) -> None
         (Lies, "rejected means unchanged"),
         (Drifts, "invariance"),
     ):
-        kernel = wrong(suffix.target)
+        kernel = wrong(suffix.target, suffix.proposal)
         with pytest.raises(KernelError, match=law):
             check_kernel(kernel, kernel.init(tokens), generator)
     with pytest.raises(ValueError, match="100 chains"):
@@ -96,23 +96,24 @@ class Fresh(Move):
     keeps_prompts: bool = True
 
     def kernel(self, models: Models, target: TargetDensity) -> Any:
-        return FreshKernel(self, models, target)
+        return EnsembleKernel(target, FreshDrafts(self, models, target))
 
 
-class FreshKernel(NamedTuple):
+class FreshDrafts(NamedTuple):
     move: Fresh
     models: Models
     target: TargetDensity
 
-    def step(self, state: State, generator: torch.Generator) -> tuple[State, Info]:
+    def __call__(self, state: State, n: int, generator: torch.Generator) -> Drafts:
         batch = self.target.batch
         assert batch is not None
         if not self.move.keeps_prompts:
             batch = self.models.lm.batch([""] * len(state.tokens))  # type: ignore[attr-defined]
         tokens: Tensor = BaseModel().draw(self.models, batch, generator).tokens
-        terms = self.target.terms(tokens)
-        log_ratio = self.move.trust * state.lam * (terms.reward - state.reward)
-        return accept(state, tokens, terms, log_ratio, generator)
+        log_base, reward = self.target.terms(tokens)
+        doubt = (1 - self.move.trust) * state.lam
+        log_q = [state.log_base + doubt * state.reward, log_base + doubt * reward]
+        return Drafts(tokens[:, None], torch.stack(log_q, 1))
 
 
 @pytest.mark.parametrize("move", [Suffix(), Fresh()])
@@ -137,7 +138,7 @@ def test_wrong_moves_are_named(move: Move, law: str) -> None:
         check_kernel(move)
 
 
-def test_what_a_move_needs_is_asked_for(suffix: SuffixRegeneration, lm: BaseLM) -> None:
+def test_what_a_move_needs_is_asked_for(suffix: EnsembleKernel, lm: BaseLM) -> None:
     with pytest.raises(ValueError, match="DenoiseAccept needs denoiser; give its kernel"):
         check_kernel(DenoiseAccept())
     with pytest.raises(ValueError, match="state: none given, needed for a kernel"):

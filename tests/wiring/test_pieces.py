@@ -304,7 +304,8 @@ def test_the_tilt_is_the_first_order_change_of_the_value(table_parts: Path, leve
     )  # type: ignore[attr-defined]
     weight = torch.randn(T, made.embedding.dim, generator=seed_of(0, 0))
     value = lambda z, t: ((1 + t)[..., None] * weight * z).sum((1, 2))  # noqa: E731
-    kernel.tilt = replace(kernel.tilt, critic=value)
+    drafts = kernel.proposal
+    drafts.tilt = replace(drafts.tilt, critic=value)
     tokens, lam = (
         torch.tensor([[0, 1, END, END], [1, 1, 0, 0]]),
         torch.tensor([0.5, 2.0], dtype=torch.float64),
@@ -312,10 +313,14 @@ def test_the_tilt_is_the_first_order_change_of_the_value(table_parts: Path, leve
     state = kernel.init(tokens, lam=lam)
     place, t = torch.tensor([[1, 0], [3, 1]]), torch.full((2, 1), level)
     z = torch.randn(2, 2, made.embedding.dim)
-    push = kernel._push(state, Choice(place, torch.ones(2, 2, dtype=torch.bool)), z, t)
+    push = drafts._push(state, Choice(place, torch.ones(2, 2, dtype=torch.bool)), z, t)
     alpha = made.models.denoiser.schedule.alpha(torch.tensor(level))  # type: ignore[union-attr]
     want = 0.7 * lam.float()[:, None, None] * alpha * (1 + level) * weight[place]
     torch.testing.assert_close(push, want)
+    # Of a power target λ is in the reward, and chains rise to 1.
+    power = TargetDensity(made.lm, made.reward, LAM, alpha=2.0)
+    tilt = made.sampler.moves[0].kernel(made.models, power).proposal.tilt  # type: ignore[attr-defined]
+    assert tilt.strength == pytest.approx(0.7 * LAM)
 
 
 @pytest.mark.parametrize(("steps", "stagger"), [(1, 0.0), (4, 0.0), (5, 3.0), (6, 40.0)])

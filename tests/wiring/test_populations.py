@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from dia_lightning.sampling.drafts import SuffixDrafts
+from dia_lightning.sampling.ensemble import EnsembleKernel
 
 from dia_lightning.errors import UserError
 from dia_lightning.samplers import (
@@ -23,7 +25,6 @@ from dia_lightning.samplers import (
 )
 from dia_lightning.samplers.base import Population
 from dia_lightning.sampling.resampling import log_mean_exp
-from dia_lightning.sampling.suffix import SuffixRegeneration
 from dia_lightning.types import Batch, Generations
 from tests.oracles.table_lm import END, LOG_P, REWARD, ROWS, T, codes, pi
 from tests.oracles.table_model import chi_square_ok, free
@@ -105,7 +106,7 @@ def test_a_weighted_population_is_moved_at_its_own_temperature(table_parts: Path
     """At λ itself there is nothing to anneal: one round after the resampling, one at the end."""
     calls: list[float] = []
 
-    class Counted(SuffixRegeneration):
+    class Counted(EnsembleKernel):
         def step(self, state: Any, generator: torch.Generator) -> Any:
             calls.extend(state.lam.tolist())
             return super().step(state, generator)
@@ -113,7 +114,7 @@ def test_a_weighted_population_is_moved_at_its_own_temperature(table_parts: Path
     @dataclass(frozen=True)
     class Count(Suffix):
         def kernel(self, models: Any, target: Any) -> Any:
-            return Counted(target)
+            return Counted(target, SuffixDrafts(target.lm))
 
     for share, least in ((1.0, LAM), (0.5, LAM / 2)):
         calls.clear()

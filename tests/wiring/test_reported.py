@@ -151,24 +151,14 @@ def test_acceptance_of_each_move_and_their_mean(table_parts: Path, kind: str, ro
     )
 
 
-def test_traces_that_nobody_computes_are_not_told(table_parts: Path) -> None:
-    """log p_θ along chains is known only where a move asks for it; tempered chains have one
-    rate.
-    """
+def test_what_chains_tell(table_parts: Path) -> None:
+    """Reward and log p_θ along chains, which every move knows; tempered chains have one rate."""
+    traces = {f"{kind}_{name}" for kind in ("ess", "rhat", "autocorrelation")
+              for name in ("reward", "log_p")}  # fmt: skip
     (found,) = guided(table_parts, Chains(rounds=5)).predict_step(free(4))
-    assert set(found.diagnostics) == {
-        "accept_suffix",
-        "ess_reward",
-        "rhat_reward",
-        "autocorrelation_reward",
-    }
+    assert set(found.diagnostics) == {"accept_suffix"} | traces
     (found,) = guided(table_parts, Chains(rounds=5, temperatures=2)).predict_step(free(4))
-    assert set(found.diagnostics) == {
-        "accept_tempered",
-        "ess_reward",
-        "rhat_reward",
-        "autocorrelation_reward",
-    }
+    assert set(found.diagnostics) == {"accept_tempered"} | traces
     assert found.accept_rate is not None
     torch.testing.assert_close(found.accept_rate, found.diagnostics["accept_tempered"])
 
@@ -398,10 +388,11 @@ def test_the_level_at_which_the_critic_looks(table_parts: Path, level: float | N
     kernel: Any = made.sampler.moves[0].kernel(
         made.models, TargetDensity(made.lm, made.reward, LAM)
     )  # type: ignore[attr-defined]
-    assert kernel.tilt.level == (
+    drafts = kernel.proposal
+    assert drafts.tilt.level == (
         None if level is None else pytest.approx(float(warped(level)), abs=1e-6)
     )
-    assert (kernel.tilt.strength, kernel.levels, kernel.rounds, kernel.end_id) == (
+    assert (drafts.tilt.strength, drafts.levels, drafts.rounds, drafts.end_id) == (
         1.0,
         (1.0,),
         4,
