@@ -37,9 +37,9 @@ from dia_lightning.meter import Meter
 from dia_lightning.numerics import draw_categorical
 from dia_lightning.rewards import VaderSentiment
 from dia_lightning.samplers import Chains, GuidedSamplerModule, Models, Move, Suffix, moves
-from dia_lightning.sampling.annealing import cycle, rows_of
-from dia_lightning.sampling.denoise_accept import State, start
+from dia_lightning.sampling.annealing import cycle
 from dia_lightning.sampling.diagnostics import by_prompt
+from dia_lightning.sampling.state import State, start
 from dia_lightning.target import TargetDensity, completions
 from dia_lightning.types import Batch, Reward, scored_mask
 
@@ -92,7 +92,7 @@ def variants() -> list[list[list[Part]]]:
     second = [[suffix(k, cut)] for k, cut in product((4, 8), cuts)] + [[suffix(1, "entropy")]]
     third = [[window(n, 8)] for n in lengths]
     third += [[suffix(4, "entropy"), window(8, 8)], [suffix(4), window(8, 8, "entropy")]]
-    third += [[suffix(4, "jump")], [suffix(4, form="gibbs")], [{"kind": "denoise"}]]
+    third += [[suffix(4, "jump")], [suffix(4, form="gibbs")]]
     every = [[suffix(k, cut)] for k, cut in product(tries, (*cuts, "jump"))]
     every += [[window(n, k, cut)] for n, k, cut in product(lengths, tries, cuts)]
     every += [[suffix(k, cut), window(n, k, cut)]
@@ -158,7 +158,7 @@ def pool_of(spec: Part, batch: Batch) -> Tensor:
         lm, _ = base_lm(KITS[spec["kit"]]["base_lm"])
         generator, pools = torch.Generator().manual_seed(1000 + spec["seed"]), []
         for i in range(len(batch.tokens)):
-            pool = rows_of(batch, torch.full((POOL,), i))
+            pool = batch.take(torch.full((POOL,), i))
             pools.append(lm.generate(pool.tokens, pool.prompt_mask, generator))
         torch.save(torch.stack(pools), path)
     kept: Tensor = torch.load(path, weights_only=True)
@@ -176,10 +176,10 @@ def begin(spec: Part, batch: Batch, reward: Reward, lam: float) -> Tensor:
         lm, _ = base_lm(KITS[spec["kit"]]["base_lm"])
         generator, rows = torch.Generator().manual_seed(2000 + spec["seed"]), []
         for i, texts in enumerate(pool_of(spec, batch)):
-            pool = rows_of(batch, torch.full((POOL,), i))
-            weight = lam * TargetDensity(lm, reward, lam, pool, False).terms(texts).reward
+            pool = batch.take(torch.full((POOL,), i))
+            weight = lam * TargetDensity(lm, reward, lam, pool).terms(texts).reward
             rows.append(texts[int(draw_categorical(weight[None], generator))])
-        target = TargetDensity(lm, reward, lam, batch, False)
+        target = TargetDensity(lm, reward, lam, batch)
         state = start(target, torch.stack(rows), batch.prompt_mask)
         kernel = Suffix().kernel(Models(lm, None, None, None, reward, lam), target)  # type: ignore[arg-type]
         state, _ = cycle([kernel], state, BURN, generator)
@@ -196,8 +196,7 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     chosen = [move for move in parts if move is not None]
     module = GuidedSamplerModule(reward, Chains(moves=chosen), lm, lam=lam, compare_base=False)
     batch = batch_of(spec, spec["chains"])
-    with_base = any(move.with_base for move in chosen)
-    target = TargetDensity(lm, reward, lam, batch, with_base)
+    target = TargetDensity(lm, reward, lam, batch)
     kernels = [move.kernel(module.models, target) for move in chosen]
     state = start(target, begin(spec, batch, reward, lam), batch.prompt_mask)
     generator = torch.Generator().manual_seed(spec["seed"])
@@ -206,9 +205,9 @@ def measure(spec: dict[str, Any]) -> dict[str, Any]:
     trace, kept, accepted, changed, spent = [], [warm], [], [], 0.0
     state = warm
     while spent < spec["seconds"] or len(trace) < 16:
-        clock, old = time.perf_counter(), state
+        clock, old = time.process_time(), state
         state, followed = cycle(kernels, state, 1, generator)
-        spent += time.perf_counter() - clock
+        spent += time.process_time() - clock
         trace.append(state.reward)
         accepted.append(followed.accepted.mean())
         changed.append((state.tokens != old.tokens).any(1).double().mean())

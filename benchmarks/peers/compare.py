@@ -152,9 +152,8 @@ def _own(row: list[int], mask: list[bool], end: int) -> list[int]:
 
 
 def _first(batch: Batch, rows: Tensor) -> Batch:
-    from dia_lightning.sampling.annealing import rows_of
 
-    return replace(rows_of(batch, rows), whole=batch.whole)
+    return replace(batch.take(rows), whole=batch.whole)
 
 
 def peers(spec: dict[str, Any]) -> list[list[dict[str, Any]]]:

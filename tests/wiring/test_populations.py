@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dia_lightning.sampling.drafts import SuffixDrafts
-from dia_lightning.sampling.ensemble import EnsembleKernel
 
 from dia_lightning.errors import UserError
 from dia_lightning.samplers import (
@@ -24,6 +22,8 @@ from dia_lightning.samplers import (
     annealed,
 )
 from dia_lightning.samplers.base import Population
+from dia_lightning.sampling.drafts import SuffixDrafts
+from dia_lightning.sampling.ensemble import EnsembleKernel
 from dia_lightning.sampling.resampling import log_mean_exp
 from dia_lightning.types import Batch, Generations
 from tests.oracles.table_lm import END, LOG_P, REWARD, ROWS, T, codes, pi
