@@ -39,6 +39,7 @@ from dia_lightning.data.prompts import PromptData
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.rewards import VaderSentiment
 from dia_lightning.samplers import (
+    Annealed,
     BaseModel,
     BestOfN,
     Chains,
@@ -133,6 +134,7 @@ METHODS = {
     "best-of-64": Method("reward", lambda: BestOfN(n=64)),
     "suffix chains (QUEST)": Method("reward", lambda: Chains(moves=[Suffix()], rounds=60)),
     "guided decoding": Method("reward", lambda: GuidedDecoding(top_k=16)),
+    "population": Method("free", lambda: Annealed(particles=2, least=64, rounds=2)),
     "guided diffusion": Method(
         "lengths", lambda: Diffusion(guidance=CriticGuidance(scale=10.0), steps=64)
     ),

@@ -37,6 +37,7 @@ from dia_lightning.samplers import (
     BaseModel,
     BestOfN,
     Chains,
+    Critic,
     DenoiseAccept,
     GuidedDecoding,
     GuidedSamplerModule,
@@ -108,9 +109,15 @@ def methods(kit: str) -> dict[str, Ladder]:
         "best-of-n": doubling(4, 6, lambda n: BestOfN(n=n)),
         "suffix chains (QUEST)": doubling(5, 6, lambda n: Chains(moves=[Suffix()], rounds=n)),
         "SMC on the diffusion (Feynman–Kac)": steering,
-        "twisted SMC": doubling(2, 7, lambda n: TwistedSMC(particles=n)),
+        "twisted SMC, critic": doubling(2, 7, lambda n: TwistedSMC(Critic(), particles=n)),
         "guided decoding": doubling(4, 3, lambda n: GuidedDecoding(top_k=n)),
-        "DIA population, suffix moves": doubling(1, 5, lambda n: Annealed([Suffix()], rounds=n)),
+        "twisted SMC, rewards on prefixes": doubling(1, 6, lambda n: TwistedSMC(particles=n)),
+        "DIA population": doubling(1, 5, lambda n: Annealed(particles=n)),
+        "DIA population, more rounds": doubling(1, 5, lambda n: Annealed(rounds=n)),
+        "DIA population, 4 drafts": doubling(1, 4, lambda n: Annealed([Suffix(4)], particles=n)),
+        "DIA population, begun by rewards on prefixes": doubling(
+            1, 5, lambda n: Annealed(start=TwistedSMC(), particles=n)
+        ),
         "DIA population, both moves": doubling(1, 4, lambda n: Annealed(both(kit), rounds=n)),
     }
 

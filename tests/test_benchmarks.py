@@ -232,7 +232,7 @@ def test_judges(spec: dict[str, Any], text: str, value: float) -> None:
 def test_our_side_of_the_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = {
         "kit": "tiny", "reward": {"name": "sentiment"}, "lam": 8.0, "seed": 0, "texts": 6,
-        "wanted": 12, "runs": 4, "method": "population, suffix moves",
+        "wanted": 12, "runs": 4, "method": "population",
     }  # fmt: skip
     figures = compare.measure(spec)
     assert figures["reached"]

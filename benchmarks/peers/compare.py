@@ -41,10 +41,10 @@ from dia_lightning.samplers import (
     Annealed,
     BestOfN,
     Chains,
-    DenoiseAccept,
     GuidedSamplerModule,
     Sampler,
     Suffix,
+    TwistedSMC,
 )
 from dia_lightning.types import Batch, Reward, scored_mask
 
@@ -80,8 +80,10 @@ PEERS: dict[str, dict[str, Any]] = {
     "genlm-control × 4": {"particles": 4, "ess": 0.5, "batch": 64},
 }
 OURS: dict[str, Callable[[], Sampler]] = {
-    "population, suffix moves": lambda: Annealed(moves=[Suffix()]),
-    "population, both moves": lambda: Annealed(moves=[Suffix(), DenoiseAccept()]),
+    "population": lambda: Annealed(),
+    "population, begun by rewards on prefixes": lambda: Annealed(start=TwistedSMC()),
+    "rewards on prefixes, every 4 tokens": lambda: TwistedSMC(particles=1),
+    "rewards on prefixes, every word": lambda: TwistedSMC(particles=1, every="word"),
     "suffix chains (QUEST)": lambda: Chains(moves=[Suffix()], rounds=20),
     "best-of-16": lambda: BestOfN(n=16),
 }
