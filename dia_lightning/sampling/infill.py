@@ -113,8 +113,8 @@ class Infill:
         at = torch.arange(tokens.shape[1], device=tokens.device)
         hidden = (at >= first[:, None]) & (at <= place[:, -1:])
         z = torch.where(hidden[..., None], 0.0, self.network.embedding(tokens))
-        # Nothing of a hidden token is left, where the schedule ends just short of that.
-        right = self.trunk.read_right(z, hidden.float(), (~hidden).float())
+        t = hidden.float()
+        right = self.trunk.read_right(z, t, self.network.schedule.alpha(t))
         is_end = (tokens == self.lm.end_id) & ~mask
         word_follows = (~is_end & (at > place[:, -1:])).any(1, keepdim=True)
         ended = (is_end & ~leading(mask) & (at < first[:, None])).any(1, keepdim=True)
