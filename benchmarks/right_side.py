@@ -1,12 +1,17 @@
 """What the right side is worth: nats a token from the left alone, from both sides by enumeration,
-and from a proposal, at the same positions of p_θ's own texts.
+and from the proposals, at the same positions of p_θ's own texts; and how often windows change.
 
-    python benchmarks/right_side.py                 (make right-side)
+    python benchmarks/right_side.py [KIT ...] [--places N] [--windows N]
+                                                    (make right-side)
+
+Remakes its tables in docs/results.md, one a kit: tiny, tiny_comments, smollm2.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,16 +19,59 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from benchmarks.theory import fill, table, with_error
+from dia_lightning.data.samples import ModelSamples
+from dia_lightning.diffusion.denoiser import DenoiserNetwork
+from dia_lightning.diffusion.schedule import make_schedule
+from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.lm.decoding import allocated_cache, select_rows
+from dia_lightning.samplers.networks import DenoiserProposal, embedding_for, load_denoiser
+from dia_lightning.sampling.infill import Infill
 from dia_lightning.types import text_mask
 
+DOC = ROOT / "docs" / "results.md"
+SEED = 1234  # of the texts; those that networks are trained on have 0
+WINDOWS, DRAFTS = (1, 2, 4, 8), (1, 4, 16)
 RIGHT = (1, 2, 4, 8, 16)
 _NEGLIGIBLE = 15.0  # nats below the likeliest candidate: e^-15 of its probability
-_ROWS = 64  # candidates read at once
+
+
+class Kit(NamedTuple):
+    """p_θ, its denoisers by name (those that are there), and its texts: prompts, tokens, and
+    candidates of the enumeration.
+    """
+
+    base_lm: str
+    denoisers: dict[str, str]
+    prompts: str | None = None
+    length: int = 40
+    n_top: int = 256
+
+
+KITS = {
+    "tiny": Kit(
+        "checkpoints/tiny/lm",
+        {"denoiser": "checkpoints/tiny/denoiser", "infiller": "checkpoints/tiny/infiller"},
+    ),
+    "tiny_comments": Kit(
+        "checkpoints/tiny_comments/lm",
+        {
+            "denoiser": "checkpoints/tiny_comments/denoiser",
+            "infiller": "checkpoints/tiny_comments/infiller",
+        },
+    ),
+    "smollm2": Kit(
+        "smollm2",
+        {"denoiser": "checkpoints/smollm2/denoiser", "infiller": "checkpoints/smollm2/infiller"},
+        "checkpoints/smollm2/prompts_train.jsonl",
+        64,
+    ),
+}
 
 
 class Places(NamedTuple):
@@ -51,10 +99,10 @@ def draw_places(
 
 @torch.no_grad()
 def both_sides(
-    lm: BaseLM, text: Tensor, place: int, n_top: int = 256, right: tuple[int, ...] = RIGHT
+    lm: BaseLM, text: Tensor, prompt_mask: Tensor, place: Tensor, n_top: int = 256
 ) -> Tensor:
     """Nats of the token at `place` of `text` (T,) given the left and n tokens of the right, for
-    each n in `right` as far as the text goes: (1 + len(right),) float64, from the left alone first.
+    each n in `RIGHT` as far as the text goes: (1 + len(RIGHT),) float64, from the left alone first.
 
     Bayes' rule over p_θ's `n_top` likeliest tokens and the true one: p_θ(v | left) p_θ(right |
     left, v). Candidates e^-15 times as likely as the best are read no further.
@@ -65,13 +113,12 @@ def both_sides(
     true = int(text[place])
     top = left.topk(min(n_top, len(left))).indices
     candidates = torch.cat([top[top != true], top.new_tensor([true])])
-    n_right = int(text_mask(text[None], torch.zeros_like(text[None]).bool(), lm.end_id).sum())
-    n_right -= place + 1
+    n_right = int(text_mask(text[None], prompt_mask[None], lm.end_id).sum() - place) - 1
     log_w, costs = left[candidates], [-left[true]]
     words = text[place + 1 : place + 1 + n_right]
     select_rows(cache, torch.zeros_like(candidates))
     read, inputs = 0, candidates[:, None]
-    for n in right:
+    for n in RIGHT:
         n = min(n, n_right)
         if n > read:
             ahead = words[read : n - 1].expand(len(inputs), -1)
@@ -102,3 +149,128 @@ def _log_probs(lm: BaseLM, inputs: Tensor, cache: DynamicCache) -> Tensor:
     else:
         logits = lm.model(inputs, past_key_values=cache, use_cache=True).logits
     return lm.with_one_end(logits).double().log_softmax(-1)
+
+
+@torch.no_grad()
+def denoiser_cost(network: DenoiserNetwork, places: Places, end_id: int) -> Tensor:
+    """(N,) nats of the token at each place, hidden at u = 1, all others known."""
+    tokens, _, place = places
+    rows = torch.arange(len(tokens))
+    t = torch.zeros(tokens.shape)
+    t[rows, place] = 1.0
+    z = network.embedding(tokens)
+    noise = torch.randn(len(tokens), z.shape[-1], generator=torch.Generator().manual_seed(0))
+    one = torch.ones(())
+    alpha, sigma = network.schedule.alpha(one), network.schedule.sigma(one)
+    z[rows, place] = alpha * z[rows, place] + sigma * noise
+    logits = DenoiserProposal(network).at(z, t, place[:, None])[:, 0]
+    word_follows = tokens[rows, place + 1] != end_id
+    logits[word_follows, end_id] = -torch.inf
+    return F.cross_entropy(logits, tokens[rows, place], reduction="none")
+
+
+def window_cost(infill: Infill, places: Places, length: int) -> Tensor:
+    """(N,) nats a token of the windows of `length` from each place on."""
+    tokens, mask, place = places
+    here = tokens.gather(1, place[:, None] + torch.arange(length))
+    return -infill.log_prob(tokens, place, length, here[:, None], mask)[:, 0] / length
+
+
+def change_rates(infill: Infill, places: Places, length: int, generator: torch.Generator) -> Tensor:
+    """(N, len(DRAFTS)) probability that the ensemble kernel changes the text at λ = 0, for each
+    number of drafts: of text and drafts one is taken with probability ∝ p_θ(x_j) / q(y_j).
+
+    Windows that the text goes on after keep its length, so where they lie has one probability.
+    """
+    tokens, mask, place = places
+    n_drafts = max(DRAFTS)
+    values, log_q = infill.draw(tokens, place, length, n_drafts, generator, mask)
+    at = place[:, None] + torch.arange(length)
+    here = tokens.gather(1, at)[:, None]
+    values = torch.cat([here, values], 1)
+    log_q = torch.cat([infill.log_prob(tokens, place, length, here, mask), log_q], 1)
+    texts = tokens[:, None].expand(-1, 1 + n_drafts, -1).flatten(0, 1)
+    at = at[:, None].expand_as(values).flatten(0, 1)
+    texts = texts.scatter(1, at, values.flatten(0, 1))
+    given = mask[:, None].expand(-1, 1 + n_drafts, -1).flatten(0, 1)
+    log_w = infill.lm.log_prob(texts, given).unflatten(0, (-1, 1 + n_drafts)) - log_q
+    same = (values == here).all(-1)
+    shares = (log_w[:, : 1 + k].softmax(1) for k in DRAFTS)
+    return torch.stack([1 - (w * same[:, : w.shape[1]]).sum(1) for w in shares], 1)
+
+
+def untrained(lm: BaseLM) -> Infill:
+    """p_θ given the left, as an infiller that was not trained."""
+    size = NetworkSize(width=16, layers=1, heads=2, max_length=lm.max_length, trunk="infiller")
+    network = DenoiserNetwork(embedding_for(lm), make_schedule("cosine"), size, model=lm.model)
+    network.init_from_lm(lm.model, lm.bos_id)
+    return Infill(lm, network.eval().requires_grad_(False))
+
+
+def measure(name: str, n_places: int, n_windows: int) -> str:
+    """The two tables of a kit."""
+    kit, begun = KITS[name], time.process_time()
+    size = {"max_length": kit.length, "shard_size": 2 * n_places}
+    data = ModelSamples(kit.base_lm, 1, 1, prompts=kit.prompts, seed=SEED, **size)
+    generator = torch.Generator().manual_seed(SEED)
+    lm, drawn = data.lm, data.draw(0, torch.device("cpu"))
+    tokens, given = drawn["tokens"].long(), drawn["prompt_length"]
+    mask = torch.arange(tokens.shape[1]) < given[:, None]
+    networks = {
+        label: load_denoiser(path, embedding_for(lm, path), lm)
+        for label, path in kit.denoisers.items()
+        if (ROOT / path).exists()
+    }
+    proposals = {"p_θ, left alone": untrained(lm)} | {
+        label: Infill(lm, network)
+        for label, network in networks.items()
+        if network.size.trunk == "infiller"
+    }
+    places = draw_places(lm, tokens, mask, generator)
+    places = Places(*(part[:n_places] for part in places))
+    found = [both_sides(lm, *row, kit.n_top) for row in zip(*places, strict=True)]
+    costs = dict(zip(["left alone", *map(str, RIGHT)], torch.stack(found).T, strict=True))
+    for label, network in networks.items():
+        costs[label] = denoiser_cost(network, places, lm.end_id)
+    head = ["", *costs]
+    rows = [["nats a token", *(_mean(cost) for cost in costs.values())]]
+    text = [table(head, rows), ""]
+    rows = []
+    for length in WINDOWS:
+        places = draw_places(lm, tokens, mask, generator, length)
+        few = Places(*(part[:n_windows] for part in places))
+        places = Places(*(part[:n_places] for part in places))
+        for label, infill in proposals.items():
+            rates = change_rates(infill, few, length, generator).T
+            cells = [f"{100 * float(rate.mean()):.0f} %" for rate in rates]
+            rows.append([f"{length}, {label}", _mean(window_cost(infill, places, length)), *cells])
+            print(rows[-1], flush=True)
+    head = ["window, proposal", "nats a token", *(f"changed, K = {k}" for k in DRAFTS)]
+    minutes = (time.process_time() - begun) / 60
+    made = (
+        f"{len(found)} positions and as many windows, one a text, changes in {len(few.place)} of"
+        f" them; texts of seed {SEED}; {kit.n_top} candidates; {minutes:.0f} minutes of one core."
+    )
+    return "\n".join([*text, table(head, rows), "", made])
+
+
+def _mean(cost: Tensor) -> str:
+    return with_error(float(cost.mean()), float(cost.double().std()) / len(cost) ** 0.5, 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kits", nargs="*", default=["tiny"], choices=[*KITS])
+    parser.add_argument("--places", type=int, default=512)
+    parser.add_argument("--windows", type=int, default=128)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in given.kits:
+        body = measure(name, given.places, given.windows)
+        print(body)
+        text = fill(DOC.read_text(encoding="utf-8"), f"right-side-{name}", body)
+        DOC.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
