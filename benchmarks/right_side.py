@@ -107,7 +107,7 @@ def both_sides(
     Bayes' rule over p_θ's `n_top` likeliest tokens and the true one: p_θ(v | left) p_θ(right |
     left, v). Candidates e^-15 times as likely as the best are read no further.
     """
-    cache = allocated_cache(lm.model.config, len(text) + 1)
+    cache = allocated_cache(lm.model.config, int(place) + 1 + max(RIGHT))
     start = text.new_tensor([lm.bos_id])
     left = _log_probs(lm, torch.cat([start, text[:place]])[None], cache)[0, -1]
     true = int(text[place])
