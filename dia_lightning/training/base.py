@@ -152,7 +152,8 @@ class NoisedRowsModule(WatchedModule):
             return
         self.to_compile, given = False, "compile: true given, allowed: false"
         plain = float(loss().detach())
-        for block in self.network.trunk.blocks:
+        trunk = self.network.trunk
+        for block in (*trunk.blocks, *getattr(trunk, "joints", ())):
             block.compile()
         try:
             compiled = float(loss().detach())

@@ -113,6 +113,39 @@ def test_noise_on_the_right_is_read(base: BaseLM) -> None:
     assert ((again - after).abs().amax(-1)[0] > 1e-4).equal(at < 6)
 
 
+def test_a_label_is_read_at_every_position(base: BaseLM) -> None:
+    unlabelled, tokens = infiller(base, moved=True), texts(base, 1)
+    network = DenoiserNetwork(
+        unlabelled.embedding, unlabelled.schedule, unlabelled.size, n_labels=2, model=base.model
+    )
+    network.load_state_dict(unlabelled.state_dict(), strict=False)
+    z, t, label = network.embedding(tokens), torch.full((1, T), 0.5), torch.tensor([2])
+    plain = unlabelled.hidden(z, t, left=tokens)[0]
+    torch.testing.assert_close(network.hidden(z, t, None, label, tokens)[0], plain)
+    with torch.no_grad():
+        network.labels.weight[2] = torch.linspace(-1, 1, 16)
+    moved = network.hidden(z, t, None, label, tokens)[0] - plain
+    assert bool((moved.abs().amax(-1) > 1e-4).all())
+    torch.testing.assert_close(network.hidden(z, t, None, label - 1, tokens)[0], plain)
+
+
+def test_blocks_run_again_in_the_backward_pass_make_the_same_gradients(base: BaseLM) -> None:
+    network, tokens = infiller(base, moved=True).requires_grad_(True), texts(base)
+    z, t = network.embedding(tokens), torch.full((3, T), 0.5)
+    found = []
+    for again in (False, True):
+        network.trunk.checkpointed = again
+        network.zero_grad()
+        network.hidden(z, t, left=tokens)[0].square().mean().backward()
+        gradients = {k: v.grad.clone() for k, v in network.trunk.named_parameters()}
+        found.append(gradients)
+    assert not [
+        k for k, v in found[0].items() if not bool(v.abs().max() > 0) and k != "z0_in.weight"
+    ]
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient)
+
+
 @pytest.mark.parametrize("window", [(2, 4), (4, 6), (5, 6)])
 def test_a_row_says_the_same_however_long_it_is(base: BaseLM, window: tuple[int, int]) -> None:
     """Filled up with end tokens, where its own end is known."""
