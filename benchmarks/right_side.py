@@ -233,7 +233,11 @@ def measure(name: str, n_places: int, n_windows: int) -> str:
     for label, network in networks.items():
         costs[label] = denoiser_cost(network, places, lm.end_id)
     head = ["", *costs]
-    rows = [["nats a token", *(_mean(cost) for cost in costs.values())]]
+    best = costs[str(RIGHT[-1])]
+    rows = [
+        ["nats a token", *(_mean(cost) for cost in costs.values())],
+        [f"above column {RIGHT[-1]}", *(_mean(cost - best) for cost in costs.values())],
+    ]
     text = [table(head, rows), ""]
     rows = []
     for length in WINDOWS:
@@ -266,6 +270,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     for name in given.kits:
+        fill(DOC.read_text(encoding="utf-8"), f"right-side-{name}", "")  # the place is there
         body = measure(name, given.places, given.windows)
         print(body)
         text = fill(DOC.read_text(encoding="utf-8"), f"right-side-{name}", body)

@@ -83,6 +83,8 @@ class DenoiserModule(NoisedRowsModule):
             raise UserError(
                 "init_from: random given, allowed: base_lm or a denoiser, with trunk: infiller"
             )
+        if self.infills:
+            self.language_models = {"base_lm": self.lm}  # whose passes Export counts
         self.loss_name, self.time_warp, self.self_condition = loss, time_warp, self_condition
         self.labeller = labels
         self.label_reward = labels and labels.reward  # whose calls Export counts
