@@ -64,6 +64,7 @@ KITS = {
             "denoiser": "checkpoints/tiny_comments/denoiser",
             "infiller": "checkpoints/tiny_comments/infiller",
         },
+        length=32,
     ),
     "smollm2": Kit(
         "smollm2",
