@@ -6,7 +6,7 @@ KIT ?= tiny
 # A test has one thread, so a process a core; a process takes up to 2 GB.
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow coverage mutants fuzz lint format typecheck ablations doctor clean theory tasks bench scaling gpt2 results results-smollm2 moves equal-time blanks peers
+.PHONY: help demo test test-slow coverage mutants fuzz lint format typecheck ablations doctor clean theory tasks bench scaling gpt2 results results-smollm2 moves equal-time blanks peers right-side
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -88,6 +88,9 @@ blanks: $(VENV)/.installed  ## problems with fixed pieces: valid share, distance
 
 peers: $(VENV)/.installed .venv-peers/.installed  ## genlm-control and this package side by side (hours; goes on where it was)
 	$(BIN)/python benchmarks/peers/compare.py --doc $(ARGS)
+
+right-side: $(VENV)/.installed  ## what the right side is worth and what proposals make of it, in docs/results.md (KIT=tiny: 5 minutes)
+	$(BIN)/python benchmarks/right_side.py $(KIT)
 
 ablations: $(VENV)/.installed  ## the ablation grid and its report, in runs/ablations; KIT=gpt2 for another kit
 	$(BIN)/python -m dia_lightning study configs/ablations/*.yaml --out runs/ablations --kit $(KIT) $(ARGS)

@@ -50,7 +50,8 @@ def kit_embedding(kit_lm: BaseLM) -> TokenEmbedding:
 def test_it_is_small_and_holds_no_pickle() -> None:
     for kit, most in zip(KITS, (40, 30), strict=True):
         own = [path for path in FILES if path.is_relative_to(kit)]
-        assert {path.relative_to(kit).parts[0] for path in own} == {"lm", "denoiser", "critic"}
+        parts = {"lm", "denoiser", "critic", *(["infiller"] if kit == KIT else [])}
+        assert {path.relative_to(kit).parts[0] for path in own} == parts
         assert sum(path.stat().st_size for path in own) <= most * MIB
     assert sum(path.stat().st_size for path in FILES if path.is_relative_to(ABLATIONS)) <= 16 * MIB
     assert sum(path.stat().st_size for path in LABELLED.rglob("*")) <= 7 * MIB
@@ -68,7 +69,7 @@ def test_weights_are_those_of_the_readme() -> None:
         for path in FILES
         if path.suffix == ".safetensors"
     }
-    assert len(found) == 6 + 9 + 1 + len(SMOLLM2_PARTS)
+    assert len(found) == 7 + 9 + 1 + len(SMOLLM2_PARTS)
     lines = "\n".join(f"| {name} | {digest} |" for name, digest in found.items())
     assert stated == found, f"the table in checkpoints/README.md should be:\n{lines}"
 

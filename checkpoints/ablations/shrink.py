@@ -5,11 +5,14 @@ Loading brings them back to float32. Vectors and numbers stay as they are: the k
 schedule need their digits.
 """
 
+import json
 import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from dia_lightning.lm.files import hash_of
 
 
 def main(*folders: str) -> None:
@@ -22,6 +25,11 @@ def main(*folders: str) -> None:
             {"format": "pt"},
         )
         file.chmod(0o644)
+        settings = json.loads((file.parent / "config.json").read_text(encoding="utf-8"))
+        if "weights_hash" in settings:  # else loading would call the file another one
+            settings["weights_hash"] = hash_of(file)
+            text = json.dumps(settings, indent=2) + "\n"
+            (file.parent / "config.json").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

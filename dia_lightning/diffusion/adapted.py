@@ -11,6 +11,7 @@ matrix of its own that begins at zero: before any training the network is p_θ g
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -37,8 +38,8 @@ class Shared:
 
 
 class FrozenLinear(nn.Linear):
-    """y = W x with p_θ's own W, in its precision, read off the layer `source` of p_θ at every
-    call.
+    """y = W x + b with p_θ's own W and b, if it has one, in its precision, read off the layer
+    `source` of p_θ at every call.
     """
 
     def __init__(self, source: nn.Module) -> None:
@@ -54,7 +55,8 @@ class FrozenLinear(nn.Linear):
         return weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.weight.dtype), self.weight)
+        bias = getattr(self.shared.module, "bias", None)
+        return F.linear(x.to(self.weight.dtype), self.weight, bias)
 
 
 class LowRank(nn.Module):
@@ -205,20 +207,26 @@ class AdaptedTrunk(nn.Module):
         mean = table.mean(0)
         self.absent.copy_(mean / mean.norm() * table.norm(dim=1).mean())
 
-    @torch.no_grad()
     def fingerprint(self) -> str:
-        """16 hex digits that tell p_θ's blocks from those of a model that was fine-tuned from it:
-        of each weight 4,096 entries, evenly spread, in bfloat16.
-        """
-        digest = hashlib.sha256()
-        for block in self.blocks:
-            for name, weight in block.shared.module.named_parameters():  # type: ignore[union-attr]
-                # Multiples of a prime (Knuth) see every row and column; an even stride could see a
-                # single one.
-                index = torch.arange(4096, device=weight.device) * 2_654_435_761 % weight.numel()
-                some = weight.flatten()[index].bfloat16().cpu()
-                digest.update(name.encode() + some.view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """16 hex digits that tell p_θ's blocks from those of a model fine-tuned from it."""
+        blocks: Any = self.blocks
+        return fingerprint_of(block.shared.module for block in blocks)
+
+
+@torch.no_grad()
+def fingerprint_of(modules: Iterable[nn.Module]) -> str:
+    """16 hex digits that tell the weights of `modules` from others: of each 4,096 entries, evenly
+    spread, in bfloat16.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, weight in module.named_parameters():
+            # Multiples of a prime (Knuth) see every row and column; an even stride could see a
+            # single one.
+            index = torch.arange(4096, device=weight.device) * 2_654_435_761 % weight.numel()
+            some = weight.flatten()[index].bfloat16().cpu()
+            digest.update(name.encode() + some.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _check_fits(size: NetworkSize, model: Any) -> None:
@@ -243,5 +251,10 @@ def _check_fits(size: NetworkSize, model: Any) -> None:
 def make_trunk(dim: int, size: NetworkSize, model: Any) -> Trunk | AdaptedTrunk:
     """The trunk of that size over embeddings of dimension `dim`; `model`: p_θ, where its blocks
     are adapted.
+
+    Raises:
+        UserError: for an infiller, which is a denoiser's.
     """
+    if size.trunk == "infiller":
+        raise UserError("trunk: 'infiller' given, allowed: bidirectional, for a critic")
     return AdaptedTrunk(size, model) if size.adapter_rank else Trunk(dim, size)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dia_lightning.diffusion.adapted import AdaptedTrunk
 from dia_lightning.diffusion.embedding import TokenEmbedding
+from dia_lightning.diffusion.infiller import InfillerTrunk
 from dia_lightning.errors import UserError
 from dia_lightning.files import in_place, require_path
 from dia_lightning.lm.files import hash_of, local
@@ -118,12 +119,13 @@ def load_weights(
     """
     trunk = getattr(network, "trunk", None)
     # Schema 1 began without the fingerprint.
-    if isinstance(trunk, AdaptedTrunk) and settings.get("blocks", "") not in (
+    if isinstance(trunk, AdaptedTrunk | InfillerTrunk) and settings.get("blocks", "") not in (
         "",
         trunk.fingerprint(),
     ):
+        does = "adapts the blocks of" if isinstance(trunk, AdaptedTrunk) else "reads the left with"
         raise UserError(
-            f"{argument}: {path} adapts the blocks of another base model with the same embeddings"
+            f"{argument}: {path} {does} another base model with the same embeddings"
             f" ({settings['base_lm']}); give that one as base_lm, or train for yours"
         )
     try:

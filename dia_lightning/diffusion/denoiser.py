@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dia_lightning.diffusion.adapted import FrozenLinear, make_trunk
 from dia_lightning.diffusion.embedding import TokenEmbedding
+from dia_lightning.diffusion.infiller import InfillerTrunk
 from dia_lightning.diffusion.schedule import Schedule
 from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.errors import UserError
@@ -31,12 +32,12 @@ class DenoiserNetwork(nn.Module):
         n_labels: labels 1 … n_labels that texts may carry (see `labels.Labeller`), 0 standing for
             no label; 0 = none at all. Their embeddings begin at zero, where a labelled network is
             the unlabelled one.
-        model: p_θ, where `size.adapter_rank` adapts its blocks; its output embedding is then the
-            head.
+        model: p_θ, where `size` adapts its blocks or has it read the left; its output embedding is
+            then the head.
 
     Raises:
-        UserError: if `size.adapter_rank` does not fit the model (see `adapted`), or goes with a
-            tied head.
+        UserError: if `size` does not fit the model (see `adapted`, `infiller`), or goes with a tied
+            head.
     """
 
     def __init__(
@@ -50,17 +51,23 @@ class DenoiserNetwork(nn.Module):
             size,
             tied_head,
         )
-        self.trunk = make_trunk(embedding.dim, size, model)
+        infills = size.trunk == "infiller"
+        self.trunk = (
+            InfillerTrunk(embedding, size, model)
+            if infills
+            else make_trunk(embedding.dim, size, model)
+        )
         self.labels = (
             nn.Embedding(n_labels + 1, size.width, _weight=torch.zeros(n_labels + 1, size.width))
             if n_labels
             else None
         )
-        if size.adapter_rank:
+        if size.needs_lm:
             if tied_head:
+                reason = "trunk: infiller" if infills else "adapter_rank"
                 raise UserError(
-                    "tied_head: true given, allowed: false; with adapter_rank the head is that"
-                    " of base_lm"
+                    f"tied_head: true given, allowed: false; with {reason} the head is that of"
+                    " base_lm"
                 )
             self.head: nn.Linear = FrozenLinear(model.get_output_embeddings())
             return
@@ -78,10 +85,11 @@ class DenoiserNetwork(nn.Module):
         ]
 
     def hidden(
-        self, z: Tensor, t: Tensor, z0_prev: Tensor | None = None, label: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, z: Tensor, t: Tensor, z0_prev: Tensor | None = None, label: Tensor | None = None,
+        left: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """What `readout` needs: hidden (B, T, width) and query (B, T, d) = (α/σ²) z, for raw rows
-        (B, T, d + 1) with α²/σ².
+        (B, T, d + 1) with α²/σ². `left` (B, T): for an infiller, see `InfillerTrunk.forward`.
 
         The state before a position reads it out, as in p_θ, so that p_θ's own weights are a
         sensible start (the shift of DiffuGPT, Gong et al., arXiv:2410.17891).
@@ -95,7 +103,8 @@ class DenoiserNetwork(nn.Module):
             # Begun at zero, rows of this size would take Adam three times the steps to learn as
             # much.
             condition = rows * self.size.width**0.5
-        hidden = self.trunk(z, t, alpha, z0_prev, condition)[:, :-1]
+        known = () if left is None else (left,)
+        hidden = self.trunk(z, t, alpha, z0_prev, condition, *known)[:, :-1]
         ratio = (alpha / sigma.square().clamp_min(1e-2))[..., None]
         query = ratio * z
         return hidden, (
@@ -106,7 +115,7 @@ class DenoiserNetwork(nn.Module):
         """Logits (…, V) float32 from rows of `hidden` and `query`."""
         weight, half_square = self.embedding.weight, self.embedding.half_square
         out = self.head(hidden)
-        if half_square is not None or self.size.adapter_rank:
+        if half_square is not None or self.size.needs_lm:
             out = out.to(weight.dtype) @ weight.T if self.tied_head else out
             # In bf16 the difference of two large numbers would say nothing of the token.
             with torch.autocast(query.device.type, enabled=False):
@@ -134,6 +143,6 @@ class DenoiserNetwork(nn.Module):
         if self.tied_head:
             raise UserError("init_from_lm: true given, allowed: with tied_head false")
         self.trunk.init_from_lm(model, bos_id, self.embedding.unit)
-        if self.size.adapter_rank:
+        if self.size.needs_lm:
             return
         self.head.weight.copy_(model.get_output_embeddings().weight)  # type: ignore[operator]

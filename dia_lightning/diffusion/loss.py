@@ -4,6 +4,7 @@ bends the noise times.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from dia_lightning.diffusion.schedule import Schedule, staggered
 # Share of training rows: all positions at one time, a clean prefix, clean random positions, a
 # noised span between clean text, times rising to the right.
 _MIXTURE = (0.15, 0.1, 0.1, 0.3, 0.35)
+_LONGEST_GAP = 16
 _LOGITS_PER_CHUNK = 1 << 25
 RowLoss = Callable[..., Tensor]
 """network, hidden, query, targets, t → the loss of each row (N,)."""
@@ -66,6 +68,23 @@ def draw_times(n_rows: int, length: int, schedule: Schedule, generator: torch.Ge
         past_span[:, None], staggered(u, length, stagger), u[:, None].expand(-1, length)
     )
     return torch.where(clean, 0.0, schedule.warp(levels))
+
+
+def draw_gaps(n_rows: int, length: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
+    """(B, T) noise times for training an infiller: gaps of 1 to 16 positions, log-uniform, with
+    clean text of 1 to 8 between them; in a third of the rows none. Six in ten rows hide theirs
+    altogether, the others have one level each; 0 means clean.
+    """
+    device = schedule.knots.device
+    draws = torch.rand(n_rows, length + 5, generator=generator, device=device)
+    begin, place = (8 * draws[:, -1]).long(), torch.arange(length, device=device)
+    gap = torch.zeros(n_rows, length, dtype=torch.bool, device=device)
+    for i in range(0, length, 2):
+        size = torch.exp(draws[:, i] * math.log(_LONGEST_GAP + 1)).long().clamp(1, _LONGEST_GAP)
+        gap |= (place >= begin[:, None]) & (place < (begin + size)[:, None])
+        begin = begin + size + 1 + (8 * draws[:, i + 1]).long()
+    level = schedule.warp(torch.where(draws[:, -2] < 0.6, 1.0, draws[:, -3]))
+    return torch.where(gap & (draws[:, -4:-3] > 1 / 3), level[:, None], 0.0)
 
 
 def _outside_span(share: Tensor, place: Tensor, scatter: Tensor) -> Tensor:

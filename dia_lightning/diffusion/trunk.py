@@ -16,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from dia_lightning.diffusion.attention import attend
 from dia_lightning.errors import UserError
 
+TRUNKS = ("bidirectional", "infiller")
+
 
 @dataclass(frozen=True)
 class NetworkSize:
@@ -29,6 +31,8 @@ class NetworkSize:
         rotary: rotary positions instead of learned ones.
         adapter_rank: above 0 the blocks are p_θ's own, frozen and not repeated in checkpoints,
             with adapters of this rank on every matrix (see `adapted`; Llama's architecture only).
+        trunk: `bidirectional`, or `infiller`: p_θ reads the left, a network of its own the right
+            (see `infiller`; any base model with a linear head, denoiser only).
     """
 
     width: int = 128
@@ -37,6 +41,7 @@ class NetworkSize:
     max_length: int = 40
     rotary: bool = False
     adapter_rank: int = 0
+    trunk: str = "bidirectional"
 
     def __post_init__(self) -> None:
         for option in ("width", "layers", "heads", "max_length"):
@@ -44,10 +49,24 @@ class NetworkSize:
                 raise UserError(f"{option}: {getattr(self, option)} given, allowed: 1 or more")
         if self.adapter_rank < 0:
             raise UserError(f"adapter_rank: {self.adapter_rank} given, allowed: 0 (none) or more")
+        if self.trunk not in TRUNKS:
+            raise UserError(f"trunk: {self.trunk!r} given, allowed: {', '.join(TRUNKS)}")
+        if self.trunk == "infiller" and (self.adapter_rank or self.rotary):
+            option = "adapter_rank" if self.adapter_rank else "rotary"
+            raise UserError(
+                f"{option}: {getattr(self, option)} given, allowed: {type(getattr(self, option))()}"
+                " with trunk: infiller, which leaves p_θ's blocks as they are and has rotary"
+                " positions of its own"
+            )
         if self.width % (2 * self.heads):
             raise UserError(
                 f"width: {self.width} given, allowed: multiples of 2 × heads ({self.heads})"
             )
+
+    @property
+    def needs_lm(self) -> bool:
+        """Whether the network reads and is read out by p_θ's own matrices."""
+        return self.adapter_rank > 0 or self.trunk == "infiller"
 
     def check_length(self, length: int) -> None:
         """ValueError for a text too long."""
@@ -56,15 +75,18 @@ class NetworkSize:
                 f"text of {length} tokens, this network was built for {self.max_length}"
             )
 
-    def as_dict(self) -> dict[str, int | bool]:
+    def as_dict(self) -> dict[str, int | bool | str]:
         return asdict(self)
 
 
-def _rotate(x: Tensor) -> Tensor:
-    """Rotary positions (Su et al., arXiv:2104.09864): x (B, H, T, D)."""
+def rotate(x: Tensor, place: Tensor | None = None) -> Tensor:
+    """Rotary positions (Su et al., arXiv:2104.09864): x (B, H, T, D), at 0 … T − 1 or at `place`
+    (B, 1, T).
+    """
     half = x.shape[-1] // 2
     rate = 10_000.0 ** (-torch.arange(half, device=x.device) / half)
-    angle = torch.arange(x.shape[2], device=x.device)[:, None] * rate
+    place = torch.arange(x.shape[2], device=x.device) if place is None else place
+    angle = place[..., None] * rate
     a, b = x[..., :half], x[..., half:]
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
@@ -97,7 +119,7 @@ class Block(nn.Module):
         q, k, v = self.qkv(self.norm_1(x) * (1 + scale_1) + shift_1).chunk(3, -1)
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
         if self.rotary:
-            q, k = _rotate(q), _rotate(k)
+            q, k = rotate(q), rotate(k)
         attended = attend(q, k, v).transpose(1, 2).flatten(2)
         x = x + (1 + gate_1) * self.out(attended)
         hidden = F.gelu(self.up(self.norm_2(x) * (1 + scale_2) + shift_2), approximate="tanh")

@@ -202,12 +202,13 @@ def write_on(
     rows = torch.arange(len(first), device=first.device)
     inputs = F.pad(known.tokens, (1, 0), value=lm.bos_id).gather(1, first[:, None])
     place, ended, dropped = first, torch.zeros_like(rows, dtype=torch.bool), []
+    end = torch.full((1,), lm.end_id, device=first.device)
     with torch.autocast(first.device.type, enabled=False):
         for step in range(steps):
             logits = lm.logits(cache.read(inputs, place, high + step + 1)[:, 0])
             allowed = logits
             if not may_end:
-                allowed = logits.index_fill(1, torch.tensor(lm.end_id, device=rows.device), -1e30)
+                allowed = logits.index_fill(1, end, -1e30)
             live = (place < until) & ~ended
             drawn = torch.where(live, draw_categorical(allowed, generator), lm.end_id)
             found = [drawn, *told(logits, drawn, lm.end_id, known.entropy is not None)]

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from dia_lightning.data.samples import ModelSamples, fingerprint, tokenizer_content
-from dia_lightning.diffusion.adapted import AdaptedTrunk
 from dia_lightning.diffusion.checkpoint import read_network, save_network
 from dia_lightning.diffusion.embedding import TokenEmbedding
-from dia_lightning.diffusion.loss import Noised, draw_times, noise
+from dia_lightning.diffusion.loss import Noised, draw_gaps, draw_times, noise
 from dia_lightning.diffusion.schedule import make_schedule
 from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.errors import UserError
@@ -134,7 +133,7 @@ class NoisedRowsModule(WatchedModule):
                 f"data.tokenizer: {data.tokenizer_path} given, allowed: the tokenizer of"
                 f" {self.base_lm_name} (model.base_lm)"
             )
-        if isinstance(self.network.trunk, AdaptedTrunk):
+        if self.network.size.needs_lm:
             self.lm.to(self.device)
 
     def prepare_blocks(self, network: Network) -> None:
@@ -153,7 +152,8 @@ class NoisedRowsModule(WatchedModule):
             return
         self.to_compile, given = False, "compile: true given, allowed: false"
         plain = float(loss().detach())
-        for block in self.network.trunk.blocks:
+        trunk = self.network.trunk
+        for block in (*trunk.blocks, *getattr(trunk, "joints", ())):
             block.compile()
         try:
             compiled = float(loss().detach())
@@ -168,16 +168,17 @@ class NoisedRowsModule(WatchedModule):
                 f" {plain:.6g} as it is"
             )
 
-    def noised(self, batch: dict[str, Tensor], stream: int) -> Noised:
-        """The batch at training noise; `stream` numbers the draw (`batch_number` in training)."""
+    def noised(self, batch: dict[str, Tensor], stream: int, gaps: bool = False) -> Noised:
+        """The batch at training noise, or with `gaps` as an infiller reads its right side; `stream`
+        numbers the draw (`batch_number` in training).
+        """
         tokens, prompt_mask = batch["tokens"], batch["prompt_mask"]
         generator = torch.Generator(self.device).manual_seed(self.stream_seed(stream))
         rows, n_rows = self.rows_in_all(len(tokens), self.device)
-        times = draw_times(n_rows, self.max_length, self.schedule, generator)[
-            rows, : tokens.shape[1]
-        ]
+        draw = draw_gaps if gaps else draw_times
+        times = draw(n_rows, self.max_length, self.schedule, generator)[rows, : tokens.shape[1]]
         eps = self._eps(len(tokens), stream)[:, : tokens.shape[1]]
-        ends = ~text_mask(tokens, prompt_mask, self.lm.end_id)
+        ends = ~text_mask(tokens, prompt_mask, self.lm.end_id) & (not gaps)
         return noise(
             tokens,
             torch.where(prompt_mask, 0.0, times),
@@ -229,7 +230,7 @@ class NoisedRowsModule(WatchedModule):
             "schema": 1,
             "base_lm": self.base_lm_name,
             "embedding": self.embedding.fingerprint(),
-            **({"blocks": trunk.fingerprint()} if isinstance(trunk, AdaptedTrunk) else {}),
+            **({"blocks": trunk.fingerprint()} if trunk.size.needs_lm else {}),
             "normalise": self.embedding.normalise,
             "schedule": self.schedule_name,
         }

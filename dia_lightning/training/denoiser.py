@@ -15,8 +15,12 @@ from dia_lightning.errors import UserError
 from dia_lightning.numerics import float32_default
 from dia_lightning.training.base import BANDS, N_BANDS, Network, NoisedRowsModule, Noising
 from dia_lightning.training.optim import AdamW
+from dia_lightning.types import scored_mask
 
 _BINS = 100  # of t, for the running loss
+# An infiller learns to denoise every so many steps, and to fill gaps in all others. Odd, so that
+# some of those steps are self-conditioned.
+_DENOISED = 7
 
 
 class Losses(NamedTuple):
@@ -72,6 +76,15 @@ class DenoiserModule(NoisedRowsModule):
                 raise UserError(f"{option}: {value} given, allowed: 0 (never) or more")
         if loss not in LOSSES:
             raise UserError(f"loss: {loss!r} given, allowed: {', '.join(LOSSES)}")
+        self.infills = network.trunk == "infiller"
+        if self.infills and loss != "ce":
+            raise UserError(f"loss: {loss!r} given, allowed: ce, with trunk: infiller")
+        if self.infills and init_from == "random":
+            raise UserError(
+                "init_from: random given, allowed: base_lm or a denoiser, with trunk: infiller"
+            )
+        if self.infills:
+            self.language_models = {"base_lm": self.lm}  # whose passes Export counts
         self.loss_name, self.time_warp, self.self_condition = loss, time_warp, self_condition
         self.labeller = labels
         self.label_reward = labels and labels.reward  # whose calls Export counts
@@ -106,17 +119,24 @@ class DenoiserModule(NoisedRowsModule):
         return labels.to(self.device)
 
     def losses(
-        self, tokens: Tensor, noised: Noised, estimated: bool, label: Tensor | None = None
-    ) -> Losses:
-        """Losses at the noised positions; the fixed shape (B·T) comes first, so nothing waits."""
+        self, tokens: Tensor, noised: Noised, estimated: bool, label: Tensor | None = None,
+        filled: Tensor | None = None,
+    ) -> Losses:  # fmt: skip
+        """Losses at the noised positions; the fixed shape (B·T) comes first, so nothing waits.
+
+        Of an infiller also at those `filled` (B, T), noised or not, where p_θ reads the text itself
+        on the left and where it is clean a token is not its own evidence.
+        """
         z0_prev = None
         if estimated:
             with torch.no_grad():
                 hidden, query = self.network.hidden(noised.z, noised.t, None, label)
                 flat = expected_embedding(self.network, hidden.flatten(0, 1), query.flatten(0, 1))
             z0_prev = flat.unflatten(0, tokens.shape)
-        hidden, query = self.network.hidden(noised.z, noised.t, z0_prev, label)
-        keep = noised.noised
+        keep, left = (noised.noised, None) if filled is None else (filled, tokens)
+        hidden, query = self.network.hidden(noised.z, noised.t, z0_prev, label, left)
+        if filled is not None:
+            query = query * noised.noised[..., None]
         t = noised.t[keep]
         return Losses(
             *summed(
@@ -129,10 +149,14 @@ class DenoiserModule(NoisedRowsModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         number = self.batch_number
         label = self.labels(batch, number)
+        fills = self.infills and number % _DENOISED > 0
         estimated = (
             self.self_condition > 0 and number % self.self_condition == self.self_condition - 1
         )
-        given = (batch["tokens"], self.noised(batch, number), estimated, label)
+        given = (
+            batch["tokens"], self.noised(batch, number, fills), estimated and not fills, label,
+            self.filled(batch) if fills else None,
+        )  # fmt: skip
         self.compile_once(lambda: self.losses(*given).values.mean())
         total, values, t = self.losses(*given)
         # Mean over the positions of all processes, so that the gradient is that of one process with
@@ -142,13 +166,18 @@ class DenoiserModule(NoisedRowsModule):
         )
         # A batch may have no noised position, a small one of short texts say: it teaches nothing.
         loss = total / count.clamp_min(1 / self.trainer.world_size)
-        self._note_loss(values, t)
-        noised = given[1].noised
+        if not fills:
+            self._note_loss(values, t)
+        kept = self.filled(batch) if fills else given[1].noised
         self.note_rows(
-            batch, torch.zeros_like(noised).masked_scatter(noised, ~values.isfinite()).any(1)
+            batch, torch.zeros_like(kept).masked_scatter(kept, ~values.isfinite()).any(1)
         )
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)
         return loss
+
+    def filled(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B, T) bool, where an infiller learns to fill gaps: the text, its end token included."""
+        return scored_mask(batch["tokens"], batch["prompt_mask"], self.lm.end_id)
 
     def _note_loss(self, values: Tensor, t: Tensor) -> None:
         """Running mean of the loss per bin of t; every `time_warp` steps the warp follows it."""
@@ -170,6 +199,7 @@ class DenoiserModule(NoisedRowsModule):
 
     def on_validation_epoch_start(self) -> None:
         self._in_bands = torch.zeros(2, N_BANDS, device=self.device)
+        self._in_gaps = torch.zeros(2, device=self.device)
 
     @float32_default()
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
@@ -178,14 +208,26 @@ class DenoiserModule(NoisedRowsModule):
         self._in_bands += torch.stack(
             [self.band_sums(values, t), self.band_sums(torch.ones_like(values), t)]
         )
+        if self.infills:
+            gaps = self.noised(batch, -1 - batch_idx, gaps=True)
+            filled = self.filled(batch)
+            values = self.losses(
+                batch["tokens"], gaps, False, self.labels(batch), filled
+            ).values[(gaps.t == self.schedule.warp(values.new_ones(())))[filled]]  # fmt: skip
+            self._in_gaps += torch.stack([values.sum(), values.new_tensor(float(len(values)))])
 
     def on_validation_epoch_end(self) -> None:
-        """Mean loss over all noised positions, and in each band that has any."""
+        """Mean loss over all noised positions, and in each band that has any; of an infiller
+        also of hidden positions, given all on their left.
+        """
         sums = self.trainer.strategy.reduce(self._in_bands, reduce_op="sum")
         assert isinstance(sums, Tensor)
         for name, (total, count) in zip(BANDS, sums.T, strict=True):
             if count > 0:
                 self.log(f"val/loss_{name}", total / count, sync_dist=True)
+        if self.infills:
+            total, count = self.trainer.strategy.reduce(self._in_gaps, reduce_op="sum")
+            self.log("val/loss_filled", total / count, sync_dist=True)
         self.log("val/loss", sums[0].sum() / sums[1].sum(), prog_bar=True, sync_dist=True)
 
     def settings(self) -> dict[str, Any]:
