@@ -14,7 +14,7 @@ import lightning as L
 import torch
 
 from dia_lightning.data.samples import tokenizer_content
-from dia_lightning.diffusion.adapted import AdaptedTrunk
+from dia_lightning.diffusion.trunk import NetworkSize
 from dia_lightning.errors import UserError, renamed, require
 from dia_lightning.files import find_path
 from dia_lightning.lm.base_lm import BaseLM
@@ -181,10 +181,11 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
             UserError: if it cannot be shared out.
         """
         if self.shard_base_lm and self._sharded is None:
-            if any(isinstance(part, AdaptedTrunk) for part in self.modules()):
+            sizes = [getattr(part, "size", None) for part in self.modules()]
+            if any(size.needs_lm for size in sizes if isinstance(size, NetworkSize)):
                 raise UserError(
                     "shard_base_lm: true given, allowed: false; denoiser or critic adapt p_θ's own"
-                    " blocks (adapter_rank), which they read whole"
+                    " blocks (adapter_rank) or read them (trunk infiller), which are then whole"
                 )
             self._sharded = ShardedBaseLM(self.lm, self.device, self.trainer.world_size)
         self.lm.to(self.device)
