@@ -138,7 +138,9 @@ class Annealed(Sampler):
         if self.moves is None:
             blanks = [Window(8, vary=True)] if has_blanks(batch) else []
             return [Suffix(), *blanks] if self.rounds else []
-        moves = self.moves if self.rounds else []
+        moves = self.moves
+        if not self.rounds:
+            return []
         if has_blanks(batch) and all(move.left_to_right for move in moves):
             names = ", ".join(type(move).__name__ for move in moves) or "none"
             raise UserError(

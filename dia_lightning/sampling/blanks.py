@@ -11,19 +11,10 @@ from torch import Tensor
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.lm.row_cache import TokenTerms
 from dia_lightning.target import TargetDensity, Terms
-from dia_lightning.types import Batch, leading, must_go_on, text_mask
+from dia_lightning.types import Batch, leading, must_go_on, segments, text_mask
 
 # Of each further token of a blank; a first guess of its length, from which p_θ's own is reached.
 _LONGER = 0.85
-
-
-def segments(prompt_mask: Tensor) -> Tensor:
-    """(N, T) int64: which run of free places, from the left, a place belongs to or follows; −1
-    before the first.
-    """
-    free = ~prompt_mask
-    before = torch.cat([torch.zeros_like(free[:, :1]), free[:, :-1]], 1)
-    return (free & ~before).long().cumsum(1) - 1
 
 
 def is_rigid(prompt_mask: Tensor, elastic: Tensor | None) -> Tensor:
@@ -112,7 +103,8 @@ class RightSide(TargetDensity):
         assert prompt_mask is not None
         assert self.batch is not None
         if read is None:
-            read = self.lm.read(tokens, prompt_mask)
+            with torch.autocast(tokens.device.type, enabled=False):
+                read = self.lm.read(tokens, prompt_mask)
         times = len(tokens) // len(self.batch.ids)
         text = text_mask(tokens, prompt_mask, self.lm.end_id)
         log_p, goes_on = read.log_p.double() * text, read.log_goes_on.double()
