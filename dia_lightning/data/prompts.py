@@ -19,7 +19,7 @@ from dia_lightning.data.rows import elastic_blanks, prompt_rows
 from dia_lightning.data.text import read_texts
 from dia_lightning.errors import UserError, renamed
 from dia_lightning.lm.base_lm import BaseLM
-from dia_lightning.types import Batch, Record
+from dia_lightning.types import Batch, Record, has_blank
 
 # Lengths that are drawn and kept; each takes 8 bytes and its prompt a look.
 _MOST_DRAWN = 10_000_000
@@ -144,6 +144,12 @@ class PromptData(L.LightningDataModule):
             )
         self.texts, self.records = Repeated(prompts, self.n_texts), Repeated(records, self.n_texts)
         self.lengths = self._lengths(len(self.texts))
+        blank = next(filter(has_blank, prompts), None)
+        if self.length is not None and blank is not None:
+            raise UserError(
+                f"length: {self.length} given, allowed: null where prompts have blanks, such as"
+                f" {blank[:40]!r}"
+            )
         # A prompt that is too long is an error now, not after hours.
         if isinstance(self.length, int):
             prompt_rows(
