@@ -26,7 +26,8 @@ def prompt_rows(
 
     A prompt is the beginning of a text. One with blanks, `[blank:N]` for N free tokens and
     `[blank]` for one or more, is the whole of it: its end token is given too, unless `[blank]` is
-    the last of it. The rows have one position for each `[blank]` (see `elastic_blanks`).
+    the last of it: there p_θ ends the text, at once too, as after any prompt. The rows have one
+    position for each `[blank]` (see `elastic_blanks`).
 
     Raises:
         UserError: if a prompt leaves no position free, or a blank is malformed, longer than a text
@@ -43,10 +44,10 @@ def prompt_rows(
         _check_blanks(prompt)
         for count in filter(None, BLANK.findall(prompt)):
             # Not made into a number where that takes more digits than Python allows.
-            if len(count) > 9 or int(count) > max_length:
+            if len(count) > 9 or not 1 <= int(count) <= max_length:
                 raise UserError(
                     f"prompts: {prompt[:40]!r} has a blank of {count:.20} tokens,"
-                    f" allowed: at most {max_length} (data.max_length)"
+                    f" allowed: at most {max_length} (data.max_length), and at least 1"
                 )
     tokens = torch.full((len(prompts), max_length), lm.end_id, dtype=torch.int64)
     mask = torch.zeros_like(tokens, dtype=torch.bool)
