@@ -84,7 +84,9 @@ def fillings_of(prompt: str) -> list[Filled]:
             isinstance(p, str) or p is ... or (n >= 1 if p is None else n == p) for p, n in pairs
         )
         opened = PROMPTS[prompt][-1] is ...
-        if not fits or sum(shape) > T - (not opened):
+        # Behind what is given there is a place for the end, or for the last blank.
+        inside = sum(shape[:-1] if opened else shape)
+        if not fits or sum(shape) > T or inside >= T:
             continue
         free = sum(n for p, n in pairs if not isinstance(p, str))
         for content in itertools.product("ab", repeat=free):
@@ -293,17 +295,6 @@ def lengths_by_hand(prompt: str, fills: tuple[int, ...]) -> float:
     return total
 
 
-def begun(prompt: str) -> list[Filled]:
-    """The fillings from which annealing may begin: with a place for the end or the last blank."""
-    given = sum(len(p) for p in PROMPTS[prompt] if isinstance(p, str))
-    blanks = blanks_of(prompt)
-
-    def n_inside(x: Filled) -> int:
-        return sum(len(f) for p, f in zip(blanks, x.fills, strict=True) if p is not ...)
-
-    return [x for x in fillings_of(prompt) if given + n_inside(x) < T]
-
-
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_lengths_are_drawn_by_their_law(prompt: str) -> None:
     """10,000 rows: what is given stays, in order, and each combination of lengths is drawn as often
@@ -322,7 +313,7 @@ def test_lengths_are_drawn_by_their_law(prompt: str) -> None:
     law = {
         # What the last, open blank holds is not drawn here.
         x.given: math.exp(lengths_by_hand(prompt, tuple(map(len, x.fills))))
-        for x in begun(prompt)
+        for x in fillings_of(prompt)
     }
     masks, want = torch.tensor(list(law)), torch.tensor(list(law.values()), dtype=torch.float64)
     n = len(masks)
@@ -339,7 +330,7 @@ def test_the_path_begins_left_and_ends_on_both_sides(prompt: str) -> None:
     """β = 0: the law of `lay_out` and p_θ from the left, which sums to 1. β = 1: p_θ of the
     text.
     """
-    states = begun(prompt)
+    states = fillings_of(prompt)
     batch, first = laid(prompt, states), rows_of([prompt] * len(states))
     found = RightSide(LM, first).terms(batch.tokens, batch.prompt_mask)
     whole = torch.tensor([log_p(x.row) - left_of(prompt) for x in states], dtype=torch.float64)
