@@ -11,7 +11,7 @@ from torch import Tensor
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.lm.row_cache import TokenTerms
 from dia_lightning.rewards.base import call_reward
-from dia_lightning.types import Batch, Reward, leading
+from dia_lightning.types import Batch, Reward, has_blank, leading, segments
 
 
 class Terms(NamedTuple):
@@ -92,8 +92,8 @@ class TargetDensity:
 
 
 def completions(lm: BaseLM, tokens: Tensor, batch: Batch) -> list[str]:
-    """The texts of (B, T) tokens without their prompts; one with blanks in its middle is none
-    without, and stays whole.
+    """The texts of (B, T) tokens without their prompts; one with blanks is none without, and stays
+    whole.
     """
     texts = lm.decode(tokens, batch.prompt_mask)
     filled = _has_blanks(lm, batch)
@@ -117,11 +117,36 @@ def reward_inputs(lm: BaseLM, tokens: Tensor, batch: Batch) -> list[str]:
     return whole_texts(lm, texts, batch) if batch.whole else texts
 
 
-def _has_blanks(lm: BaseLM, batch: Batch) -> list[bool]:
-    """Of each row whether fixed words follow a free position."""
-    fixed = batch.prompt_mask & ~leading(batch.prompt_mask) & (batch.tokens != lm.end_id)
-    found: list[bool] = fixed.any(1).tolist()
+def fillings(lm: BaseLM, tokens: Tensor, prompt_mask: Tensor, batch: Batch) -> list[list[str]]:
+    """The texts that fill the blanks of each row, in order, to the character; none where no row has
+    blanks.
+
+    Args:
+        tokens: (B, T). prompt_mask: (B, T) what is given in them.
+    """
+    filled = _has_blanks(lm, batch)
+    if not any(filled):
+        return []
+    found: list[list[str]] = [[] for _ in filled]
+    places, at = torch.arange(tokens.shape[1], device=tokens.device), segments(prompt_mask)
+    for s in range(int(at.max()) + 1):
+        run = (at == s) & ~prompt_mask
+        begin, end = run.long().argmax(1)[:, None], (places * run).amax(1)[:, None] + 1
+        # As what follows a prompt, all that stands on the left.
+        its = lm.decode(tokens.masked_fill(places >= end, lm.end_id), places < begin)
+        for texts, text, blanks, there in zip(found, its, filled, run.any(1).tolist(), strict=True):
+            if blanks and there:
+                texts.append(text)
     return found
+
+
+def _has_blanks(lm: BaseLM, batch: Batch) -> list[bool]:
+    """Of each row whether its prompt has blanks, or fixed words follow a free position."""
+    fixed = batch.prompt_mask & ~leading(batch.prompt_mask) & (batch.tokens != lm.end_id)
+    return [
+        found or has_blank(prompt)
+        for found, prompt in zip(fixed.any(1).tolist(), batch.prompts, strict=True)
+    ]
 
 
 def terms_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
 
 # Of predictions.jsonl and metrics.json.
 SCHEMA = 1
+# In a prompt, places that are free: N tokens, or any number.
+BLANK = re.compile(r"\[blank(?::(\d+))?\]")
+
+
+def has_blank(prompt: str) -> bool:
+    """Whether a prompt has blanks to fill in, `[blank]` or `[blank:N]`."""
+    return BLANK.search(prompt) is not None
 
 
 def leading(prompt_mask: Tensor) -> Tensor:
@@ -42,6 +50,15 @@ def must_go_on(prompt_mask: Tensor) -> Tensor:
     """(B, T) bool, free positions where the text may not end, since a fixed one follows."""
     fixed = prompt_mask.long()
     return ~prompt_mask & (fixed.flip(1).cumsum(1).flip(1) > 0)
+
+
+def segments(prompt_mask: Tensor) -> Tensor:
+    """(N, T) int64: which run of free places, from the left, a place belongs to or follows; −1
+    before the first.
+    """
+    free = ~prompt_mask
+    before = torch.cat([torch.zeros_like(free[:, :1]), free[:, :-1]], 1)
+    return (free & ~before).long().cumsum(1) - 1
 
 
 def has_blanks(batch: Batch) -> bool:
@@ -125,7 +142,8 @@ class Generations:
     accept_rate (B,), share of accepted moves where the method has moves; diagnostics, further
     figures (B,) by name; warm, False for the first batch of a process, whose time includes
     compilation and caches; seen, the texts as rewards read them where that is with their prompts,
-    else empty; canonical (B,) bool, whether prompt and text are cut into just these tokens.
+    else empty; canonical (B,) bool, whether prompt and text are cut into just these tokens; fills,
+    the texts that fill a prompt's blanks, in order, empty where none of the prompts has any.
     """
 
     index: int
@@ -147,6 +165,7 @@ class Generations:
     warm: bool = True
     seen: list[str] = field(default_factory=list)
     canonical: Tensor | None = None
+    fills: list[list[str]] = field(default_factory=list)
 
 
 class Denoiser(Protocol):

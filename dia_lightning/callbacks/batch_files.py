@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dia_lightning.metrics.repeats import BY_PROMPT
+from dia_lightning.metrics.repeats import BY_BLANKS, BY_PROMPT
 from dia_lightning.types import Cost, Generations
 
 
@@ -30,10 +30,12 @@ def records(batch: Generations) -> list[dict[str, Any]]:
             "seed": batch.seed,
             **({} if batch.accept_rate is None else {"accept_rate": batch.accept_rate[i].item()}),
             **({} if batch.canonical is None else {"canonical": bool(batch.canonical[i])}),
+            **({"fills": batch.fills[i]} if batch.fills and batch.fills[i] else {}),
             **{
                 name: batch.diagnostics[name][i].item()
-                for name in BY_PROMPT
+                for name in (*BY_PROMPT, *BY_BLANKS)
                 if name in batch.diagnostics
+                and (name in BY_PROMPT or not batch.diagnostics[name][i].isnan())
             },
         }
         for i in range(len(batch.texts))
@@ -60,7 +62,11 @@ def from_json(fields: dict[str, Any]) -> Generations:
                 fields[name], dtype=torch.float64 if name == "log_p" else None
             )
     for group in ("rewards", "diagnostics"):
-        fields[group] = {name: torch.tensor(values) for name, values in fields[group].items()}
+        fields[group] = {
+            # JSON has null for a number that is none.
+            name: torch.tensor([math.nan if value is None else value for value in values])
+            for name, values in fields[group].items()
+        }
     fields["costs"] = {name: Cost(*values) for name, values in fields["costs"].items()}
     return Generations(**fields)
 

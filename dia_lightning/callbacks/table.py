@@ -80,7 +80,8 @@ def repeats(
     if isinstance(sampler, BaseModel):
         return []
     moves = getattr(sampler, "moves", True)
-    names = ["particles", *(["rounds"] if moves else [])]
+    # None: the sampler takes some by itself.
+    names = ["particles", *([] if moves == [] else ["rounds"])]
     settings = {name: getattr(sampler, name) for name in names if hasattr(sampler, name)}
     base = runs[1] if len(runs) > 1 else []
     return warnings_of(repeated(runs[0], base, known), settings)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dia_lightning.types import Generations
+from dia_lightning.types import Generations, has_blank
 
 _SHOWN = 4  # texts of each batch
 _WIDEST = 1e19  # TensorBoard's bins end at 1e20
@@ -52,7 +52,8 @@ def _write_batch(writer: Any, batch: Generations) -> None:
         if name in followed:
             writer.add_scalar(f"sampler/{name}", known.double().mean(), batch.index)
     lines = [
-        f"{prompt}{_bold(text)}" for prompt, text in zip(batch.prompts, batch.texts, strict=True)
+        _bold(text) if has_blank(prompt) else f"{prompt}{_bold(text)}"
+        for prompt, text in zip(batch.prompts, batch.texts, strict=True)
     ]
     writer.add_text("texts/samples", "\n\n".join(lines[:_SHOWN]), batch.index)
 

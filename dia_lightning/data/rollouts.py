@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from dia_lightning.data.prompts import PromptData, Reading, has_blank, prompt_rows
+from dia_lightning.data.prompts import PromptData, Reading
+from dia_lightning.data.rows import prompt_rows
 from dia_lightning.errors import UserError
-from dia_lightning.types import Batch, Record
+from dia_lightning.types import Batch, Record, has_blank
 
 
 class _Rollouts:

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from dia_lightning.data.base import TokenData, TokenRows, base_lm_of
-from dia_lightning.data.prompts import has_blank, prompt_rows
 from dia_lightning.data.records import read_records
+from dia_lightning.data.rows import prompt_rows
 from dia_lightning.data.shared import Together, wait_for_files
 from dia_lightning.errors import UserError
 from dia_lightning.files import in_place
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.meter import Meter, difference
-from dia_lightning.types import Cost
+from dia_lightning.types import Cost, has_blank
 
 
 class ModelSamples(TokenData):

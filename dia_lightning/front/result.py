@@ -43,7 +43,7 @@ class Result:
 
     Attributes:
         prompts: the prompt of each text, "" where there is none; prompt + text is the whole.
-        texts: without their prompts.
+        texts: without their prompts; whole, where a prompt has blanks.
         rewards: (N,) float32, r of each.
         parts: (N,) float32 by name: what a reward made of rewards consists of.
         log_p: (N,) float64, log p_θ(text | prompt) in nats, end token included.
@@ -56,6 +56,7 @@ class Result:
             reweightings; None likewise.
         diagnostics: (N,) further figures by name; `unique_texts`, the share of different texts
             among those of a prompt, always.
+        fills: the texts that fill the blanks of a prompt, in order; empty where it has none.
         base: as many texts of p_θ itself for the same prompts; None without `compare_base`.
         n: texts for each prompt.
     """
@@ -71,6 +72,7 @@ class Result:
     log_z: Tensor | None
     ess: Tensor | None
     diagnostics: dict[str, Tensor]
+    fills: list[list[str]]
     base: Result | None
     n: int
     _batches: list[Generations] = field(default_factory=list)
@@ -155,7 +157,8 @@ def _joined(batches: list[Generations], n: int, base: Result | None, run: Run | 
 
     first = batches[0]
     diagnostics = {
-        name: joined([b.diagnostics.get(name) for b in batches]) for name in first.diagnostics
+        name: joined([b.diagnostics.get(name, b.log_p * torch.nan) for b in batches])
+        for name in dict.fromkeys(name for b in batches for name in b.diagnostics)
     }
     return Result(
         prompts=[prompt for batch in batches for prompt in batch.prompts],
@@ -168,7 +171,8 @@ def _joined(batches: list[Generations], n: int, base: Result | None, run: Run | 
         accept_rate=joined([batch.accept_rate for batch in batches]),
         log_z=diagnostics.get("log_z"),
         ess=diagnostics.get("ess"),
-        diagnostics={name: values for name, values in diagnostics.items() if values is not None},
+        diagnostics=diagnostics,
+        fills=[row for b in batches for row in b.fills or [[] for _ in b.texts]],
         base=base, n=n, _batches=batches, _run=run,
     )  # fmt: skip
 

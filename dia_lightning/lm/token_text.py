@@ -126,7 +126,7 @@ class TokenText:
         Where it is not, p_θ may give the same text another probability in other tokens.
         """
         keep = text_mask(tokens, prompt_mask, self.end_id)
-        keep &= prompt_mask | (tokens != self.end_id)
+        keep &= leading(prompt_mask) | (tokens != self.end_id)
         pairs = zip(self.token_ids(texts), _kept(tokens, keep), strict=True)
         return torch.tensor([ids[: len(row)] == row for ids, row in pairs])
 

@@ -163,8 +163,8 @@ class GenerationMetrics(nn.Module):
 def compute_metrics(batches: Iterable[Generations], tokenizer: str = "auto") -> dict[str, Any]:
     """All figures of a run whose batches lie in this process, with the keys of `metrics.json`.
 
-    Those of `GenerationMetrics`, and the means over texts of `accept_rate`, `canonical` and each of
-    the diagnostics, if any.
+    Those of `GenerationMetrics`, and the means of `accept_rate`, `canonical` and each of the
+    diagnostics, if any, over the texts that have them.
 
     Args:
         batches: one at least.
@@ -186,7 +186,7 @@ def compute_metrics(batches: Iterable[Generations], tokenizer: str = "auto") -> 
     return {
         **metrics.compute(),
         **{
-            name: float(torch.cat(values).double().mean())
+            name: float(torch.cat(values).double().nanmean())
             for name, values in _by_name(batches).items()
         },
     }

@@ -14,6 +14,8 @@ from dia_lightning.types import Generations, Record
 
 # By prompt in every output, as far as the method has them.
 BY_PROMPT = ("unique_texts", "roots", "ess")
+# Of each text whose prompt gives something on the right of a blank, else NaN.
+BY_BLANKS = ("log_p_right", "log_p_fill")
 _MOST_PROMPTS = 16  # listed one by one in metrics.json
 # Copies are a warning from this share of a prompt's texts on, and from this number on; not where
 # p_θ writes such a text with this probability or more, or in so few tokens (end token included).

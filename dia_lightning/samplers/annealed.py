@@ -34,10 +34,11 @@ from dia_lightning.sampling.annealing import (
 )
 from dia_lightning.sampling.blanks import RightSide, lay_out
 from dia_lightning.sampling.diagnostics import log_z_reverse
+from dia_lightning.sampling.particles import lineage
 from dia_lightning.sampling.resampling import effective_size, log_mean_exp
 from dia_lightning.sampling.state import State, take
 from dia_lightning.target import TargetDensity
-from dia_lightning.types import Batch, has_blanks
+from dia_lightning.types import Batch, has_blanks, must_go_on
 
 _BASE = "BaseModel where prompts have blanks"
 
@@ -118,21 +119,24 @@ class Annealed(Sampler):
         state, followed = cycle(kernels, state, rounds, generator)
         log_z = (begun.log_z + log_z).view(-1, islands)
         log_right = begun.log_right.view(-1, islands)
-        population = pick_islands(group, log_right + log_z, generator)
+        # Unbiased are these products.
+        log_both = log_right + log_z
+        population = pick_islands(group, log_both, generator)
         chosen = pick(population, len(state.tokens) // n_groups, generator)
         rates = followed.accepted[:, chosen]
         reverse = log_z_reverse(state.reward.view(*log_z.shape, -1), target.lam)
         found = {
-            "log_z": log_mean_exp(log_z),
-            "log_z_reverse": -torch.logsumexp(log_z.log_softmax(1) - reverse, 1),
+            "log_z": log_mean_exp(log_both) - log_mean_exp(log_right),
+            "log_z_reverse": -torch.logsumexp(log_both.log_softmax(1) - reverse, 1),
             "temperatures": log_z.new_full((len(log_z),), begun.resampled + len(trace.lam)),
-            **ancestry(begun.ess, begun.ancestors, trace, log_z, population),
+            **ancestry(begun.ess, begun.ancestors, trace, log_both, population),
         }
         diagnostics = {name: values[group] for name, values in found.items()}
         diagnostics |= {f"accept_{n}": r for n, r in zip(names_of(moves), rates, strict=True)}
         state, tokens = take(state, chosen), state.tokens[chosen]
         if has_blanks(batch):
-            log_right = log_mean_exp(log_right)[group]
+            right = must_go_on(batch.prompt_mask).any(1)
+            log_right = log_mean_exp(log_right)[group].masked_fill(~right, torch.nan)
             diagnostics |= {"log_p_right": log_right, "log_p_fill": state.log_base - log_right}
         rate = rates.mean(0) if len(rates) else None
         return Drawn(tokens, rate, diagnostics, state.prompt_mask)
@@ -142,7 +146,9 @@ class Annealed(Sampler):
         if self.moves is None:
             blanks = [Window(8, vary=True)] if has_blanks(batch) else []
             return [Suffix(), *blanks] if self.rounds else []
-        moves = self.moves if self.rounds else []
+        moves = self.moves
+        if not self.rounds:
+            return []
         if has_blanks(batch) and all(move.left_to_right for move in moves):
             names = ", ".join(type(move).__name__ for move in moves) or "none"
             raise UserError(
@@ -160,18 +166,21 @@ class Annealed(Sampler):
     def _fill(
         self, models: Models, crowd: Batch, moves: Sequence[Move], n_groups: int, islands: int,
         generator: torch.Generator,
-    ) -> tuple[State, Tensor]:  # fmt: skip
-        """Particles of p_θ given what stands on both sides of their blanks, and for each population
-        (G,) an estimate of log p_θ(right | left).
-        """
+    ) -> _Filled:  # fmt: skip
+        """Particles of p_θ given what stands on both sides of their blanks."""
         bridge, laid = RightSide(models.lm, crowd), lay_out(crowd, models.lm.end_id, generator)
         drawn = draw_base(models.lm, laid, generator).tokens
         kernels = [move.kernel(models, bridge) for move in moves]
         state = from_base(bridge, drawn, laid.prompt_mask)
-        state, log_right, _ = anneal(
+        state, log_right, trace = anneal(
             bridge, kernels, state, n_groups, generator, self.ess, self.rounds, islands
         )
-        return cycle(kernels, state, self.rounds, generator)[0], log_right
+        state, _ = cycle(kernels, state, self.rounds, generator)
+        n = len(state.tokens) // n_groups
+        # Rows without anything on the right rise to β = 1 in one step that loses nothing.
+        return _Filled(
+            state, log_right, (trace.ess / n).amin(0).clamp_max(1), lineage(trace.ancestors)[0]
+        )
 
     def _begin(
         self, models: Models, crowd: Batch, moves: Sequence[Move], n_groups: int, islands: int,
@@ -180,9 +189,13 @@ class Annealed(Sampler):
         """The population with which annealing begins, equally weighted, `particles` a text."""
         target, mask = self._target(models, crowd), crowd.prompt_mask
         log_right = torch.zeros(n_groups, dtype=torch.float64, device=mask.device)
+        ess, own = torch.ones_like(log_right), torch.arange(len(mask) // n_groups)
+        own = own.to(mask.device).expand(n_groups, -1)
         if has_blanks(crowd):
             require("start", type(self.start).__name__, isinstance(self.start, BaseModel), _BASE)
-            filled, log_right = self._fill(models, crowd, moves, n_groups, islands, generator)
+            filled, log_right, ess, own = self._fill(
+                models, crowd, moves, n_groups, islands, generator
+            )
             drawn = Population(filled.tokens, log_right.new_zeros(n_groups, 1), 0.0, log_right * 0)
             mask = filled.prompt_mask
         else:
@@ -199,21 +212,31 @@ class Annealed(Sampler):
         if self.pool > 1:
             down = resample_down(state, n_groups, size, target.lam, generator, islands)
             share, log_z = effective_size(down.log_w) / size, log_mean_exp(down.log_w)
-            share = share.clamp_max(1)
-            log_z = drawn.log_z + log_z
-            return _Begun(down.state, log_z, log_right, share, down.ancestors, True)
-        own = torch.arange(size, device=state.tokens.device).expand(n_groups, size)
-        return _Begun(state, drawn.log_z, log_right, torch.ones_like(drawn.log_z), own)
+            share = share.clamp_max(ess)
+            log_z, own = drawn.log_z + log_z, own.gather(1, down.ancestors)
+            return _Begun(down.state, log_z, log_right, share, own, True)
+        return _Begun(state, drawn.log_z, log_right, ess, own)
 
     def _target(self, models: Models, crowd: Batch) -> TargetDensity:
         return TargetDensity(models.lm, models.reward, models.lam, crowd, models.alpha)
 
 
+class _Filled(NamedTuple):
+    """Populations with their blanks filled. log_right: (G,) estimates of log p_θ(right | left).
+    ess: (G,) least effective share. ancestors: (G, M) starting point of each particle.
+    """
+
+    state: State
+    log_right: Tensor
+    ess: Tensor
+    ancestors: Tensor
+
+
 class _Begun(NamedTuple):
     """A population to anneal. log_z: (G,) of its λ. log_right: (G,) log p_θ of what stands on the
-    right of blanks. ess: (G,) effective share that was left by the
-    resampling, if any. ancestors: (G, M) starting point of each particle. resampled: whether it
-    was; weighted: because its start was weighted.
+    right of blanks. ess: (G,) least effective share left by resampling, if any. ancestors: (G, M)
+    starting point of each particle. resampled: whether it was; weighted: because its start was
+    weighted.
     """
 
     state: State

@@ -36,7 +36,7 @@ from dia_lightning.samplers.base import Drawn, Models, Sampler, draw_base
 from dia_lightning.samplers.networks import embedding_for, load_denoiser, load_labelled, load_value
 from dia_lightning.samplers.sharded import ShardedBaseLM
 from dia_lightning.sampling.resampling import LAM_MAX
-from dia_lightning.target import completions, whole_texts
+from dia_lightning.target import completions, fillings, whole_texts
 from dia_lightning.types import Batch, Cost, Generations, Reward, has_blanks, scored_mask
 
 _LOG = logging.getLogger(__name__)
@@ -243,7 +243,8 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
         drawn = draw(batch, generator)
         latency_s, costs = self._now() - start, difference(self._spent(), before)
         peak_memory = peak_memory_mib(self.device)
-        tokens = drawn.tokens
+        tokens, given = drawn.tokens, drawn.prompt_mask
+        given = batch.prompt_mask if given is None else given
         keep = scored_mask(tokens, batch.prompt_mask, self.lm.end_id)
         texts = completions(self.lm, tokens, batch)
         whole = whole_texts(self.lm, texts, batch)
@@ -265,6 +266,7 @@ class GuidedSamplerModule(KeepsBuffers, L.LightningModule):
             reward=reward, method=method, seed=self.seed, latency_s=latency_s, warm=warm,
             costs=costs, peak_memory_mib=peak_memory, seen=[] if seen == texts else seen,
             canonical=self.lm.is_canonical(tokens, batch.prompt_mask, whole),
+            fills=fillings(self.lm, tokens, given, batch),
             accept_rate=None if drawn.accept_rate is None else drawn.accept_rate.cpu(),
             diagnostics={name: values.cpu() for name, values in (drawn.diagnostics or {}).items()},
         )  # fmt: skip

@@ -23,7 +23,7 @@ from dia_lightning.sampling.resampling import (
 )
 from dia_lightning.sampling.state import Kernel, State, start, take
 from dia_lightning.target import Target, TargetDensity
-from dia_lightning.types import Batch
+from dia_lightning.types import Batch, must_go_on
 
 
 class AnnealingTrace(NamedTuple):
@@ -194,10 +194,12 @@ def particles_of(
     populations as the one with most texts needs, side by side (islands).
     """
     # Texts of one prompt share its record; records that merely look alike are told apart by their
-    # prompts or not at all.
+    # prompts or not at all. A length that is given may differ from text to text.
     keys = [
-        (prompt, id(record) if record else 0)
-        for prompt, record in zip(batch.prompts, batch.records, strict=True)
+        (prompt, id(record) if record else 0, tuple(row))
+        for prompt, record, row in zip(
+            batch.prompts, batch.records, must_go_on(batch.prompt_mask).tolist(), strict=True
+        )
     ]
     distinct = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     group = torch.tensor([distinct[key] for key in keys], device=batch.tokens.device)

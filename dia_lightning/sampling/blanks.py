@@ -11,19 +11,10 @@ from torch import Tensor
 from dia_lightning.lm.base_lm import BaseLM
 from dia_lightning.lm.row_cache import TokenTerms
 from dia_lightning.target import TargetDensity, Terms
-from dia_lightning.types import Batch, leading, must_go_on, text_mask
+from dia_lightning.types import Batch, leading, must_go_on, segments, text_mask
 
 # Of each further token of a blank; a first guess of its length, from which p_θ's own is reached.
 _LONGER = 0.85
-
-
-def segments(prompt_mask: Tensor) -> Tensor:
-    """(N, T) int64: which run of free places, from the left, a place belongs to or follows; −1
-    before the first.
-    """
-    free = ~prompt_mask
-    before = torch.cat([torch.zeros_like(free[:, :1]), free[:, :-1]], 1)
-    return (free & ~before).long().cumsum(1) - 1
 
 
 def is_rigid(prompt_mask: Tensor, elastic: Tensor | None) -> Tensor:
@@ -49,7 +40,7 @@ def lay_out(batch: Batch, end_id: int, generator: torch.Generator) -> Batch:
     for s in range(batch.elastic.shape[1]):
         here = begins & (at == s)
         u = torch.rand(len(room), generator=generator, device=at.device, dtype=torch.float64)
-        most = -torch.expm1((room + 1) * math.log(_LONGER))
+        most = -torch.expm1((room.double() + 1) * math.log(_LONGER))
         longer = (torch.log1p(-u * most) / math.log(_LONGER)).long().minimum(room)
         longer = torch.where(here.any(1), longer, 0)
         width, room = width + here * longer[:, None], room - longer
@@ -76,13 +67,13 @@ def log_lengths(prompt_mask: Tensor, elastic: Tensor, room: Tensor) -> Tensor:
     """(N,) float64 log-probability of the blanks' lengths: from left to right, each has one token
     and a number of further ones that is geometric, cut at the room that is left.
     """
-    at, total = segments(prompt_mask), torch.zeros(len(room), dtype=torch.float64)
-    total = total.to(room.device)
+    at, room = segments(prompt_mask), room.double()
+    total = torch.zeros_like(room)
     inside = must_go_on(prompt_mask) & ~is_rigid(prompt_mask, elastic)
     for s in range(elastic.shape[1]):
         length = (inside & (at == s)).sum(1)
-        longer = (length - 1).clamp_min(0)
-        cut = (-torch.expm1((room.double() + 1) * math.log(_LONGER))).log()
+        longer = (length - 1).clamp_min(0).double()
+        cut = (-torch.expm1((room + 1) * math.log(_LONGER))).log()
         log_p = longer * math.log(_LONGER) + math.log1p(-_LONGER) - cut
         total, room = total + torch.where(length > 0, log_p, 0.0), room - longer
     return total
@@ -112,7 +103,8 @@ class RightSide(TargetDensity):
         assert prompt_mask is not None
         assert self.batch is not None
         if read is None:
-            read = self.lm.read(tokens, prompt_mask)
+            with torch.autocast(tokens.device.type, enabled=False):
+                read = self.lm.read(tokens, prompt_mask)
         times = len(tokens) // len(self.batch.ids)
         text = text_mask(tokens, prompt_mask, self.lm.end_id)
         log_p, goes_on = read.log_p.double() * text, read.log_goes_on.double()
