@@ -445,7 +445,14 @@ def test_messages_go_through_the_chat_template(
             "allowed: at most 7 (max_length is 8)",
         ),
         ({"prompts": "the \ud800"}, "prompts: "),
-        ({"prompts": "the [blank:2] is"}, "prompts: blanks or a length given"),
+        (
+            {"prompts": "the [blank:2] is", "sampler": dia.BestOfN(2)},
+            "prompts: blanks or a length given, but BestOfN writes from left to right",
+        ),
+        (
+            {"prompts": "the [blank:2] is", "sampler": dia.Annealed([dia.Suffix()])},
+            "moves: Suffix given, allowed with blanks",
+        ),
         ({"prompts": Path("none.txt")}, "prompts: no such file"),
         ({"prompts": "asked.txt"}, "prompts: asked.txt is a file"),
         ({"base_lm": "./none"}, "base_lm: no such folder: ./none"),
@@ -545,15 +552,6 @@ def test_denoiser_and_critic_are_used() -> None:
             reward="VaderSentiment", sampler=steered, critic="checkpoints/tiny/denoiser", **small
         )
     assert dia.sample(reward="VaderSentiment", sampler=steered, **small).method == "dia"
-
-
-def test_the_line_on_missing_moves_reaches_the_caller(
-    draw: Callable[..., dia.Result], caplog: pytest.LogCaptureFixture
-) -> None:
-    draw()
-    assert [
-        (record.levelno, record.getMessage().partition(": ")[2]) for record in caplog.records
-    ] == [(logging.WARNING, "no denoiser belongs to this base model; moves: suffix")]
 
 
 def test_the_result_is_a_table(draw: Callable[..., dia.Result]) -> None:
