@@ -27,7 +27,7 @@ ROOT = Path(cli.__file__).parents[1]
 CONFIGS = sorted(
     path
     for path in (ROOT / "configs").rglob("*.yaml")
-    if path.parent.name not in ("ablations", "comparison")
+    if path.parent.name not in ("ablations", "full", "comparison")
 )
 # Short names.
 PARTS = {**vars(samplers), **vars(positions), **vars(labels)}

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from jsonargparse import Namespace
 
-from dia_lightning import cli
 from dia_lightning.samplers import (
     Annealed,
     BestOfN,
@@ -226,14 +225,15 @@ def test_a_part_in_the_place_of_a_default_one_has_its_own_defaults(part: Any) ->
     assert spelled(found) == usual(part)
 
 
-def test_a_part_takes_over_what_was_given_to_the_one_before() -> None:
-    """Also where it is the default of that one: what was typed is not lost."""
-    given = ["--config=configs/smc_tiny.yaml", "--sampler=Annealed", "--sampler.particles=1"]
-    for last, particles in ((["--sampler=TwistedSMC"], 1), (["--sampler=ParticleGibbs"], 1)):
-        found = parser.options_of(cli.prepare_arguments(["predict", *given, *last]))
-        assert found.model.init_args.sampler.init_args.particles == particles
-    found = parser.options_of(["predict", "--config=configs/smc_tiny.yaml", "--sampler=Diffusion"])
-    assert found.model.init_args.sampler.init_args.stagger == 40
+@pytest.mark.parametrize("sampler", ["TwistedSMC", "ParticleGibbs", "ParticleSteering"])
+@pytest.mark.parametrize("particles", [1, 3])
+def test_a_part_takes_over_what_a_file_gives(sampler: str, particles: int, lightning: Run) -> None:
+    """Also where that is the default of the part before."""
+    text = f"{{class_path: Annealed, init_args: {{particles: {particles}}}}}"
+    Path("mine.yaml").write_text(f"model: {{init_args: {{sampler: {text}}}}}\n", encoding="utf-8")
+    files = ["--config=configs/dia_tiny.yaml", "--config=mine.yaml"]
+    found = settings(lightning, "predict", *files, f"--model.sampler={sampler}")
+    assert found["model"]["init_args"]["sampler"]["init_args"]["particles"] == particles
 
 
 def test_default_moves_of_another_base_model_on_the_command_line(
