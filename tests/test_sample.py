@@ -449,10 +449,6 @@ def test_messages_go_through_the_chat_template(
             {"prompts": "the [blank:2] is", "sampler": dia.BestOfN(2)},
             "prompts: blanks or a length given, but BestOfN writes from left to right",
         ),
-        (
-            {"prompts": "the [blank:2] is", "sampler": dia.Annealed([dia.Suffix()])},
-            "moves: Suffix given, allowed with blanks",
-        ),
         ({"prompts": Path("none.txt")}, "prompts: no such file"),
         ({"prompts": "asked.txt"}, "prompts: asked.txt is a file"),
         ({"base_lm": "./none"}, "base_lm: no such folder: ./none"),
