@@ -84,8 +84,8 @@ def test_it_is_the_command(lightning: Run) -> None:
         "predict", "--data.prompts=prompts.txt", *KIT, "--trainer.callbacks.folder=command"
     )
     assert code == 0, err
-    critic = "checkpoints/tiny/critic"  # named in the command's file
-    found = dia.sample(reward="VaderSentiment", prompts=LINES, critic=critic, **SAME)
+    named = {part: f"checkpoints/tiny/{part}" for part in ("denoiser", "critic")}  # in its file
+    found = dia.sample(reward="VaderSentiment", prompts=LINES, **named, **SAME)
     for result, file in ((found, "predictions"), (found.base, "base_predictions")):
         assert result is not None
         rows = lines(f"command/{file}.jsonl")
