@@ -43,6 +43,7 @@ from dia_lightning.samplers import (
     GuidedSamplerModule,
     Move,
     ParticleSteering,
+    PrefixTwist,
     RewardGradient,
     Sampler,
     Solver,
