@@ -6,7 +6,7 @@ KIT ?= tiny
 # A test has one thread, so a process a core; a process takes up to 2 GB.
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow coverage mutants fuzz lint format typecheck ablations doctor clean theory tasks bench scaling gpt2 results results-smollm2 moves equal-time blanks peers right-side
+.PHONY: help demo test test-slow coverage mutants fuzz lint format typecheck ablations ablations-full doctor clean theory tasks bench scaling gpt2 results results-smollm2 moves equal-time blanks peers right-side
 
 help:  ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -94,6 +94,9 @@ right-side: $(VENV)/.installed  ## what the right side is worth and what proposa
 
 ablations: $(VENV)/.installed  ## the ablation grid and its report, in runs/ablations; KIT=gpt2 for another kit
 	$(BIN)/python -m dia_lightning study configs/ablations/*.yaml --out runs/ablations --kit $(KIT) $(ARGS)
+
+ablations-full: $(VENV)/.installed  ## those, and drafts, cuts and moves of the population
+	$(BIN)/python -m dia_lightning study configs/ablations/*.yaml configs/ablations/full/*.yaml --out runs/ablations --kit $(KIT) $(ARGS)
 
 doctor: $(VENV)/.installed  ## who owns the script `lightning`, and which versions are installed
 	$(BIN)/python -m dia_lightning.lab.doctor

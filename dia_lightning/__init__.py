@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         TwistedSMC,
         Unguided,
         WholeText,
+        Window,
     )
     from dia_lightning.types import Reward
 
@@ -56,7 +57,7 @@ __all__ = [
     "GuidedDecoding", "GuidedSamplerModule", "ParticleGibbs", "ParticleSteering",
     "PredictorCorrector", "PromptData", "RandomTokens", "Result", "Reward", "RewardGradient",
     "RewardOnPrefix", "Sampler", "Source", "Spans", "Suffix", "TwistedSMC", "Unguided",
-    "UserError", "WholeText", "check_reward", "metrics", "rewards", "sample", "testing",
+    "UserError", "WholeText", "Window", "check_reward", "metrics", "rewards", "sample", "testing",
 ]  # fmt: skip
 _HOMES = {
     "sample": "front.sample", "Result": "front.result", "BaseLM": "lm", "Reward": "types",

@@ -288,13 +288,11 @@ def test_a_source_is_rewritten_and_blanks_are_filled(workshop: Path) -> None:
     assert [row["n_tokens"] for row in predictions("runs/five")] == [6] * len(
         predictions("runs/five")
     )
-    with pytest.raises(UserError, match="Annealed writes from left to right"):
-        run(
-            *base,
-            "--data.length=5",
-            "--model.sampler=Annealed",
-            "--trainer.callbacks.folder=runs/none",
-        )
+    five = [*base, "--data.length=5"]
+    run(*five, "--model.sampler=Annealed", "--trainer.callbacks.folder=runs/annealed")
+    assert {row["n_tokens"] for row in predictions("runs/annealed")} == {6}
+    with pytest.raises(UserError, match="BestOfN writes from left to right"):
+        run(*five, "--model.sampler=BestOfN", "--trainer.callbacks.folder=runs/none")
 
 
 def test_a_checkpoint_samples_as_its_export_does(workshop: Path) -> None:

@@ -2,12 +2,28 @@
 them.
 """
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from jsonargparse import Namespace
 
-from dia_lightning.samplers import Annealed, GuidedSamplerModule
+from dia_lightning.samplers import (
+    Annealed,
+    BestOfN,
+    Chains,
+    Diffusion,
+    DPMpp2M,
+    GuidedSamplerModule,
+    ParticleGibbs,
+    ParticleSteering,
+    RewardGradient,
+    TwistedSMC,
+    Unguided,
+)
+from dia_lightning.settings import parser
 from tests.conftest import Run
 from tests.test_cli import assert_one_line, settings
 
@@ -152,25 +168,72 @@ def test_moves_are_a_list_of_names(lightning: Run) -> None:
         } == names
 
 
-def test_default_moves_of_a_base_model_without_a_denoiser(
-    lm_folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_default_moves_need_no_denoiser(lm_folder: Path) -> None:
     from dia_lightning.rewards import Regex
-    from dia_lightning.samplers import Chains, DenoiseAccept, Suffix
+    from dia_lightning.samplers import DenoiseAccept, Suffix
 
-    module = GuidedSamplerModule(Regex("a"), base_lm=str(lm_folder))
-    assert module.sampler == Annealed(moves=[Suffix()])
-    [record] = caplog.records
-    assert (
-        record.getMessage() == f"{lm_folder}: no denoiser belongs to this base model; moves: suffix"
-    )
-    caplog.clear()
+    assert GuidedSamplerModule(Regex("a"), base_lm=str(lm_folder)).sampler == Annealed()
     for sampler in (Annealed(moves=[Suffix()]), Chains()):
         assert GuidedSamplerModule(Regex("a"), sampler, str(lm_folder)).sampler is sampler
     # Moves that were asked for are not dropped.
-    with pytest.raises(Exception, match="denoiser: none given, needed for the sampler Annealed"):
-        GuidedSamplerModule(Regex("a"), Annealed(moves=[DenoiseAccept()]), str(lm_folder))
-    assert not caplog.records
+    for sampler in (Annealed(moves=[DenoiseAccept()]), Chains(moves=[Suffix(), DenoiseAccept()])):
+        needed = f"denoiser: none given, needed for the sampler {type(sampler).__name__}"
+        with pytest.raises(Exception, match=needed):
+            GuidedSamplerModule(Regex("a"), sampler, str(lm_folder))
+
+
+def usual(part: Any) -> Any:
+    """The options of a part as the parser spells them."""
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        given = {f.name: usual(getattr(part, f.name)) for f in dataclasses.fields(part)}
+        return {"class": type(part).__name__, "given": given}
+    return [usual(x) for x in part] if isinstance(part, list | tuple) else part
+
+
+def spelled(found: Any) -> Any:
+    if isinstance(found, Namespace):
+        given = vars(found.get("init_args") or Namespace())
+        name = found.class_path.rpartition(".")[2]
+        return {"class": name, "given": {key: spelled(value) for key, value in given.items()}}
+    return [spelled(x) for x in found] if isinstance(found, list | tuple) else found
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *(Chains(), ParticleGibbs(), ParticleSteering(), TwistedSMC(), Diffusion(), BestOfN()),
+        Annealed(start=TwistedSMC()),
+        ParticleSteering(guidance=Unguided()),
+        Diffusion(solver=DPMpp2M()),
+        Diffusion(guidance=RewardGradient()),
+    ],
+    ids=str,
+)
+def test_a_part_in_the_place_of_a_default_one_has_its_own_defaults(part: Any) -> None:
+    """`particles`, `rounds` and `ess` are options of several, each with a default of its own."""
+    named = {"class_path": type(part).__name__, "init_args": {}}
+    for field in dataclasses.fields(part):
+        inner = getattr(part, field.name)
+        if dataclasses.is_dataclass(inner) and inner != getattr(type(part)(), field.name):
+            named["init_args"][field.name] = type(inner).__name__
+    init_args = {"reward": {"class_path": "dia_lightning.rewards.VaderSentiment"}}
+    init_args["sampler"] = named
+    model = {"class_path": "dia_lightning.GuidedSamplerModule", "init_args": init_args}
+    data = {"class_path": "dia_lightning.data.PromptData"}
+    Path("plain.yaml").write_text(json.dumps({"model": model, "data": data}), encoding="utf-8")
+    found = parser.options_of(["predict", "--config=plain.yaml"]).model.init_args.sampler
+    assert spelled(found) == usual(part)
+
+
+@pytest.mark.parametrize("sampler", ["TwistedSMC", "ParticleGibbs", "ParticleSteering"])
+@pytest.mark.parametrize("particles", [1, 3])
+def test_a_part_takes_over_what_a_file_gives(sampler: str, particles: int, lightning: Run) -> None:
+    """Also where that is the default of the part before."""
+    text = f"{{class_path: Annealed, init_args: {{particles: {particles}}}}}"
+    Path("mine.yaml").write_text(f"model: {{init_args: {{sampler: {text}}}}}\n", encoding="utf-8")
+    files = ["--config=configs/dia_tiny.yaml", "--config=mine.yaml"]
+    found = settings(lightning, "predict", *files, f"--model.sampler={sampler}")
+    assert found["model"]["init_args"]["sampler"]["init_args"]["particles"] == particles
 
 
 def test_default_moves_of_another_base_model_on_the_command_line(

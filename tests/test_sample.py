@@ -84,8 +84,8 @@ def test_it_is_the_command(lightning: Run) -> None:
         "predict", "--data.prompts=prompts.txt", *KIT, "--trainer.callbacks.folder=command"
     )
     assert code == 0, err
-    critic = "checkpoints/tiny/critic"  # named in the command's file
-    found = dia.sample(reward="VaderSentiment", prompts=LINES, critic=critic, **SAME)
+    named = {part: f"checkpoints/tiny/{part}" for part in ("denoiser", "critic")}  # in its file
+    found = dia.sample(reward="VaderSentiment", prompts=LINES, **named, **SAME)
     for result, file in ((found, "predictions"), (found.base, "base_predictions")):
         assert result is not None
         rows = lines(f"command/{file}.jsonl")
@@ -445,7 +445,10 @@ def test_messages_go_through_the_chat_template(
             "allowed: at most 7 (max_length is 8)",
         ),
         ({"prompts": "the \ud800"}, "prompts: "),
-        ({"prompts": "the [blank:2] is"}, "prompts: blanks or a length given"),
+        (
+            {"prompts": "the [blank:2] is", "sampler": dia.BestOfN(2)},
+            "prompts: blanks or a length given, but BestOfN writes from left to right",
+        ),
         ({"prompts": Path("none.txt")}, "prompts: no such file"),
         ({"prompts": "asked.txt"}, "prompts: asked.txt is a file"),
         ({"base_lm": "./none"}, "base_lm: no such folder: ./none"),
@@ -545,15 +548,6 @@ def test_denoiser_and_critic_are_used() -> None:
             reward="VaderSentiment", sampler=steered, critic="checkpoints/tiny/denoiser", **small
         )
     assert dia.sample(reward="VaderSentiment", sampler=steered, **small).method == "dia"
-
-
-def test_the_line_on_missing_moves_reaches_the_caller(
-    draw: Callable[..., dia.Result], caplog: pytest.LogCaptureFixture
-) -> None:
-    draw()
-    assert [
-        (record.levelno, record.getMessage().partition(": ")[2]) for record in caplog.records
-    ] == [(logging.WARNING, "no denoiser belongs to this base model; moves: suffix")]
 
 
 def test_the_result_is_a_table(draw: Callable[..., dia.Result]) -> None:

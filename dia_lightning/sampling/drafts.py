@@ -47,7 +47,7 @@ class SuffixDrafts:
         first = draw_place(weights, generator)
         rows = torch.arange(len(tokens), device=tokens.device).repeat_interleave(n)
         behind = torch.arange(tokens.shape[1], device=tokens.device) >= first[:, None]
-        known = repeated(tokens.masked_fill(behind, lm.end_id), read, rows)
+        known = rows_known(tokens.masked_fill(behind, lm.end_id), read, rows)
         cache = cache_of(lm, state, read, first, rows)
         until = torch.full_like(rows, tokens.shape[1])
         known = write_on(cache, known, first[rows], until, generator)
@@ -153,7 +153,7 @@ class WindowDrafts:
         # A text that fills its row without an end is the beginning of one: it has no shorter form.
         ended = (n_text < wide) | (tokens[rows, -1:] == self.lm.end_id)
         fits = (new == old) | ended & (n_text - old + new <= wide)
-        known = repeated(moved, read, rows)
+        known = rows_known(moved, read, rows)
         return known, moved_mask, fits[:, 0]
 
 
@@ -178,7 +178,7 @@ def cache_of(lm: BaseLM, state: State, read: TokenTerms, first: Tensor, rows: Te
     return cache.take(rows)
 
 
-def repeated(tokens: Tensor, read: TokenTerms, rows: Tensor) -> Known:
+def rows_known(tokens: Tensor, read: TokenTerms, rows: Tensor) -> Known:
     """`tokens` (N, T), with what was read of the chains `rows` (N,) they come from."""
     entropy = None if read.entropy is None else read.entropy[rows]
     tokens = tokens if len(tokens) == len(rows) else tokens[rows]

@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -216,6 +216,26 @@ def spelled_out(value: Any) -> Any:
     if isinstance(value, Namespace):
         vars(value).update({name: spelled_out(item) for name, item in vars(value).items()})
     return value
+
+
+def as_stated(part: Any) -> Any:
+    """A default part with those of its options alone that are not its class's own defaults."""
+    given = part.get("init_args") if isinstance(part, Namespace) else None
+    if not given or not is_dataclass(cls := class_of(part)):
+        return part
+    for field in fields(cls):
+        usual = field.default if field.default_factory is MISSING else field.default_factory()
+        if field.name in given and _is(usual, given[field.name]):
+            del given[field.name]
+    return part
+
+
+def _is(usual: Any, given: Any) -> bool:
+    if isinstance(usual, list) and isinstance(given, list):
+        return len(usual) == len(given) and all(map(_is, usual, given))
+    if is_dataclass(usual) and isinstance(given, Namespace):
+        return class_of(given) is type(usual) and not as_stated(given).get("init_args")
+    return bool(usual == given)
 
 
 def is_above(value: Any, error: OSError) -> bool:

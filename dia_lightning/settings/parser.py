@@ -26,7 +26,7 @@ from dia_lightning.diffusion.checkpoint import load_checkpoint
 from dia_lightning.distributed import one_fit, one_for_all, refuse_lone
 from dia_lightning.errors import INTERRUPTS, UserError, root_user_error
 from dia_lightning.files import placed
-from dia_lightning.settings.building import BuildingCLI, is_above, leaves, spelled_out
+from dia_lightning.settings.building import BuildingCLI, as_stated, is_above, leaves, spelled_out
 from dia_lightning.settings.messages import TRUSTED, explain, refuse_lost, typed_option
 from dia_lightning.settings.once import TRAINER_DEFAULTS, share_base_lm, share_folder
 from dia_lightning.settings.options import NEGATIVE
@@ -76,6 +76,13 @@ class _Parser(LightningArgumentParser):
         if (mistake := root_user_error(ex)) is not None:
             raise mistake
         raise _ParsingError(message, ex, self) from ex
+
+    def get_defaults(self, *args: Any, **kwargs: Any) -> Namespace:
+        """A part that takes the place of a default one has its own defaults, not that one's."""
+        found = super().get_defaults(*args, **kwargs)
+        for option, value in vars(found).items():
+            found[option] = as_stated(value)
+        return found
 
     def dump(self, cfg: Namespace, *args: Any, **kwargs: Any) -> str:
         return str(super().dump(spelled_out(cfg), *args, **kwargs))

@@ -43,6 +43,7 @@ from dia_lightning.samplers import (
     GuidedSamplerModule,
     Move,
     ParticleSteering,
+    PrefixTwist,
     RewardGradient,
     Sampler,
     Solver,
@@ -224,7 +225,7 @@ SIZES = {
     "minibatches", "n",
 }  # fmt: skip
 NAMES = st.sampled_from(["", "none", "zero_shot", "mse", "ce", "cosine", "argmax", "rloo"])
-KINDS = (Sampler, Move, Positions, Solver, Guidance)
+KINDS = (Sampler, Move, Positions, Solver, Guidance, PrefixTwist)
 OFFERED = [*(getattr(samplers, name) for name in samplers.__all__), Spans, RandomTokens, WholeText]
 PARTS = [part for part in OFFERED if issubclass(part, KINDS) and not inspect.isabstract(part)]
 PARTS.remove(Solver)

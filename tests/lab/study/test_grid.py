@@ -13,7 +13,7 @@ from dia_lightning.settings import parser
 ROOT = Path(parser.__file__).parents[2]
 STUDIES = sorted(
     path
-    for folder in ("ablations", "comparison")
+    for folder in ("ablations", "ablations/full", "comparison")
     for path in (ROOT / "configs" / folder).glob("*.yaml")
 )
 HEAD = "title: T\nquestion: Q?\nconfig: configs/dia_{kit}.yaml\n"
@@ -215,9 +215,8 @@ def test_shipped_studies_have_what_they_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     study = read_study(Path(path), tmp_path)
-    command_of = (
-        f"configs/ablations/{path.name}" if path.parent.name == "ablations" else "make results"
-    )
+    named = path.relative_to(ROOT).as_posix()
+    command_of = named if "ablations" in path.parts else "make results"
     assert command_of in path.read_text(encoding="utf-8").partition("title:")[0]
     least = 1 if study.name == "smollm2" else 3  # an hour a seed
     assert all(
