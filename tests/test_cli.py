@@ -387,16 +387,17 @@ def test_wrong_values(lightning: Run) -> None:
 
 def test_wrong_checkpoints(lightning: Run, lm_folder: Path, tmp_path: Path) -> None:
     option = "--model.denoiser"
+    moved = [*SMALL, "--model.sampler.moves=[DenoiseAccept]"]
     assert_one_line(
-        lightning("predict", *SMALL, f"{option}=nope/denoiser"),
+        lightning("predict", *moved, f"{option}=nope/denoiser"),
         option,
         "no such file or folder: nope/denoiser",
     )
     assert_one_line(
-        lightning("predict", *SMALL, f"{option}={tmp_path}"), option, "no checkpoint of a denoiser"
+        lightning("predict", *moved, f"{option}={tmp_path}"), option, "no checkpoint of a denoiser"
     )
     assert_one_line(
-        lightning("predict", *SMALL, f"{option}=checkpoints/tiny/critic"), option, "holds a critic"
+        lightning("predict", *moved, f"{option}=checkpoints/tiny/critic"), option, "holds a critic"
     )
     foreign = [
         "--model.base_lm",
@@ -404,7 +405,7 @@ def test_wrong_checkpoints(lightning: Run, lm_folder: Path, tmp_path: Path) -> N
         "--data.max_length=20",
     ]
     assert_one_line(
-        lightning("predict", *SMALL, *foreign),
+        lightning("predict", *moved, *foreign),
         "--model.init_args.denoiser (in ",
         "another base model",
         "checkpoints/tiny/lm",

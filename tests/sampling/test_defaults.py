@@ -57,7 +57,7 @@ DEFAULTS: dict[Any, dict[str, Any]] = {
     base.Models: {"n_labels": 0, "alpha": 1.0},
     base.draw_base: {"temperature": 1.0, "top_k": 0, "top_p": 1.0},
     guided_decoding.decode_guided: {"final": "sample"},
-    twisted_smc.Twist: {"every": 1, "ess": 0.5, "resampling": "systematic"},
+    twisted_smc.Twist: {"every": 1, "ess": 0.5, "resampling": "systematic", "alpha": 1.0},
 }
 
 

@@ -93,7 +93,7 @@ def test_base_texts_beside_the_methods(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "sampler",
     [
-        Annealed([], particles=1),
+        Annealed([], particles=1, least=1),
         TwistedSMC(particles=1, every=1),
         TwistedSMC(Critic(), particles=1, every=1),
         TwistedSMC(particles=1, ess=0.0),
@@ -220,8 +220,9 @@ TILTED = DenoiseAccept(tilt=0.1)
 @pytest.mark.parametrize(
     ("sampler", "at_zero", "above"),
     [
-        (Annealed(), {"denoiser"}, {"denoiser"}),
-        (Annealed(rounds=0), set(), set()),
+        (Annealed(), set(), set()),
+        (Annealed([DenoiseAccept()]), {"denoiser"}, {"denoiser"}),
+        (Annealed([DenoiseAccept()], rounds=0), set(), set()),
         (Annealed([SUFFIX]), set(), set()),
         (Annealed([SUFFIX, TILTED]), {"denoiser"}, {"denoiser", "critic"}),
         (BaseModel(), set(), set()),
@@ -292,22 +293,27 @@ def test_networks_of_the_kit(table_parts: Path, tmp_path: Path) -> None:
     kit = tmp_path / "kit"
     shutil.copytree(table_parts / "denoiser", kit / "denoiser")
     (kit / "lm").mkdir()
-    made = GuidedSamplerModule(TableReward(), Annealed(), str(kit / "lm"))
+    sampler = Annealed([DenoiseAccept()])
+    made = GuidedSamplerModule(TableReward(), sampler, str(kit / "lm"))
     assert made.denoiser == str(kit / "denoiser")
     assert made.trained_parts() == {"denoiser": str(kit / "denoiser")}
-    assert made.sampler == Annealed()
+    made = GuidedSamplerModule(TableReward(), Annealed(), str(kit / "lm"))
+    assert (made.denoiser, made.trained_parts()) == (None, {})  # not needed
     with pytest.raises(UserError, match=r"^critic: none given"):
         GuidedSamplerModule(TableReward(), TwistedSMC(Critic()), str(kit / "lm"))
-    other = GuidedSamplerModule(TableReward(), Annealed(), str(kit / "model"))
-    assert (other.denoiser, other.sampler) == (None, Annealed([Suffix()]))
-    told = GuidedSamplerModule(TableReward(), Annealed(), str(kit / "model"), str(kit / "denoiser"))
-    assert told.sampler == Annealed()
+    with pytest.raises(UserError, match=r"^denoiser: none given"):
+        GuidedSamplerModule(TableReward(), sampler, str(kit / "model"))
+    told = GuidedSamplerModule(TableReward(), sampler, str(kit / "model"), str(kit / "denoiser"))
+    assert told.trained_parts() == {"denoiser": str(kit / "denoiser")}
 
 
 @pytest.mark.parametrize(
     ("sampler", "refused"),
     [
         (Annealed([SUFFIX]), True),
+        (Annealed([SUFFIX, SUFFIX]), True),
+        (Annealed(), False),
+        (Annealed([SUFFIX, REDRAW]), False),
         (BestOfN(2), True),
         (TwistedSMC(), True),
         (GuidedDecoding(), True),
@@ -329,12 +335,10 @@ def test_who_can_fill_blanks(table_parts: Path, sampler: Sampler, refused: bool)
     batch.tokens[2, 1] = 1
     made = guided(table_parts, sampler)
     if refused:
-        with pytest.raises(
-            UserError,
-            match=(
-                f"blanks or a length given, but {type(sampler).__name__} writes from left to right"
-            ),
-        ):
+        said = f"blanks or a length given, but {type(sampler).__name__} writes from left to right"
+        if isinstance(sampler, Annealed):
+            said = "moves: Suffix.* given, allowed with blanks or a length"
+        with pytest.raises(UserError, match=said):
             made.draw(batch, seed_of(0, 0))
         return
     if isinstance(sampler, Chains):
