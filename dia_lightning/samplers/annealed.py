@@ -66,7 +66,7 @@ class Annealed(Sampler):
     """
 
     moves: list[Move] | None = None
-    particles: int = 1
+    particles: int = 2
     least: int = 16
     pool: int = 1
     ess: float = 0.5
