@@ -67,7 +67,7 @@ class Annealed(Sampler):
 
     moves: list[Move] | None = None
     particles: int = 2
-    least: int = 16
+    least: int = 8
     pool: int = 1
     ess: float = 0.5
     rounds: int = 1
