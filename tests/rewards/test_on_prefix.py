@@ -54,7 +54,7 @@ def test_shipped_rewards() -> None:
         ([GOOD], True), ([POOR], False), ([UNKNOWN], None), ([GOOD, UNKNOWN], None),
         ([GOOD, POOR, UNKNOWN], False),
     ],
-    ids=str,
+    ids=lambda value: "-".join(r.name for r in value) if isinstance(value, list) else str(value),
 )  # fmt: skip
 def test_a_combination_is_as_its_parts(parts: list[Reward], want: bool | None) -> None:
     assert rewards.WeightedSum(parts).on_prefix is want
