@@ -243,7 +243,7 @@ def test_it_states_what_differs_from_the_defaults(path: Path) -> None:
 def test_what_repeats_a_default() -> None:
     annealed = samplers.Annealed
     for name, value, expected in (
-        ("particles", 1, True),
+        ("particles", 2, True),
         ("particles", 4, False),
         ("moves", None, True),
         ("moves", ["Suffix"], False),

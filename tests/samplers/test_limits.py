@@ -60,7 +60,14 @@ CUT = {"cut": (["uniform", "entropy", "jump"], ["random", ""])}
 ETA = {"eta": ([0, 1], [-TINY, 1 + TINY])}
 # part: {option: (values that are allowed, values that are not)}
 LIMITS: dict[Any, dict[str, tuple[list[Any], list[Any]]]] = {
-    Annealed: {"particles": COUNT, "pool": COUNT, "ess": INSIDE, "rounds": ([0, 1], [-1])},
+    Annealed: {
+        "particles": COUNT,
+        "least": COUNT,
+        "pool": COUNT,
+        "ess": INSIDE,
+        "rounds": ([0, 1], [-1]),
+        "texts": ([0, 1], [-1]),
+    },
     BaseModel: {
         "temperature": REVERSE["temperature"],
         "top_k": ([0, 1], [-1]),
@@ -200,8 +207,8 @@ def test_limits_of_two_options_together() -> None:
 
 
 DEFAULTS: dict[Any, dict[str, Any]] = {
-    Annealed: {"moves": [Suffix(), DenoiseAccept()], "particles": 4, "pool": 1, "ess": 0.5,
-     "rounds": 1},
+    Annealed: {"moves": None, "particles": 2, "least": 8, "pool": 1, "ess": 0.5, "rounds": 1,
+     "texts": 0, "start": BaseModel()},
     BaseModel: {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "policy": None, "label": "zero_shot"},
     BestOfN: {"n": 16, "weighted": False},
     Chains: {"start": BaseModel(), "moves": [Suffix()], "rounds": 20, "temperatures": 1},

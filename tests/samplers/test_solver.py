@@ -129,6 +129,7 @@ def test_of_two_parts_with_one_setting_the_wrong_one_is_named(
 ) -> None:
     given = said.split()[1]
     parts = ["=Diffusion", ".solver=PredictorCorrector"] if "steps" in option else []
+    parts += [".moves=[DenoiseAccept]"] if "rounds" in said else []
     typed = [f"--model.sampler{part}" for part in parts]
     typed += [f"--model.sampler.{o}" for o in [f"{option}={given}", *others]]
     arguments = cli.prepare_arguments(["predict", *typed])

@@ -49,7 +49,7 @@ class Case:
     def __init__(
         self, length: int, kind: str = "free", alpha: float = 1.0, letters: int = 2
     ) -> None:
-        self.lm, self.alpha, end = make(letters, length), alpha, letters
+        self.lm, self.kind, self.alpha, end = make(letters, length), kind, alpha, letters
         rows = [tuple(row) for row in self.lm.rows.tolist()]
         rewards = np.random.default_rng(3).normal(size=len(rows)) * 1.3
         self.reward = TableReward(self.lm, rewards)
@@ -143,6 +143,8 @@ def run(
     if getattr(proposal, "vary", False):
         monkeypatch.setattr(WindowDrafts, "_lengths", lambda *given: next(told.lengths))
     texts = [case.problem.texts[i] for i in rows.begin]
+    if case.kind == "word" and getattr(proposal, "vary", False):
+        proposal.elastic = torch.ones(len(texts), 2, dtype=torch.bool)
     tokens, mask = torch.tensor([t.row for t in texts]), torch.tensor([t.given for t in texts])
     target = case.target(tokens, mask)
     kernel = EnsembleKernel(target, proposal, told.tries)

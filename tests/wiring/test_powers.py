@@ -98,6 +98,22 @@ def test_texts_of_the_power_target(
         np.testing.assert_allclose(found.reward[i::2].numpy(), law.reward[at], atol=1e-5)
 
 
+@pytest.mark.parametrize("lam", [0.0, 1.2])
+@pytest.mark.parametrize("alpha", [0.5, 2.0])
+def test_twisted_smc(alpha: float, lam: float) -> None:
+    """χ² of 500 texts of two prompts out of 20,000 particles each; log Z to 0.05. As the start of a
+    population too.
+    """
+    for sampler in (TwistedSMC(particles=40, every=1), Annealed(start=TwistedSMC(), particles=40)):
+        module = made(sampler, alpha, lam)
+        (found,) = module.predict_step(LM.batch(["", "b"] * 500))
+        for i, prompt in enumerate(("", "b")):
+            law = law_of(lam, alpha, prompt)
+            assert misfit(law, found.tokens[i::2], FALSE_ALARM) == ""
+            assert misfit(law_of(lam, 1.0, prompt), found.tokens[i::2], FALSE_ALARM)
+            assert abs(float(found.diagnostics["log_z"][i]) - law.log_z) < 0.05
+
+
 @pytest.mark.parametrize("temperatures", [2, 3])
 def test_tempered_chains(temperatures: int) -> None:
     """1,000 chains; the weaker ones of each ladder end elsewhere."""
@@ -130,7 +146,7 @@ def apart_of_table(n: int) -> Any:
 
 REFUSE: list[Sampler] = [
     BaseModel(), BestOfN(), Diffusion(), GuidedDecoding(), ParticleGibbs(), ParticleSteering(),
-    Source(), TwistedSMC(),
+    Source(),
 ]  # fmt: skip
 
 
@@ -145,7 +161,7 @@ def test_others_refuse_it(sampler: Sampler) -> None:
 def test_every_sampler_is_either() -> None:
     parts = {getattr(dia.samplers, name) for name in dia.samplers.__all__}
     every = {part for part in parts if isinstance(part, type) and issubclass(part, Sampler)}
-    assert every - {Sampler} == {*map(type, REFUSE), Annealed, Chains}
+    assert every - {Sampler} == {*map(type, REFUSE), Annealed, Chains, TwistedSMC}
 
 
 def test_values_of_alpha() -> None:

@@ -31,6 +31,7 @@ ROOT = Path(cli.__file__).parents[1]
 TINY = ROOT / "checkpoints/tiny"
 SMALL = ["--data.n_texts=3", "--data.batch_size=2", "--trainer.precision=32-true"]
 COSTS = {"flops": 2.5e13, "seconds": 754.0, "peak_memory_mib": 812.0, "networks": {}}
+DENOISE = {"class_path": "Annealed", "init_args": {"moves": ["Suffix", "DenoiseAccept"]}}
 SUFFIX = {"class_path": "Annealed", "init_args": {"moves": ["Suffix"]}}
 Change = Callable[..., str]
 
@@ -358,7 +359,7 @@ def test_a_run_of_other_settings_gives_no_figures(settings: Change, tmp_path: Pa
     ("options", "message"),
     [
         (
-            {"model": {"denoiser": "none"}},
+            {"model": {"denoiser": "none", "sampler": DENOISE}},
             r"--model.init_args.denoiser \(in mine.yaml\): no such file or folder: none",
         ),
         (
