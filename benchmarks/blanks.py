@@ -14,7 +14,6 @@ table goes to docs/results.md.
 
 from __future__ import annotations
 
-import argparse
 import random
 import re
 import sys
@@ -33,7 +32,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.rows import DOC, Row, Rows, made_by, publish
+from benchmarks.rows import DOC, Row, Rows, made_by, options, publish
 from benchmarks.theory import table
 from dia_lightning.data.prompts import PromptData
 from dia_lightning.lm.base_lm import BaseLM
@@ -374,16 +373,10 @@ def _line(method: str, rows: Sequence[Row]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None, out: Path = OUT) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kits", nargs="+", default=list(KITS), choices=list(KITS))
+    parser = options(__doc__, list(KITS), [0], "tiny kit, 2 problems, 2 texts each")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--texts", type=int, help="for each problem")
     parser.add_argument("--problems", type=int, help="the first so many")
-    parser.add_argument("--minutes", type=float, help="begin no row after these")
-    parser.add_argument("--quick", action="store_true", help="tiny kit, 2 problems, 2 texts each")
-    parser.add_argument("--tables", action="store_true", help="measure nothing")
-    parser.add_argument("--doc", action="store_true", help="write into docs/results.md too")
     given = parser.parse_args(arguments)
     if given.quick:
         given.kits, given.problems, given.texts = ["tiny"], 2, 2

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch
 
-from benchmarks.rows import DOC, Row, Rows, cell, made_by, publish
+from benchmarks.rows import DOC, Row, Rows, cell, made_by, options, publish
 from benchmarks.theory import table
 from dia_lightning.data import Reading
 from dia_lightning.data.prompts import PromptData
@@ -217,14 +217,8 @@ def tables(rows: Sequence[Row]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None, out: Path = OUT) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kits", nargs="+", default=list(KITS), choices=list(KITS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser = options(__doc__, list(KITS), [0, 1, 2], "tiny kit, least efforts, 16 texts")
     parser.add_argument("--n-texts", type=int, help="for each prompt")
-    parser.add_argument("--minutes", type=float, help="begin no row after these")
-    parser.add_argument("--quick", action="store_true", help="tiny kit, least efforts, 16 texts")
-    parser.add_argument("--tables", action="store_true", help="measure nothing")
-    parser.add_argument("--doc", action="store_true", help="write into docs/results.md too")
     given = parser.parse_args(arguments)
     if given.quick:
         given.kits, given.seeds, given.n_texts = ["tiny"], [0], 16

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 import torch
 from torch import Tensor
 
-from benchmarks.rows import DOC, Rows, cell, made_by, publish
+from benchmarks.rows import DOC, Rows, cell, made_by, options, publish
 from benchmarks.theory import table
 from dia_lightning.data import Reading
 from dia_lightning.data.prompts import PromptData
@@ -346,17 +346,11 @@ def _factor(some: Sequence[Any], today: Sequence[Any], name: str) -> str:
 
 
 def arguments_of(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kits", nargs="+", default=list(KITS), choices=list(KITS))
+    parser = options(__doc__, list(KITS), [0, 1, 2], "tiny kit, first seed, a second a row")
     parser.add_argument("--rewards", nargs="+", default=list(REWARDS), choices=list(REWARDS))
     parser.add_argument("--lengths", nargs="+", type=int)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--chains", type=int, help="a prompt")
     parser.add_argument("--seconds", type=float, help="of moves, a row")
-    parser.add_argument("--minutes", type=float, help="begin no row after these")
-    parser.add_argument("--quick", action="store_true", help="tiny kit, first seed, a second a row")
-    parser.add_argument("--tables", action="store_true", help="measure nothing")
-    parser.add_argument("--doc", action="store_true", help="write into docs/results.md too")
     given = parser.parse_args(arguments)
     if given.quick:
         given.kits, given.seeds, given.chains, given.seconds = ["tiny"], [0], 8, 1.0

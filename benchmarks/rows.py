@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -21,6 +22,20 @@ from benchmarks.theory import fill
 DOC = ROOT / "docs" / "results.md"
 Spec = Mapping[str, Any]
 Row = dict[str, Any]
+
+
+def options(
+    what: str | None, kits: Sequence[str], seeds: Sequence[int], quick: str
+) -> argparse.ArgumentParser:
+    """The command line of a benchmark whose rows are kept; `quick` says what that measures."""
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("--kits", nargs="+", default=list(kits), choices=list(kits))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(seeds))
+    parser.add_argument("--minutes", type=float, help="begin no row after these")
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--tables", action="store_true", help="measure nothing")
+    parser.add_argument("--doc", action="store_true", help="write into docs/results.md too")
+    return parser
 
 
 class Rows:

@@ -10,7 +10,6 @@ with the same float format. Rows stand in runs/peers/rows.jsonl, the table goes 
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from torch import Tensor
 
 from benchmarks.peers import letters
 from benchmarks.peers.judges import judge_of
-from benchmarks.rows import DOC, Rows, cell, made_by, publish
+from benchmarks.rows import DOC, Rows, cell, made_by, options, publish
 from benchmarks.theory import table
 from dia_lightning.data import Reading
 from dia_lightning.data.prompts import PromptData
@@ -278,13 +277,7 @@ def _named(reward: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kits", nargs="+", default=list(KITS), choices=list(KITS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--minutes", type=float, help="begin no row after these")
-    parser.add_argument("--quick", action="store_true", help="16 texts, the first kit and seed")
-    parser.add_argument("--tables", action="store_true", help="measure nothing")
-    parser.add_argument("--doc", action="store_true", help="write into docs/results.md too")
+    parser = options(__doc__, list(KITS), [0, 1, 2], "16 texts, the first kit and seed")
     given = parser.parse_args(arguments)
     if not PEER.exists() and not given.tables:
         raise SystemExit(f"no {PEER.parent.parent.name}: run `make peers` first")

@@ -57,7 +57,8 @@ class ReadingBlock(nn.Module):
         q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (self.query(h), k, v))
         q, k = rotate(q, place), rotate(k, place if right is None else right.place)
         x = x + self.out(attend(q, k, v, seen).transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norm_2(x)), approximate="tanh"))  # type: ignore[no-any-return]
+        fed: Tensor = self.down(F.gelu(self.up(self.norm_2(x)), approximate="tanh"))
+        return x + fed
 
 
 class InfillerTrunk(nn.Module):
@@ -161,7 +162,8 @@ class InfillerTrunk(nn.Module):
         start = self.start.to(rows.dtype).expand(len(rows), 1, -1)
         inputs = torch.cat([start, rows[:, :-1]], 1)
         body = self.lm.module.base_model
-        return body(inputs_embeds=inputs, use_cache=False).last_hidden_state.float()  # type: ignore[no-any-return]
+        states: Tensor = body(inputs_embeds=inputs, use_cache=False).last_hidden_state
+        return states.float()
 
     def _rows(self, tokens: Tensor) -> Tensor:
         rows: Tensor = self.lm.module.get_input_embeddings()(tokens)

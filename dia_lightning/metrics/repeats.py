@@ -58,9 +58,8 @@ def figures_by_prompt(run: Sequence[Generations], known: Sequence[Record]) -> di
         columns = {"reward": batch.reward, **{name: batch.diagnostics[name] for name in names}}
         for i, key in enumerate(_keys(batch, known)):
             found.setdefault(key, {"prompt": batch.prompts[i]})
-            sums.setdefault(key, Counter()).update(
-                {"n": 1, **{name: float(values[i]) for name, values in columns.items()}}  # type: ignore[dict-item]
-            )
+            counted: Any = {name: float(values[i]) for name, values in columns.items()}
+            sums.setdefault(key, Counter()).update({"n": 1, **counted})
     if len(found) > _MOST_PROMPTS:
         return {}
     for key, row in found.items():

@@ -7,14 +7,12 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
 
 from dia_lightning.diffusion.denoiser import DenoiserNetwork
 from dia_lightning.diffusion.infiller import InfillerTrunk, Right
 from dia_lightning.errors import UserError
 from dia_lightning.lm.base_lm import BaseLM
-from dia_lightning.lm.decoding import allocated_cache, select_rows
-from dia_lightning.lm.row_cache import rows_at_once
+from dia_lightning.lm.row_cache import RowCache, rows_at_once
 from dia_lightning.numerics import draw_categorical
 from dia_lightning.types import leading
 
@@ -166,29 +164,16 @@ class Infill:
 
 
 class _Reading:
-    """p_θ reading K drafts of each window: what stands on the left once, then token by token.
-
-    Texts are of different lengths there, so the cache holds more of some than what is on their
-    left, and attention passes over that.
-    """
+    """p_θ reading K drafts of each window: what stands on the left once, then token by token."""
 
     def __init__(self, lm: BaseLM, tokens: Tensor, place: Tensor, n_drafts: int) -> None:
-        self.lm, first = lm, place[:, 0]
-        self.first = first.repeat_interleave(n_drafts)
-        most = int(first.max())
-        self._rows = F.pad(tokens[:, :most], (1, 0), value=lm.bos_id)
-        cache = allocated_cache(lm.model.config, most + 1 + place.shape[1])
-        plain = all(
-            isinstance(layer, DynamicLayer) and not layer.is_sliding for layer in cache.layers
-        )
-        self._cache = cache if lm.has_cache and plain else None
-        given = {} if self._cache is None else {"past_key_values": self._cache, "use_cache": True}
-        states = lm.model.base_model(self._rows, **given).last_hidden_state
+        first = place[:, 0]
         source = torch.arange(len(tokens), device=tokens.device).repeat_interleave(n_drafts)
-        if self._cache is not None:
-            select_rows(self._cache, source)
-        self._rows, self._written = self._rows[source], 0
-        self._state = states[source, self.first]
+        self._place, self._width = first[source], int(first.max()) + 1
+        cache = RowCache(lm, *tokens.shape)
+        inputs = F.pad(tokens, (1, 0), value=lm.bos_id)[:, : self._width]
+        states = cache.read(inputs, torch.zeros_like(first), self._width)
+        self._cache, self._state = cache.take(source), states[source, self._place]
 
     def state(self) -> Tensor:
         """(B · K, H), p_θ's last state before the next position."""
@@ -196,17 +181,5 @@ class _Reading:
 
     def write(self, drawn: Tensor) -> None:
         """Read `drawn` (B · K,), the tokens at the next position."""
-        self._written += 1
-        place = self.first + self._written
-        body = self.lm.model.base_model
-        if self._cache is None:
-            self._rows = F.pad(self._rows, (0, 1)).scatter(1, place[:, None], drawn[:, None])
-            states = body(self._rows, use_cache=False).last_hidden_state
-            self._state = states[torch.arange(len(place), device=place.device), place]
-            return
-        at = torch.arange(self._rows.shape[1], device=drawn.device)
-        known = F.pad(at <= self.first[:, None], (0, self._written), value=True)
-        self._state = body(
-            drawn[:, None], attention_mask=known.long(), position_ids=place[:, None],
-            past_key_values=self._cache, use_cache=True,
-        ).last_hidden_state[:, -1]  # fmt: skip
+        self._place, self._width = self._place + 1, self._width + 1
+        self._state = self._cache.read(drawn[:, None], self._place, self._width)[:, 0]
